@@ -1,0 +1,104 @@
+"""The one interface of everything that updates parameters, teacher or policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple
+
+from l2o.rules.layout import Layout
+
+REGISTRY: dict[str, type[UpdateRule]] = {}
+
+
+class State(NamedTuple):
+    """What a rule remembers between steps.
+
+    Attributes:
+        coordinate: Tensors [D, ...], one row a coordinate.
+        tensor: Tensors [K, ...], one row a parameter tensor.
+        shared: Tensors of any shape that belong to all coordinates, such as the step count.
+    """
+
+    coordinate: dict[str, Any]
+    tensor: dict[str, Any]
+    shared: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """An update rule as pure functions on one flat vector.
+
+    A rule is a frozen dataclass of its settings. Weights (empty for teachers) and state come in
+    as arguments and go out as results, so that a meta-gradient, a perturbation or a recomputation
+    needs nothing assigned and put back.
+    """
+
+    name: ClassVar[str] = ""
+    coordinatewise: ClassVar[bool] = True  # if so, it may be run on blocks of coordinates
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if cls.name:
+            REGISTRY[cls.name] = cls
+
+    def initial_weights(self, seed: int) -> list:
+        """Fresh weights, a list of tensors; empty for an analytical rule."""
+        return []
+
+    def initial_state(self, layout: Layout) -> State:
+        """The state before the first step."""
+        raise NotImplementedError
+
+    def observe(self, weights: list, gradient, state: State, layout: Layout) -> State:
+        """Sees a gradient [D] of the warm-up: moments and count move, recurrent memory rests."""
+        raise NotImplementedError
+
+    def update(self, weights: list, gradient, state: State, layout: Layout) -> tuple[Any, State]:
+        """One step.
+
+        Args:
+            weights: As from `initial_weights`.
+            gradient: [D].
+            state: As from `initial_state`.
+            layout: Shapes and names of the tensors in the vector.
+
+        Returns:
+            The step [D], to be subtracted from the parameters, and the new state.
+        """
+        raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
+        """The settings, as JSON can hold them; `rule_from_config` brings the rule back."""
+        return {"rule": self.name} | {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+
+def _plain(value):
+    if isinstance(value, UpdateRule):
+        return value.get_config()
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _rich(value):
+    if isinstance(value, dict) and "rule" in value:
+        return rule_from_config(value)
+    if isinstance(value, list):
+        return tuple(_rich(item) for item in value)
+    return value
+
+
+def rule_from_config(config: dict[str, Any]) -> UpdateRule:
+    """The rule of a `get_config`.
+
+    Raises:
+        ValueError: If the rule or one of its settings is not known.
+    """
+    settings = dict(config)
+    name = settings.pop("rule", None)
+    if name not in REGISTRY:
+        raise ValueError(f"Unknown rule. Allowed: {', '.join(sorted(REGISTRY))}. Received: {name}")
+    try:
+        return REGISTRY[name](**{key: _rich(value) for key, value in settings.items()})
+    except TypeError as error:
+        raise ValueError(f"Settings that rule '{name}' does not have: {error}") from error

@@ -1,0 +1,95 @@
+"""Choice: a policy that mixes its teachers' updates (Huang et al. 2022, Appendix C.1.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from keras import ops
+
+from l2o.rules.analytical import step_count
+from l2o.rules.base import State, UpdateRule
+from l2o.rules.layout import MAX_RANK, Layout
+from l2o.rules.recurrent import CoordinateLSTM
+
+
+def _prefixed(prefix: str, tensors: dict) -> dict:
+    return {f"{prefix}.{key}": value for key, value in tensors.items()}
+
+
+def _under(prefix: str, tensors: dict) -> dict:
+    start = f"{prefix}."
+    return {key[len(start) :]: v for key, v in tensors.items() if key.startswith(start)}
+
+
+@dataclass(frozen=True)
+class Choice(UpdateRule):
+    """The step is sum_k c_k teacher_k(g), c the softmax of an LSTM's K outputs per coordinate.
+
+    Inputs are the K teachers' updates (rate included), the time min(t / horizon, 1), and the
+    tensor's rank as a one-hot over 0-4.
+    """
+
+    teachers: tuple[UpdateRule, ...] = ()
+    units: int = 20
+    layers: int = 2
+    horizon: float = 2000.0
+    name: ClassVar[str] = "choice"
+
+    def __post_init__(self):
+        if not self.teachers or not all(isinstance(t, UpdateRule) for t in self.teachers):
+            raise ValueError(f"Choice needs teachers, update rules. Received: {self.teachers}")
+
+    @cached_property
+    def network(self) -> CoordinateLSTM:
+        count = len(self.teachers)
+        return CoordinateLSTM(count + 1 + MAX_RANK + 1, count, self.units, self.layers)
+
+    def initial_weights(self, seed: int) -> list:
+        return self.network.initial_weights(seed)
+
+    def initial_state(self, layout: Layout) -> State:
+        states = [teacher.initial_state(layout) for teacher in self.teachers]
+        memory = _prefixed("memory", self.network.initial_memory(layout.size))
+        return self._joined(states, memory, ops.zeros(()))
+
+    def observe(self, weights, gradient, state, layout):
+        states = [
+            teacher.observe([], gradient, self._of(state, k), layout)
+            for k, teacher in enumerate(self.teachers)
+        ]
+        memory = _prefixed("memory", _under("memory", state.coordinate))
+        return self._joined(states, memory, step_count(state) + 1)
+
+    def update(self, weights, gradient, state, layout):
+        moves = [
+            teacher.update([], gradient, self._of(state, k), layout)
+            for k, teacher in enumerate(self.teachers)
+        ]
+        steps = ops.stack([step for step, _ in moves], axis=-1)
+        count = step_count(state) + 1
+        time = ops.cast(ops.minimum(count / self.horizon, 1.0), steps.dtype)
+        inputs = ops.concatenate(
+            [
+                steps,
+                ops.broadcast_to(time, (layout.size, 1)),
+                ops.one_hot(layout.ranks, MAX_RANK + 1, dtype=steps.dtype),
+            ],
+            axis=-1,
+        )
+        logits, memory = self.network(weights, inputs, _under("memory", state.coordinate))
+        step = ops.sum(ops.softmax(logits, axis=-1) * steps, axis=-1)
+        states = [state for _, state in moves]
+        return step, self._joined(states, _prefixed("memory", memory), count)
+
+    def _of(self, state: State, k: int) -> State:
+        return State(*(_under(str(k), part) for part in state))
+
+    def _joined(self, states: list[State], memory: dict, count) -> State:
+        coordinate, tensor, shared = dict(memory), {}, {"count": count}
+        for k, state in enumerate(states):
+            coordinate |= _prefixed(str(k), state.coordinate)
+            tensor |= _prefixed(str(k), state.tensor)
+            shared |= _prefixed(str(k), state.shared)
+        return State(coordinate, tensor, shared)

@@ -1,0 +1,81 @@
+"""Layout: how a list of tensors lies in one flat vector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from keras import ops
+
+MAX_RANK = 4  # ranks are told apart from 0 to here; larger ones count as this one
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The K tensors of a network and their places in a vector of D coordinates.
+
+    Attributes:
+        names: One name a tensor.
+        shapes: One static shape a tensor; scalars and empty tensors are allowed.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, tensors: Sequence, names: Sequence[str] | None = None) -> Layout:
+        """The layout of `tensors`, anything with a static `shape`."""
+        names = names if names is not None else [f"tensor_{k}" for k in range(len(tensors))]
+        return cls(tuple(names), tuple(tuple(int(n) for n in t.shape) for t in tensors))
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of coordinates of each tensor."""
+        return tuple(math.prod(shape) for shape in self.shapes)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """Where each tensor starts in the flat vector."""
+        return tuple(sum(self.sizes[:k]) for k in range(len(self.sizes)))
+
+    @property
+    def size(self) -> int:
+        """D, the number of coordinates."""
+        return sum(self.sizes)
+
+    @property
+    def tensors(self) -> int:
+        """K, the number of tensors."""
+        return len(self.shapes)
+
+    @cached_property
+    def segments(self) -> np.ndarray:
+        """int32 [D]: which tensor each coordinate belongs to."""
+        return np.repeat(np.arange(self.tensors, dtype="int32"), self.sizes)
+
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        """int32 [D]: the rank of each coordinate's tensor, at most `MAX_RANK`."""
+        ranks = [min(len(shape), MAX_RANK) for shape in self.shapes]
+        return np.repeat(np.array(ranks, dtype="int32"), self.sizes)
+
+    def flatten(self, tensors: Sequence):
+        """Joins K tensors into one vector [D].
+
+        Raises:
+            ValueError: If the shapes are not this layout's.
+        """
+        shapes = tuple(tuple(t.shape) for t in tensors)
+        if shapes != self.shapes:
+            raise ValueError(f"Expected tensors of shapes {self.shapes}. Received: {shapes}")
+        return ops.concatenate([ops.reshape(t, (-1,)) for t in tensors], axis=0)
+
+    def unflatten(self, vector) -> list:
+        """Cuts a vector [D] into the K tensors."""
+        return [
+            ops.reshape(vector[start : start + size], shape)
+            for start, size, shape in zip(self.offsets, self.sizes, self.shapes, strict=True)
+        ]

@@ -1,0 +1,44 @@
+"""Pools of teachers, with the learning rates found by `train.py --tune`."""
+
+from __future__ import annotations
+
+from l2o.rules.analytical import SGD, Adam, AddSign, Momentum, PowerSign, RMSProp, Teacher
+
+TEACHERS: dict[str, type[Teacher]] = {
+    rule.name: rule for rule in (Adam, RMSProp, SGD, Momentum, AddSign, PowerSign)
+}
+POOLS: dict[str, tuple[str, ...]] = {
+    "small": ("adam", "rmsprop"),
+    "large": ("adam", "rmsprop", "sgd", "momentum", "addsign", "powersign"),
+}
+# Best mean validation loss after 5 epochs of the Train problem; docs/tuning.md has the table.
+TUNED_RATES: dict[str, float] = {
+    "adam": 2e-3,
+    "rmsprop": 1e-3,
+    "sgd": 2e-1,
+    "momentum": 2e-1,
+    "addsign": 1e-1,
+    "powersign": 1e-1,
+}
+
+
+def get_teacher(name: str, learning_rate: float | None = None) -> Teacher:
+    """The teacher of that name, at its tuned rate unless one is given.
+
+    Raises:
+        ValueError: If there is no such teacher.
+    """
+    if name not in TEACHERS:
+        raise ValueError(f"Unknown teacher. Allowed: {', '.join(TEACHERS)}. Received: {name}")
+    return TEACHERS[name](TUNED_RATES[name] if learning_rate is None else learning_rate)
+
+
+def get_pool(name: str) -> tuple[Teacher, ...]:
+    """The teachers of a pool, at their tuned rates.
+
+    Raises:
+        ValueError: If there is no such pool.
+    """
+    if name not in POOLS:
+        raise ValueError(f"Unknown pool. Allowed: {', '.join(POOLS)}. Received: {name}")
+    return tuple(get_teacher(teacher) for teacher in POOLS[name])
