@@ -1,0 +1,156 @@
+"""Optimizee: a network and its loss as pure functions of one flat vector."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from l2o.rules.layout import Layout
+
+
+class Batch(NamedTuple):
+    """Examples.
+
+    Attributes:
+        inputs: [B, ...]; uint8 means pixels, which the network sees divided by 255.
+        labels: [B], whatever the loss takes; class indices by default.
+    """
+
+    inputs: Any
+    labels: Any
+
+
+class Optimizee(Protocol):
+    """What meta-training and evaluation see of a problem."""
+
+    layout: Layout
+
+    def initial(self, seed: int) -> tuple[np.ndarray, list]:
+        """Fresh parameters [D] and what else the network carries along (batch-norm statistics)."""
+
+    def loss(self, parameters, carried: list, batch: Batch, training: bool) -> tuple[Any, list]:
+        """The mean loss of a batch, a scalar, and the new carried values."""
+
+
+@contextmanager
+def keras_seed(seed: int) -> Iterator[None]:
+    """Layers built within have initial values fixed by `seed`; global randomness is left alone.
+
+    A Keras initializer without a seed draws one from Python's generator.
+    """
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+
+
+class KerasOptimizee:
+    """A Keras model and its loss as an optimizee.
+
+    Args:
+        build: Makes the model, with fresh weights at every call. Its outputs are logits unless
+            `loss` says otherwise.
+        loss: (labels, outputs) -> losses [B]; softmax cross-entropy by default.
+    """
+
+    def __init__(self, build: Callable[[], keras.Model], loss: Callable | None = None):
+        self._build = build
+        self._loss = loss or _cross_entropy
+        self.model = build()
+        variables = self.model.trainable_variables
+        self.layout = Layout.of(variables, [v.path for v in variables])
+
+    def initial(self, seed: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        with keras_seed(seed):
+            model = self._build()
+        parameters = [v.numpy().ravel() for v in model.trainable_variables]
+        return np.concatenate(parameters), [v.numpy() for v in model.non_trainable_variables]
+
+    def loss(self, parameters, carried, batch, training):
+        outputs, carried, penalties = self.model.stateless_call(
+            self.layout.unflatten(parameters),
+            carried,
+            as_inputs(batch.inputs),
+            training=training,
+            return_losses=True,
+        )
+        loss = tf.reduce_mean(self._loss(batch.labels, outputs))
+        return tf.add_n([loss, *penalties]), carried
+
+    def predict(self, parameters, carried, inputs):
+        """Outputs [B, ...] of the network at rest (no dropout, moving statistics)."""
+        variables = self.layout.unflatten(parameters)
+        return self.model.stateless_call(variables, carried, as_inputs(inputs), training=False)[0]
+
+
+class Scaled:
+    """Random scaling (Lv et al. 2017): an optimizee in coordinates divided by `scale`.
+
+    Parameters become theta / s, so the gradient becomes s * g; the loss is the same.
+
+    Args:
+        optimizee: What is scaled.
+        scale: [D], positive.
+    """
+
+    def __init__(self, optimizee: Optimizee, scale):
+        self._optimizee, self._scale = optimizee, scale
+        self.layout = optimizee.layout
+
+    def loss(self, parameters, carried, batch, training):
+        return self._optimizee.loss(parameters * self._scale, carried, batch, training)
+
+
+def as_inputs(inputs):
+    """Pixels (uint8) as floats in [0, 1]; anything else as it is."""
+    if inputs.dtype == tf.uint8:
+        return tf.cast(inputs, keras.config.floatx()) / 255
+    return inputs
+
+
+def take(data: Batch, indices) -> Batch:
+    """The examples of `data` at `indices` [B]."""
+    return Batch(tf.gather(data.inputs, indices), tf.gather(data.labels, indices))
+
+
+def loss_and_gradient(optimizee: Optimizee, parameters, carried: list, batch: Batch):
+    """The training loss, its gradient [D], and the new carried values."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(parameters)
+        loss, carried = optimizee.loss(parameters, carried, batch, training=True)
+    return loss, tape.gradient(loss, parameters), carried
+
+
+def batch_indices(seed: list[int], examples: int, batch_size: int, start: int, steps: int):
+    """Steps `start` to `start + steps` of a batch sequence, int32 [steps, batch_size].
+
+    The sequence is successive slices of a permutation of the training set, fresh every epoch; an
+    epoch's remainder smaller than a batch is left out. Every permutation derives from `seed` and
+    the epoch's number alone.
+
+    Raises:
+        ValueError: If there are fewer examples than a batch holds.
+    """
+    per_epoch = examples // batch_size
+    if not per_epoch:
+        raise ValueError(f"A batch holds {batch_size} examples. Received: {examples} in all")
+    order = {}
+    rows = []
+    for step in range(start, start + steps):
+        epoch, place = divmod(step, per_epoch)
+        if epoch not in order:
+            order = {epoch: np.random.default_rng([*seed, epoch]).permutation(examples)}
+        rows.append(order[epoch][place * batch_size : (place + 1) * batch_size])
+    return np.stack(rows).astype("int32") if rows else np.zeros((0, batch_size), "int32")
+
+
+def _cross_entropy(labels, logits):
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits)
