@@ -1,0 +1,15 @@
+"""What is optimized: datasets, networks, and the problems made of them. Light to import."""
+
+from problems.catalog import PROBLEMS, get_problem
+from problems.datasets import Dataset, DatasetUnavailable, Split, load_dataset
+from problems.problem import Problem
+
+__all__ = [
+    "PROBLEMS",
+    "Dataset",
+    "DatasetUnavailable",
+    "Problem",
+    "Split",
+    "get_problem",
+    "load_dataset",
+]

@@ -1,0 +1,323 @@
+"""Datasets of labelled images, by TFDS name, as uint8 arrays in memory.
+
+Data is looked for where it costs nothing before anything else is tried: prepared TFDS data, then
+raw official files, then the network. TFDS itself would first spend minutes retrying a download.
+
+TFDS and TensorFlow are imported inside the functions, so that importing this module is cheap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+_PROBE_SECONDS = 1.2
+_DIGITS = "scikit-learn's 1,797 handwritten digits, 8×8 resized to 28×28"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples: `images` uint8 [n, height, width, channels] and `labels` int32 [n]."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset in memory.
+
+    Attributes:
+        name: The dataset this is.
+        requested: The dataset that was asked for.
+        source: Where it was read from, and which version.
+        classes: Number of classes.
+        shape: Height, width and channels of an image.
+        train: Training examples, less the validation examples.
+        validation: The last min(5,000, a sixth) of TFDS' training examples, in TFDS' order.
+        test: TFDS' test split.
+    """
+
+    name: str
+    requested: str
+    source: str
+    classes: int
+    shape: tuple[int, int, int]
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def substituted(self) -> bool:
+        """Whether this stands in for a dataset that was not at hand."""
+        return self.name != self.requested
+
+    @property
+    def description(self) -> str:
+        """One line: the data that was really used, and what it stands in for."""
+        sizes = f"{len(self.train):,} train, {len(self.validation):,} validation"
+        stand_in = f", IN PLACE OF {self.requested}" if self.substituted else ""
+        return f"{self.name}{stand_in} ({self.source}; {sizes}, {len(self.test):,} test)"
+
+
+class DatasetUnavailable(Exception):
+    """The data is neither on this machine nor within reach; the message says what would help."""
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps TFDS' progress bars and warnings off the screen."""
+    import tensorflow_datasets as tfds
+    from absl import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        yield
+    finally:
+        tfds.enable_progress_bar()
+        logging.set_verbosity(verbosity)
+
+
+@_quiet()
+def load_dataset(
+    name: str,
+    data: str = "auto",
+    data_dir: str | None = None,
+    report: Callable[[str], None] = print,
+) -> Dataset:
+    """Loads a dataset into memory.
+
+    Prepared data is looked for in `data_dir`, in TFDS_DATA_DIR, and in TFDS' default folder. Raw
+    official files are looked for in `data_dir` and in its subfolder called `name`.
+
+    Args:
+        name: A TFDS dataset of labelled images with splits "train" and "test", or "digits".
+        data: What to do where the dataset cannot be had: "auto" goes on with the embedded digits
+            and says so, "tfds" raises. "digits" uses the digits in any case.
+        data_dir: A folder of prepared TFDS data or of raw official files.
+        report: Told, a text at a time, whatever a person should know.
+
+    Raises:
+        ValueError: `data` is none of the three, or TFDS has no dataset of images called `name`.
+        DatasetUnavailable: The dataset cannot be had, and `data` is "tfds".
+    """
+    if data not in ("auto", "tfds", "digits"):
+        raise ValueError(f"data must be 'auto', 'tfds' or 'digits'. Received: {data!r}")
+    if name == "digits":
+        return _load_digits(name)
+    if data == "digits":
+        report(f"The embedded digits are used in place of {name}, as asked: {_DIGITS}.")
+        return _load_digits(name)
+    try:
+        return _read(_find(name, data_dir, report), requested=name)
+    except DatasetUnavailable as missing:
+        if data == "tfds":
+            raise
+        report(
+            f"{missing}\nGoing on with the embedded digits IN PLACE OF {name}: {_DIGITS}. "
+            f"Results are the digits', not {name}'s; --data tfds makes this an error."
+        )
+        return _load_digits(name)
+
+
+# --- finding and preparing --------------------------------------------------------------------
+
+
+def _find(
+    name: str, data_dir: str | None, report: Callable[[str], None]
+) -> tfds.core.DatasetBuilder:
+    """The prepared builder of a dataset, preparing or downloading it where that is possible."""
+    folders = [Path(data_dir).expanduser()] if data_dir else []
+    default = Path("~/tensorflow_datasets").expanduser()
+    # The environment is read here: TFDS reads it once, when it is first imported.
+    shared = Path(os.environ.get("TFDS_DATA_DIR") or default).expanduser()
+    places = list(dict.fromkeys([*folders, shared, default]))
+    for place in places:
+        builder = _builder(name, place)
+        if builder.is_prepared():
+            return builder
+
+    files = {info.filename: info.size for info in (builder.url_infos or {}).values()}
+    raw, remarks = None, []
+    for folder in (folder / part for folder in folders for part in (name, "")):
+        present = [file for file in files if (folder / file).is_file()]
+        # Sizes tell mnist's files from fashion_mnist's and kmnist's, which have the same names.
+        wrong = [file for file in present if (folder / file).stat().st_size != files[file]]
+        lacking = [file for file in files if file not in present]
+        if wrong:
+            remarks.append(f"{wrong[0]} in {folder} is not {name}'s (its size differs)")
+        elif present and lacking:
+            remarks.append(f"{folder} lacks {', '.join(lacking)}")
+        elif present:
+            raw = folder
+            break
+    if raw is None and not (builder.url_infos and _reachable(next(iter(builder.url_infos)))):
+        hosts = {urlsplit(url).hostname for url in builder.url_infos or {}}
+        raise _unavailable(
+            name,
+            files,
+            f"it is not prepared in {' or '.join(map(str, places))}",
+            *remarks,
+            f"{', '.join(sorted(hosts)) or 'its source'} cannot be reached",
+        )
+
+    writable = [place for place in (shared, *folders) if _writable(place)]
+    if not writable:
+        raise _unavailable(name, files, f"{shared} cannot be written, so it cannot be prepared")
+    target = writable[0]
+    size = sum(files.values()) / 2**20
+    origin = f"the files in {raw}" if raw else f"a download of {size:,.0f} MiB"
+    report(f"Preparing {name} in {target} from {origin}: once, and it may take some minutes.")
+    try:
+        return _prepare(name, target, raw)
+    except Exception as error:  # Whatever TFDS, the network or the disk may come up with.
+        raise _unavailable(name, files, f"preparing it from {origin} failed: {error}") from error
+
+
+def _unavailable(name: str, files: dict[str, int], *reasons: str) -> DatasetUnavailable:
+    """The exception that says why a dataset is missing, and what a person can do about it."""
+    listed = f" ({', '.join(files)})" if files else ""
+    return DatasetUnavailable(
+        f"{name} is not at hand: {'; '.join(reasons)}.\n"
+        f"Remedies: a network, from which TFDS downloads it; TFDS_DATA_DIR set to a folder of "
+        f"prepared TFDS data; or --data-dir with such a folder or with the official files{listed}."
+    )
+
+
+def _builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
+    """TFDS' builder for a dataset kept in a folder, which need not exist.
+
+    Raises:
+        ValueError: TFDS has no such dataset, or it is not one of labelled images of one shape.
+    """
+    import tensorflow_datasets as tfds
+
+    from problems import digits  # noqa: F401  (registers the builder)
+
+    try:
+        builder = tfds.builder(name, data_dir=folder, try_gcs=False)
+    except tfds.core.DatasetNotFoundError:
+        raise ValueError(f"TFDS has no dataset of that name. Received: {name!r}") from None
+    features = builder.info.features
+    if not {"image", "label"} <= set(features) or None in features["image"].shape:
+        raise ValueError(f"A dataset of labelled images of one shape is needed. Received: {name!r}")
+    return builder
+
+
+def _prepare(name: str, target: Path, raw: Path | None = None) -> tfds.core.DatasetBuilder:
+    """Has TFDS write a dataset into a folder, from raw files or from the network."""
+    import tensorflow_datasets as tfds
+
+    builder = _builder(name, target)
+    if builder.is_prepared():
+        return builder
+    target.mkdir(parents=True, exist_ok=True)
+    # A scratch folder of its own for each preparation: in a shared one TFDS takes the extracted
+    # files of mnist for those of fashion_mnist, for their names are the same.
+    # TFDS announces itself on stdout; what a person needs to know has been reported already.
+    silence = contextlib.redirect_stdout(io.StringIO())
+    with tempfile.TemporaryDirectory(dir=target, prefix="scratch-") as scratch, silence:
+        config = tfds.download.DownloadConfig(
+            manual_dir=raw, extract_dir=Path(scratch) / "extracted", try_download_gcs=False
+        )
+        try:
+            builder.download_and_prepare(
+                download_dir=Path(scratch) / "downloads", download_config=config
+            )
+        except Exception:
+            # Another process may have finished first: TFDS then fails to put its folder in place.
+            builder = _builder(name, target)
+            if not builder.is_prepared():
+                raise
+    return builder
+
+
+def _reachable(url: str) -> bool:
+    """Whether `url` answers within about a second, through a proxy where one is set."""
+    answers = []
+
+    def ask() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            request = urllib.request.Request(url, method="HEAD")
+            with urllib.request.urlopen(request, timeout=_PROBE_SECONDS):
+                answers.append(url)
+
+    # In a thread, because looking up a host's name knows no time limit.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_PROBE_SECONDS)
+    return bool(answers)
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be written into a folder, which is made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def _load_digits(requested: str) -> Dataset:
+    """The embedded digits, prepared in the user's cache or, failing that, in a temporary folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "l2o" / "tfds"
+    if _writable(cache):
+        return _read(_prepare("digits", cache), requested)
+    with tempfile.TemporaryDirectory(prefix="l2o-") as folder:
+        return _read(_prepare("digits", Path(folder)), requested)
+
+
+def _read(builder: tfds.core.DatasetBuilder, requested: str) -> Dataset:
+    """Reads prepared data into memory and splits off the validation examples."""
+    embedded = f"embedded, {_DIGITS}"
+    train, test = _read_split(builder, "train"), _read_split(builder, "test")
+    held_out = len(train) - min(5_000, len(train) // 6)
+    return Dataset(
+        name=builder.name,
+        requested=requested,
+        source=embedded if builder.name == "digits" else f"TFDS {builder.version}",
+        classes=builder.info.features["label"].num_classes,
+        shape=builder.info.features["image"].shape,
+        train=Split(train.images[:held_out], train.labels[:held_out]),
+        validation=Split(train.images[held_out:], train.labels[held_out:]),
+        test=test,
+    )
+
+
+def _read_split(builder: tfds.core.DatasetBuilder, split: str) -> Split:
+    """Decodes one of TFDS' splits, in its stored order."""
+    import tensorflow_datasets as tfds
+
+    wanted = tfds.decode.PartialDecoding({"image": True, "label": True})
+    batches = list(
+        tfds.as_numpy(
+            builder.as_dataset(split=split, shuffle_files=False, batch_size=1_000, decoders=wanted)
+        )
+    )
+    return Split(
+        images=np.concatenate([batch["image"] for batch in batches]),
+        labels=np.concatenate([batch["label"] for batch in batches]).astype(np.int32),
+    )

@@ -1,0 +1,118 @@
+"""The paper's networks as functional Keras models, by image shape and number of classes.
+
+Inputs are float32 images in [0, 1] of shape [batch, height, width, channels]; outputs are logits
+[batch, classes]. Kernels start Glorot-uniform and biases at zero: Keras' defaults.
+
+Keras is imported inside the functions, so that naming a problem does not load TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import keras
+
+Shape = tuple[int, ...]
+
+
+def cnn(shape: Shape, classes: int, filters: tuple[int, int] = (16, 32)) -> keras.Model:
+    """Two convolutions, 3×3 then 5×5, each followed by a max-pool of 2; then a dense layer.
+
+    The paper's "Train" network; with twice the filters it is "Wider".
+    """
+    from keras import layers
+
+    first, second = filters
+    return _sequence(
+        shape,
+        [
+            layers.Conv2D(first, 3, activation="relu"),
+            layers.MaxPool2D(2),
+            layers.Conv2D(second, 5, activation="relu"),
+            layers.MaxPool2D(2),
+            layers.Flatten(),
+            layers.Dense(classes),
+        ],
+    )
+
+
+def mlp(shape: Shape, classes: int) -> keras.Model:
+    """One hidden layer of 20 sigmoid units."""
+    from keras import layers
+
+    hidden = layers.Dense(20, activation="sigmoid")
+    return _sequence(shape, [layers.Flatten(), hidden, layers.Dense(classes)])
+
+
+def deeper(shape: Shape, classes: int) -> keras.Model:
+    """Five 3×3 convolutions, a max-pool of 2 after the third and the fifth: Table 2's drawing."""
+    from keras import layers
+
+    return _sequence(
+        shape,
+        [
+            *(layers.Conv2D(filters, 3, activation="relu") for filters in (16, 32, 32)),
+            layers.MaxPool2D(2),
+            *(layers.Conv2D(filters, 3, activation="relu") for filters in (64, 64)),
+            layers.MaxPool2D(2),
+            layers.Flatten(),
+            layers.Dense(classes),
+        ],
+    )
+
+
+def deeper_strided(shape: Shape, classes: int) -> keras.Model:
+    """`deeper` with strides 1, 2, 1, 2, 1 in place of pools: the 72,042 parameters of Table 1."""
+    from keras import layers
+
+    convolutions = zip((16, 32, 32, 64, 64), (1, 2, 1, 2, 1), strict=True)
+    return _sequence(
+        shape,
+        [
+            *(layers.Conv2D(n, 3, strides=stride, activation="relu") for n, stride in convolutions),
+            layers.Flatten(),
+            layers.Dense(classes),
+        ],
+    )
+
+
+def resnet(shape: Shape, classes: int, depth: int) -> keras.Model:
+    """A residual network with (depth - 4) / 6 blocks at each of the widths 16, 32 and 64.
+
+    The ReLU comes before the sum, and every convolution has a bias although a batch
+    normalization follows it: both as in the paper, and both needed for its parameter counts.
+
+    Raises:
+        ValueError: `depth` is not 6 n + 4.
+    """
+    from keras import Input, Model, layers
+
+    blocks, rest = divmod(depth - 4, 6)
+    if blocks < 1 or rest:
+        raise ValueError(f"A ResNet's depth is 10, 16, 22, 28, … (6 n + 4). Received: {depth}")
+
+    def convolve(x, filters):
+        x = layers.Conv2D(filters, 3, padding="same")(x)
+        return layers.ReLU()(layers.BatchNormalization()(x))
+
+    inputs = Input(shape)
+    x = convolve(inputs, 16)
+    for filters in (16, 32, 64):
+        if filters > 16:
+            x = layers.MaxPool2D(2)(x)
+        for _ in range(blocks):
+            shortcut = x if x.shape[-1] == filters else layers.Conv2D(filters, 1)(x)
+            x = layers.Add()([convolve(convolve(x, filters), filters), shortcut])
+    return Model(inputs, layers.Dense(classes)(layers.GlobalAveragePooling2D()(x)))
+
+
+def _sequence(shape: Shape, stack: Sequence[keras.layers.Layer]) -> keras.Model:
+    """Applies layers one after the other to images of the given shape."""
+    from keras import Input, Model
+
+    x = inputs = Input(shape)
+    for layer in stack:
+        x = layer(x)
+    return Model(inputs, x)

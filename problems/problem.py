@@ -1,0 +1,39 @@
+"""What is optimized: a network on a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import keras
+
+    from problems.datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A network to train on a dataset with softmax cross-entropy.
+
+    Attributes:
+        name: The problem's name in the catalogue.
+        dataset: Name of a TFDS dataset of labelled images, or "digits".
+        network: From an image shape (height, width, channels) and a number of classes to a model.
+        batch_size: Examples a step.
+        private: Whether it is trained with DP-SGD.
+    """
+
+    name: str
+    dataset: str
+    network: Callable[[tuple[int, ...], int], keras.Model]
+    batch_size: int = 128
+    private: bool = False
+
+    def build(self, dataset: Dataset) -> keras.Model:
+        """A new model for `dataset`: float32 images in [0, 1] to logits [batch, classes].
+
+        The network takes its shape from the data in hand, which under `--data auto` need not
+        be the data this problem asks for.
+        """
+        return self.network(dataset.shape, dataset.classes)
