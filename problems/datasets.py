@@ -292,13 +292,13 @@ def _load_digits(requested: str) -> Dataset:
 
 def _read(builder: tfds.core.DatasetBuilder, requested: str) -> Dataset:
     """Reads prepared data into memory and splits off the validation examples."""
-    embedded = f"embedded, {_DIGITS}"
+    embedded = builder.name == "digits"
     train, test = _read_split(builder, "train"), _read_split(builder, "test")
     held_out = len(train) - min(5_000, len(train) // 6)
     return Dataset(
-        name=builder.name,
+        name="digits" if embedded else requested,
         requested=requested,
-        source=embedded if builder.name == "digits" else f"TFDS {builder.version}",
+        source=f"embedded, {_DIGITS}" if embedded else f"TFDS {builder.version}",
         classes=builder.info.features["label"].num_classes,
         shape=builder.info.features["image"].shape,
         train=Split(train.images[:held_out], train.labels[:held_out]),

@@ -1,0 +1,305 @@
+"""Where data comes from, and what is said when it does not."""
+
+import gzip
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from problems import Dataset, DatasetUnavailable, get_problem, load_dataset
+
+_IDX = "{}-images-idx3-ubyte.gz", "{}-labels-idx1-ubyte.gz"
+
+
+def silent(text: str) -> None:
+    """A report that nobody reads."""
+
+
+@pytest.fixture
+def bare(monkeypatch, tmp_path):
+    """A machine with neither prepared data nor a network."""
+    import tensorflow_datasets  # noqa: F401  (what is timed below excludes imports)
+
+    for variable in ("TFDS_DATA_DIR", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def equal(one: Dataset, other: Dataset) -> bool:
+    """Whether two datasets hold the same examples in the same order."""
+    return all(
+        np.array_equal(getattr(a, field), getattr(b, field))
+        for a, b in ((one.train, other.train), (one.validation, other.validation))
+        for field in ("images", "labels")
+    ) and np.array_equal(one.test.images, other.test.images)
+
+
+# --- the embedded digits ----------------------------------------------------------------------
+
+
+def test_digits_are_real_digits_in_mnists_shape(bare):
+    from sklearn.datasets import load_digits
+
+    digits = load_dataset("digits")
+    assert (digits.shape, digits.classes) == ((28, 28, 1), 10)
+    assert [len(digits.train), len(digits.validation), len(digits.test)] == [1_250, 250, 297]
+    for split in (digits.train, digits.validation, digits.test):
+        assert split.images.shape == (len(split), 28, 28, 1)
+        assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.int32)
+        assert split.images.max() == 255
+    test_labels = load_digits().target[-297:]
+    assert np.array_equal(np.bincount(digits.test.labels), np.bincount(test_labels))
+    assert not digits.substituted
+
+
+def test_digits_are_the_same_however_often_they_are_prepared(bare, monkeypatch):
+    first = load_dataset("digits")
+    assert equal(first, load_dataset("digits"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(bare / "another"))
+    assert equal(first, load_dataset("digits"))
+
+
+def test_digits_need_no_folder_that_can_be_written(bare, monkeypatch):
+    (bare / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(bare / "file"))
+    assert len(load_dataset("digits").test) == 297
+
+
+def test_processes_may_prepare_the_digits_at_once(bare):
+    program = "from problems import load_dataset; print(len(load_dataset('digits').train))"
+    path = str(Path(__file__).parents[1])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    assert [process.communicate()[0].strip() for process in processes] == ["1250"] * 2
+
+
+# --- no data at hand --------------------------------------------------------------------------
+
+
+def test_auto_says_what_is_missing_and_goes_on_with_digits(bare):
+    said, seconds = [], []
+
+    def report(text: str) -> None:
+        said.append(text)
+        seconds.append(time.perf_counter() - start)
+
+    start = time.perf_counter()
+    dataset = load_dataset("mnist", data_dir=str(bare / "data"), report=report)
+    text = "\n".join(said)
+    assert seconds[-1] < 2
+    for phrase in ("mnist is not at hand", "network", "TFDS_DATA_DIR", "--data-dir", "IN PLACE OF"):
+        assert phrase in text
+    assert str(bare / "data") in text
+    assert (dataset.name, dataset.requested, dataset.substituted) == ("digits", "mnist", True)
+    assert "IN PLACE OF mnist" in dataset.description
+    assert "\n" not in dataset.description
+
+
+def test_a_stand_in_goes_through_the_problems_own_network(bare):
+    problem = get_problem("svhn_cnn")
+    dataset = load_dataset(problem.dataset, report=silent)
+    model = problem.build(dataset)
+    assert model.input_shape == (None, 28, 28, 1)
+    assert model.count_params() == 18_122
+
+
+def test_tfds_makes_it_an_error_at_once(bare, monkeypatch):
+    def never_answers(*arguments, **options):
+        time.sleep(5)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", never_answers)
+    start = time.perf_counter()
+    with pytest.raises(DatasetUnavailable, match="mnist is not at hand") as error:
+        load_dataset("mnist", data="tfds", report=silent)
+    assert time.perf_counter() - start < 2
+    for remedy in ("network", "TFDS_DATA_DIR", "--data-dir", "train-images-idx3-ubyte.gz"):
+        assert remedy in str(error.value)
+
+
+def test_digits_on_request_say_so_without_looking_further(bare):
+    said = []
+    dataset = load_dataset("cifar10", data="digits", report=said.append)
+    assert dataset.substituted
+    assert "in place of cifar10" in said[0]
+
+
+@pytest.mark.parametrize("name", ["no_such_dataset", "imdb_reviews", "imagenette"])
+def test_what_is_no_dataset_of_images_of_one_shape_is_an_error(bare, name):
+    with pytest.raises(ValueError, match=f"Received: '{name}'"):
+        load_dataset(name, report=silent)
+
+
+def test_an_unknown_choice_of_data_is_an_error():
+    with pytest.raises(ValueError, match="'auto', 'tfds' or 'digits'. Received: 'fake'"):
+        load_dataset("mnist", data="fake")
+
+
+# --- raw official files -----------------------------------------------------------------------
+
+
+def write_idx(folder: Path, seed: int) -> None:
+    """Four files in MNIST's format: 60 training and 12 test examples of random pixels."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    for split, count in (("train", 60), ("t10k", 12)):
+        # TFDS skips the headers, 16 and 8 bytes long, without reading them.
+        images = bytes(16) + random.integers(0, 256, count * 784, np.uint8).tobytes()
+        labels = bytes(8) + random.integers(0, 10, count, np.uint8).tobytes()
+        for pattern, content in zip(_IDX, (images, labels), strict=True):
+            (folder / pattern.format(split)).write_bytes(gzip.compress(content))
+
+
+@pytest.fixture
+def official(bare, monkeypatch):
+    """Makes TFDS take the files of a folder, which hold 72 images, for the official ones."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import checksums
+    from tensorflow_datasets.image_classification import mnist
+
+    monkeypatch.setattr(mnist, "_TRAIN_EXAMPLES", 60)
+    monkeypatch.setattr(mnist, "_TEST_EXAMPLES", 12)
+    monkeypatch.setattr(checksums, "get_all_url_infos", dict)
+
+    def register(name: str, folder: Path) -> None:
+        builder = tfds.builder_cls(name)
+        files = [pattern.format(split) for split in ("train", "t10k") for pattern in _IDX]
+        infos = {builder.URL + file: checksums.compute_url_info(folder / file) for file in files}
+        monkeypatch.setattr(builder, "url_infos", infos)
+
+    return register
+
+
+def raw_images(folder: Path, split: str = "train") -> np.ndarray:
+    """The images of a raw file, in its own order."""
+    content = gzip.decompress((folder / _IDX[0].format(split)).read_bytes())
+    return np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28, 1)
+
+
+def images(dataset: Dataset) -> set[bytes]:
+    """Training and validation images, whatever their order."""
+    both = np.concatenate([dataset.train.images, dataset.validation.images])
+    return {image.tobytes() for image in both}
+
+
+def test_raw_files_directly_in_the_folder(bare, official):
+    folder = bare / "raw"
+    write_idx(folder, seed=1)
+    official("mnist", folder)
+    said = []
+    dataset = load_dataset("mnist", data="tfds", data_dir=str(folder), report=said.append)
+    assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [50, 10, 12]
+    assert images(dataset) == {image.tobytes() for image in raw_images(folder)}
+    assert str(bare / "home" / "tensorflow_datasets") in said[0]
+    # Prepared once, it needs neither the files nor a word.
+    assert equal(dataset, load_dataset("mnist", data="tfds", report=pytest.fail))
+
+
+def test_files_of_one_name_do_not_become_each_others_data(bare, official):
+    for seed, name in enumerate(("mnist", "fashion_mnist", "kmnist")):
+        write_idx(bare / "raw" / name, seed)
+        official(name, bare / "raw" / name)
+    for name in ("mnist", "fashion_mnist", "kmnist"):
+        dataset = load_dataset(name, data="tfds", data_dir=str(bare / "raw"), report=silent)
+        assert images(dataset) == {i.tobytes() for i in raw_images(bare / "raw" / name)}
+
+
+def test_raw_files_are_prepared_beside_where_the_default_cannot_be_written(
+    bare, official, monkeypatch
+):
+    folder = bare / "raw"
+    write_idx(folder, seed=1)
+    official("mnist", folder)
+    (bare / "file").touch()
+    monkeypatch.setenv("TFDS_DATA_DIR", str(bare / "file"))
+    said = []
+    load_dataset("mnist", data="tfds", data_dir=str(folder), report=said.append)
+    assert f"Preparing mnist in {folder}" in said[0]
+    assert (folder / "mnist").is_dir()
+    assert not list(folder.glob("scratch-*"))
+
+
+def test_a_file_that_is_not_the_official_one_is_refused(bare, official):
+    folder = bare / "raw"
+    write_idx(folder, seed=1)
+    official("mnist", folder)
+    file = folder / "train-images-idx3-ubyte.gz"
+    content = bytearray(file.read_bytes())
+    content[1_000] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DatasetUnavailable, match="checksum"):
+        load_dataset("mnist", data="tfds", data_dir=str(folder), report=silent)
+    file.write_bytes(content[:-1])
+    with pytest.raises(DatasetUnavailable, match="size differs"):
+        load_dataset("mnist", data="tfds", data_dir=str(folder), report=silent)
+
+
+def test_missing_raw_files_are_named(bare, official):
+    folder = bare / "raw"
+    write_idx(folder, seed=1)
+    official("mnist", folder)
+    (folder / "t10k-labels-idx1-ubyte.gz").unlink()
+    with pytest.raises(DatasetUnavailable, match="lacks t10k-labels-idx1-ubyte.gz"):
+        load_dataset("mnist", data="tfds", data_dir=str(folder), report=silent)
+
+
+# --- prepared data ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "classes"),
+    [
+        ("svhn_cropped", (32, 32, 3), 10),
+        ("kmnist", (28, 28, 1), 10),
+        ("cifar100", (32, 32, 3), 100),
+    ],
+)
+def test_shape_and_classes_are_those_of_tfds(bare, monkeypatch, name, shape, classes):
+    import tensorflow_datasets as tfds
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "is_prepared", lambda builder: True)
+    with tfds.testing.mock_data(num_examples=30):
+        dataset = load_dataset(name, data="tfds", report=pytest.fail)
+    assert (dataset.name, dataset.shape, dataset.classes) == (name, shape, classes)
+    assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [25, 5, 30]
+    assert dataset.train.images.shape == (25, *shape)
+    assert (dataset.train.images.dtype, dataset.train.labels.dtype) == (np.uint8, np.int32)
+    assert dataset.train.labels.max() < classes
+
+
+@pytest.mark.parametrize("by", ["environment", "argument"])
+def test_real_mnist(by, bare, monkeypatch, prepared):
+    if by == "environment":
+        monkeypatch.setenv("TFDS_DATA_DIR", prepared)
+    data_dir = prepared if by == "argument" else None
+    mnist = load_dataset("mnist", data="tfds", data_dir=data_dir, report=pytest.fail)
+    assert [len(mnist.train), len(mnist.validation), len(mnist.test)] == [55_000, 5_000, 10_000]
+    assert mnist.test.images.mean() == pytest.approx(33.7912, abs=1e-3)
+    counts = np.bincount(np.concatenate([mnist.train.labels, mnist.validation.labels]))
+    assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert not mnist.substituted
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    """The folder of prepared data that TFDS_DATA_DIR names outside the tests."""
+    folder = os.environ.get("TFDS_DATA_DIR", "")
+    if not folder or not (Path(folder) / "mnist").is_dir():
+        pytest.skip("real MNIST is not prepared: TFDS_DATA_DIR names no folder that has it")
+    return folder

@@ -1,0 +1,88 @@
+"""The named problems and their networks."""
+
+import math
+
+import numpy as np
+import pytest
+
+from problems import PROBLEMS, get_problem, networks
+
+_MNIST, _COLOUR = (28, 28, 1), (32, 32, 3)
+
+# name: dataset, image shape, classes, parameters, trainable parameters, batch, private
+_TABLE = {
+    "mnist_cnn": ("mnist", _MNIST, 10, 18_122, 18_122, 128, False),
+    "mnist_mlp": ("mnist", _MNIST, 10, 15_910, 15_910, 128, False),
+    "mnist_wider": ("mnist", _MNIST, 10, 61_834, 61_834, 128, False),
+    "mnist_deeper": ("mnist", _MNIST, 10, 75_242, 75_242, 128, False),
+    "mnist_deeper_strided": ("mnist", _MNIST, 10, 72_042, 72_042, 128, False),
+    "fmnist_cnn": ("fashion_mnist", _MNIST, 10, 18_122, 18_122, 128, False),
+    "svhn_cnn": ("svhn_cropped", _COLOUR, 10, 21_290, 21_290, 128, False),
+    "cifar10_wider": ("cifar10", _COLOUR, 10, 68_170, 68_170, 128, False),
+    "cifar10_resnet28": ("cifar10", _COLOUR, 10, 372_330, 370_506, 128, False),
+    "mnist_small_batch": ("mnist", _MNIST, 10, 18_122, 18_122, 32, False),
+    "mnist_dp": ("mnist", _MNIST, 10, 18_122, 18_122, 128, True),
+    "kmnist_cnn": ("kmnist", _MNIST, 10, 18_122, 18_122, 128, False),
+    "kmnist_dp": ("kmnist", _MNIST, 10, 18_122, 18_122, 128, True),
+    "cifar10_resnet52": ("cifar10", _COLOUR, 10, 763_882, 760_266, 128, False),
+    "cifar100_resnet52": ("cifar100", _COLOUR, 100, 769_732, 766_116, 128, False),
+    "digits_cnn": ("digits", _MNIST, 10, 18_122, 18_122, 128, False),
+}
+
+
+def test_the_catalogue_is_the_table():
+    assert set(PROBLEMS) == set(_TABLE)
+
+
+@pytest.mark.parametrize("name", _TABLE)
+def test_problem_is_its_row_of_the_table(name):
+    dataset, shape, classes, parameters, trainable, batch_size, private = _TABLE[name]
+    problem = get_problem(name)
+    model = problem.network(shape, classes)
+    assert (problem.name, problem.dataset) == (name, dataset)
+    assert (problem.batch_size, problem.private) == (batch_size, private)
+    assert model.count_params() == parameters
+    assert sum(math.prod(v.shape) for v in model.trainable_variables) == trainable
+    assert model.output_shape == (None, classes)
+
+
+@pytest.mark.parametrize("name", ["mnist_cnn", "mnist_mlp", "mnist_deeper_strided"])
+def test_outputs_are_logits(name):
+    images = np.random.default_rng(0).random((8, *_MNIST), np.float32)
+    logits = np.asarray(get_problem(name).network(_MNIST, 10)(images))
+    assert (logits < 0).any()
+    assert not np.allclose(logits.sum(axis=1), 1)
+
+
+def test_kernels_are_glorot_uniform_and_biases_zero():
+    model = networks.cnn(_MNIST, 10)
+    for variable in model.trainable_variables:
+        values = np.asarray(variable)
+        if variable.name == "bias":
+            assert not values.any()
+        else:
+            *window, inputs, outputs = values.shape
+            limit = math.sqrt(6 / (math.prod(window) * (inputs + outputs)))
+            assert 0.9 * limit < np.abs(values).max() <= limit
+
+
+def test_every_batch_norm_follows_a_convolution():
+    model = networks.resnet(_COLOUR, 10, depth=28)
+    kinds = [type(layer).__name__ for layer in model.layers]
+    blocks = 3 * 4
+    assert kinds.count("BatchNormalization") == kinds.count("ReLU") == 1 + 2 * blocks
+    assert kinds.count("Conv2D") == 1 + 2 * blocks + 2  # and two shortcuts, without one
+    assert kinds.count("MaxPooling2D") == 2
+    assert kinds.count("Add") == blocks
+
+
+def test_resnet_refuses_a_depth_it_cannot_have():
+    with pytest.raises(ValueError, match="Received: 30"):
+        networks.resnet(_COLOUR, 10, depth=30)
+
+
+def test_unknown_problem_lists_the_names_there_are():
+    with pytest.raises(ValueError) as error:
+        get_problem("mnist_cn")
+    assert "'mnist_cn'" in str(error.value)
+    assert all(name in str(error.value) for name in PROBLEMS)
