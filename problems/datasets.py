@@ -214,7 +214,7 @@ def _builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
     from problems import digits  # noqa: F401  (registers the builder)
 
     try:
-        builder = tfds.builder(name, data_dir=folder, try_gcs=False)
+        builder = tfds.builder(name, data_dir=folder)
     except tfds.core.DatasetNotFoundError:
         raise ValueError(f"TFDS has no dataset of that name. Received: {name!r}") from None
     features = builder.info.features

@@ -1,10 +1,13 @@
 """Where data comes from, and what is said when it does not."""
 
+import functools
 import gzip
+import http.server
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -257,6 +260,30 @@ def test_missing_raw_files_are_named(bare, official):
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(DatasetUnavailable, match="lacks t10k-labels-idx1-ubyte.gz"):
         load_dataset("mnist", data="tfds", data_dir=str(folder), report=silent)
+
+
+# --- the network ------------------------------------------------------------------------------
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        """Keeps the test's output clean."""
+
+
+def test_a_network_that_answers_is_downloaded_from(bare, official, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    write_idx(bare / "raw", seed=1)
+    handler = functools.partial(_Quiet, directory=str(bare / "raw"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        url = f"http://127.0.0.1:{server.server_port}/"
+        monkeypatch.setattr(tfds.builder_cls("mnist"), "URL", url)
+        official("mnist", bare / "raw")
+        dataset = load_dataset("mnist", data="tfds", report=silent)
+        server.shutdown()
+    assert images(dataset) == {image.tobytes() for image in raw_images(bare / "raw")}
 
 
 # --- prepared data ----------------------------------------------------------------------------
