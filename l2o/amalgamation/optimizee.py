@@ -26,6 +26,11 @@ class Batch(NamedTuple):
     labels: Any
 
 
+def as_batch(split) -> Batch:
+    """The examples of a split with `images` and `labels` arrays, on the device."""
+    return Batch(tf.convert_to_tensor(split.images), tf.convert_to_tensor(split.labels))
+
+
 class Optimizee(Protocol):
     """What meta-training and evaluation see of a problem."""
 

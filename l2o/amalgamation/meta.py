@@ -1,0 +1,247 @@
+"""The meta-update: trajectories on every replica, their mean meta-gradient, one step of Adam."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from l2o.amalgamation.optimizee import Batch
+from l2o.amalgamation.unroll import (
+    Amalgamation,
+    Report,
+    all_finite,
+    batches,
+    begin,
+    choose,
+    rehearse,
+    truncation,
+)
+from l2o.rules.analytical import Adam
+from l2o.rules.base import State
+from l2o.rules.layout import Layout
+
+CLIP_RATIO, CLIP_FLOOR = 0.1, 1e-3
+
+
+class MetaState(NamedTuple):
+    """What meta-training changes.
+
+    Attributes:
+        weights: The policy's.
+        optimizer: Adam's moments over all weights as one vector.
+        skipped: int32 scalar, the updates left out because something was not finite.
+    """
+
+    weights: list
+    optimizer: State
+    skipped: Any
+
+
+def clip(gradient: Sequence, weights: Sequence) -> list:
+    """Adaptive gradient clipping, tensor by tensor, by Frobenius norms (paper, Appendix B).
+
+    A gradient longer than 0.1 of its weight tensor (of at least 1e-3) is cut to that length.
+    """
+
+    def cut(g, w):
+        longest = CLIP_RATIO * tf.maximum(tf.norm(w), CLIP_FLOOR)
+        norm = tf.norm(g)
+        return tf.where(norm > longest, g * (longest / tf.where(norm > 0, norm, 1)), g)
+
+    return [cut(g, w) for g, w in zip(gradient, weights, strict=True)]
+
+
+@dataclass(frozen=True)
+class MetaTraining:
+    """Meta-updates of one policy on one problem, over the replicas of a strategy.
+
+    Every number drawn derives from (key, trajectory index), so R replicas with A trajectories
+    each do what one device with R A trajectories does.
+
+    Attributes:
+        job: Who learns what from whom.
+        data: The training examples, as NumPy arrays.
+        batch_size: Examples an inner step.
+        truncation: T, inner steps a meta-update.
+        meta_batch: Trajectories a meta-update, over all replicas.
+        strategy: A `tf.distribute` strategy.
+        learning_rate: Adam's.
+        scaled: Whether training uses random scaling.
+    """
+
+    job: Amalgamation
+    data: Batch
+    batch_size: int
+    truncation: int
+    meta_batch: int
+    strategy: tf.distribute.Strategy
+    learning_rate: float = 1e-3
+    scaled: bool = True
+
+    def __post_init__(self):
+        replicas = self.strategy.num_replicas_in_sync
+        if self.meta_batch < 1 or self.meta_batch % replicas:
+            raise ValueError(
+                f"The meta-batch must be a positive multiple of the {replicas} replicas. "
+                f"Received: {self.meta_batch}"
+            )
+
+    def initial(self, weights: list) -> MetaState:
+        """The state before the first meta-update."""
+        weights = [tf.convert_to_tensor(w) for w in weights]
+        moments = self._adam.initial_state(Layout.of(weights))
+        return MetaState(weights, moments, tf.zeros((), tf.int32))
+
+    def begin(self, key: Sequence[int], first: int):
+        """Fresh trajectories number `first` to `first + meta_batch`, spread over the replicas."""
+        return self._spread(
+            lambda index: begin(self.job, [*key, index], self.scaled), first, self.meta_batch
+        )
+
+    def update(
+        self,
+        state: MetaState,
+        trajectories,
+        key: Sequence[int],
+        first: int,
+        start: int,
+        warmup: int,
+        alpha: float,
+    ) -> tuple[MetaState, Any, Report]:
+        """One truncation of every trajectory, and the meta-update.
+
+        Args:
+            state: Policy and meta-optimizer.
+            trajectories: From `begin` or the previous update of this unroll.
+            key: Names the stream of trajectories.
+            first: Index of the first one.
+            start: Inner steps of this unroll already behind, warm-up not counted.
+            warmup: Steps of warm-up of this unroll.
+            alpha: Weight of the distance.
+
+        Returns:
+            The new state and trajectories, and the report of this truncation, averaged.
+        """
+        warm, batches = self._batches(key, first, start, warmup, self.meta_batch)
+        return self._update(state, trajectories, warm, batches, tf.constant(alpha, self._dtype))
+
+    def validate(
+        self, weights: list, key: Sequence[int], trajectories: int, unroll: int, warmup: int
+    ) -> np.ndarray:
+        """Meta losses [trajectories] of whole unrolls, unscaled and without teachers.
+
+        Args:
+            weights: The policy's.
+            key: Names the fixed trajectories.
+            trajectories: How many.
+            unroll: N, a multiple of the truncation.
+            warmup: Steps.
+        """
+        losses = []
+        for index in range(trajectories):
+            trajectory, total = begin(self._validation, [*key, index], scaled=False), 0.0
+            for start in range(0, unroll, self.truncation):
+                warm, steps = self._cut([*key, index], start, warmup)
+                trajectory, loss = self._rehearse(weights, trajectory, warm, steps)
+                total += float(loss)
+            losses.append(total * self.truncation / unroll)
+        return np.array(losses)
+
+    @property
+    def _dtype(self):
+        return keras.config.floatx()
+
+    @cached_property
+    def _adam(self) -> Adam:
+        # 1e-7 outside the root, as Keras has it, is about 1e-14 inside.
+        return Adam(self.learning_rate, epsilon=1e-14)
+
+    @cached_property
+    def _validation(self) -> Amalgamation:
+        return replace(self.job, teachers=(), scheme="none", recompute=0)
+
+    def _cut(self, key: Sequence[int], start: int, warmup: int) -> tuple[Batch, Batch]:
+        """Warm-up batches (none but at an unroll's start) and those of one truncation."""
+        warm = batches(self.data, key, self.batch_size, 0, 0 if start else warmup)
+        steps = batches(self.data, key, self.batch_size, warmup + start, self.truncation)
+        return _tensors((warm, steps))
+
+    def _batches(self, key, first: int, start: int, warmup: int, count: int):
+        return self._spread(lambda index: self._cut([*key, index], start, warmup), first, count)
+
+    def _spread(self, make, first: int, count: int):
+        """`make(index)` for `count` indices, stacked [A, ...] on each replica."""
+        share = count // self.strategy.num_replicas_in_sync
+
+        def stack(context):
+            start = first + context.replica_id_in_sync_group * share
+            items = [make(index) for index in range(start, start + share)]
+            return tf.nest.map_structure(lambda *x: tf.stack(x), *items)
+
+        return self.strategy.experimental_distribute_values_from_function(stack)
+
+    @cached_property
+    def _update(self):
+        def replica(state, trajectories, warm, batches, alpha):
+            def one(args):
+                return truncation(self.job, state.weights, *args, alpha)
+
+            signature = (state.weights, _row_specs(trajectories), Report(*[alpha] * 3))
+            signature = tf.nest.map_structure(_spec, signature)
+            gradients, trajectories, report = tf.map_fn(
+                one,
+                (trajectories, warm, batches),
+                parallel_iterations=1,
+                fn_output_signature=signature,
+            )
+            mean = [tf.reduce_mean(x, axis=0) for x in [*gradients, *report]]
+            context = tf.distribute.get_replica_context()
+            mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
+            gradient, report = mean[: len(gradients)], Report(*mean[len(gradients) :])
+            return self._apply(state, gradient, report.finite >= 1), trajectories, report
+
+        @tf.function
+        def update(state, trajectories, warm, batches, alpha):
+            state, trajectories, report = self.strategy.run(
+                replica, (state, trajectories, warm, batches, alpha)
+            )
+            first = lambda x: self.strategy.experimental_local_results(x)[0]  # noqa: E731
+            state, report = tf.nest.map_structure(first, (state, report))
+            return state, trajectories, report
+
+        return update
+
+    def _apply(self, state: MetaState, gradient: list, finite) -> MetaState:
+        layout = Layout.of(state.weights)
+        clipped = layout.flatten(clip(gradient, state.weights))
+        move, optimizer = self._adam.update([], clipped, state.optimizer, layout)
+        weights = layout.unflatten(layout.flatten(state.weights) - move)
+        new = MetaState(weights, optimizer, state.skipped)
+        finite &= all_finite(new)
+        return choose(finite, new, state._replace(skipped=state.skipped + 1))
+
+    @cached_property
+    def _rehearse(self):
+        return tf.function(
+            lambda weights, trajectory, warm, steps: rehearse(
+                self._validation, weights, trajectory, warm, steps
+            )
+        )
+
+
+def _tensors(structure):
+    return tf.nest.map_structure(tf.convert_to_tensor, structure)
+
+
+def _spec(tensor) -> tf.TensorSpec:
+    return tf.TensorSpec(tensor.shape, tensor.dtype)
+
+
+def _row_specs(stacked):
+    return tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), stacked)

@@ -1,0 +1,372 @@
+"""The unroll: a policy trains a network, and the meta-gradient goes back through all of it.
+
+A `Trajectory` holds everything one unroll carries from truncation to truncation. Three pure
+functions move it on: `warm_up` (plain SGD at the start), `follow` (the teachers' steps, outside
+the meta-gradient) and `practise` (the student's). `truncation` puts them together and takes the
+meta-gradient (Huang et al. 2022, Algorithm 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from l2o.amalgamation.losses import SCHEMES, log_distance, log_loss
+from l2o.amalgamation.optimizee import (
+    Batch,
+    Optimizee,
+    Scaled,
+    batch_indices,
+    loss_and_gradient,
+)
+from l2o.rules.base import State, UpdateRule
+
+SCALE_LIMIT = 3.0  # random scaling: s = exp(U(-3, 3)) (Lv et al. 2017)
+
+
+class Runner(NamedTuple):
+    """One optimizer on its way: parameters [D], what the network carries, the rule's state."""
+
+    parameters: Any
+    carried: list
+    state: State
+
+
+class Trajectory(NamedTuple):
+    """What an unroll carries from one truncation to the next.
+
+    Attributes:
+        student: In coordinates divided by `scale`.
+        start: The student's parameters [D] and carried values where the unroll began, after
+            warm-up.
+        scale: [D], of ones where there is no random scaling.
+        teachers: One runner a teacher, in clean coordinates.
+    """
+
+    student: Runner
+    start: tuple[Any, list]
+    scale: Any
+    teachers: list[Runner]
+
+
+class Report(NamedTuple):
+    """What a truncation came to, all float scalars.
+
+    Attributes:
+        meta_loss: mean_i [log M(x_i, theta_i) - log M(x_i, theta_0)].
+        distance: The scheme's distance to the teachers; 0 without teachers.
+        finite: 1 if losses, parameters, states and meta-gradient are all finite, else 0.
+    """
+
+    meta_loss: Any
+    distance: Any
+    finite: Any
+
+
+class Teacher(NamedTuple):
+    """A rule to be imitated, with its weights (empty for an analytical one)."""
+
+    rule: UpdateRule
+    weights: list
+
+
+@dataclass(frozen=True)
+class Amalgamation:
+    """Who learns what from whom, on which network: all that is fixed while tracing.
+
+    Attributes:
+        rule: The student's policy.
+        teachers: Whom it imitates.
+        scheme: A name in `SCHEMES`.
+        optimizee: The network.
+        warmup_rate: SGD's rate during warm-up.
+        first_order: Whether the meta-gradient stops at the network's gradient.
+        recompute: Steps a segment that the backward pass computes again instead of keeping, or 0
+            to keep everything.
+    """
+
+    rule: UpdateRule
+    teachers: tuple[Teacher, ...]
+    scheme: str
+    optimizee: Optimizee
+    warmup_rate: float = 0.01
+    first_order: bool = False
+    recompute: int = 0
+
+    def __post_init__(self):
+        if self.scheme not in SCHEMES:
+            allowed = ", ".join(SCHEMES)
+            raise ValueError(f"Unknown scheme. Allowed: {allowed}. Received: {self.scheme}")
+        if (SCHEMES[self.scheme] is None) != (not self.teachers):
+            raise ValueError(
+                f"Scheme '{self.scheme}' and {len(self.teachers)} teachers do not go together: "
+                "'none' has no teachers, every other scheme needs at least one"
+            )
+
+
+def begin(job: Amalgamation, key: Sequence[int], scaled: bool) -> Trajectory:
+    """A fresh trajectory, everything random in it derived from `key`.
+
+    Args:
+        job: The amalgamation.
+        key: Integers that name the trajectory: run seed, phase, index.
+        scaled: Whether the student works in randomly scaled coordinates.
+    """
+    layout = job.optimizee.layout
+    generator = np.random.default_rng([*key, 0])
+    parameters, carried = job.optimizee.initial(int(generator.integers(2**31)))
+    scale = np.ones(layout.size, parameters.dtype)
+    if scaled:
+        exponents = generator.uniform(-SCALE_LIMIT, SCALE_LIMIT, layout.size)
+        scale = np.exp(exponents).astype(parameters.dtype)
+    student = Runner(parameters / scale, carried, job.rule.initial_state(layout))
+    teachers = [Runner(parameters, carried, t.rule.initial_state(layout)) for t in job.teachers]
+    trajectory = Trajectory(student, (student.parameters, carried), scale, teachers)
+    return tf.nest.map_structure(tf.convert_to_tensor, trajectory)
+
+
+def batches(data: Batch, key: Sequence[int], batch_size: int, start: int, steps: int) -> Batch:
+    """A trajectory's batches from step `start` on.
+
+    Args:
+        data: The training examples, as NumPy arrays.
+        key: As in `begin`.
+        batch_size: B.
+        start: The first step, counted from the start of the trajectory, warm-up included.
+        steps: S.
+
+    Returns:
+        Inputs [S, B, ...] and labels [S, B].
+    """
+    indices = batch_indices([*key, 1], len(data.labels), batch_size, start, steps)
+    return Batch(data.inputs[indices], data.labels[indices])
+
+
+def batch_at(batches: Batch, i) -> Batch:
+    """Batch number `i` of several."""
+    return Batch(batches.inputs[i], batches.labels[i])
+
+
+def warm_up(job: Amalgamation, weights: list, trajectory: Trajectory, batches: Batch) -> Trajectory:
+    """Plain SGD in clean coordinates; the student's and the teachers' moments follow.
+
+    Args:
+        job: The amalgamation.
+        weights: The student's.
+        trajectory: A fresh one.
+        batches: W of them; W = 0 leaves the trajectory as it is.
+    """
+    layout, scale = job.optimizee.layout, trajectory.scale
+
+    def step(i, trajectory):
+        student, teachers = trajectory.student, trajectory.teachers
+        clean = student.parameters * scale
+        _, gradient, carried = loss_and_gradient(
+            job.optimizee, clean, student.carried, batch_at(batches, i)
+        )
+        clean -= job.warmup_rate * gradient
+        state = job.rule.observe(weights, gradient * scale, student.state, layout)
+        teachers = [
+            Runner(clean, carried, t.rule.observe(t.weights, gradient, runner.state, layout))
+            for t, runner in zip(job.teachers, teachers, strict=True)
+        ]
+        student = Runner(clean / scale, carried, state)
+        return i + 1, Trajectory(student, (student.parameters, carried), scale, teachers)
+
+    return tf.while_loop(lambda i, _: i < tf.shape(batches.labels)[0], step, (0, trajectory))[1]
+
+
+def follow(job: Amalgamation, runners: list[Runner], batches: Batch) -> tuple[Any, list[Runner]]:
+    """The teachers' steps over T batches.
+
+    A step that is not finite is not taken: the teacher waits where it is.
+
+    Returns:
+        Parameters [T, K, D] after each step, in clean coordinates, and the runners.
+    """
+    layout, steps = job.optimizee.layout, int(batches.labels.shape[0])
+
+    def step(i, runners, path):
+        batch, moved = batch_at(batches, i), []
+        for (rule, weights), old in zip(job.teachers, runners, strict=True):
+            _, gradient, carried = loss_and_gradient(
+                job.optimizee, old.parameters, old.carried, batch
+            )
+            move, state = rule.update(weights, gradient, old.state, layout)
+            new = Runner(old.parameters - move, carried, state)
+            moved.append(choose(all_finite(new), new, old))
+        return i + 1, moved, path.write(i, tf.stack([r.parameters for r in moved]))
+
+    path = tf.TensorArray(runners[0].parameters.dtype, size=steps)
+    loop = tf.while_loop(lambda i, *_: i < steps, step, (0, runners, path))
+    return loop[2].stack(), loop[1]
+
+
+def practise(job: Amalgamation, weights: list, runner: Runner, scale, batches: Batch, path=None):
+    """The student's steps over T batches.
+
+    Args:
+        job: The amalgamation.
+        weights: The student's.
+        runner: Where it stands.
+        scale: [D].
+        batches: T of them.
+        path: The teachers' parameters [T, K, D] after each step, in clean coordinates, or None.
+
+    Returns:
+        log M(x_i, theta_i) [T], distances [T, K] (or an empty [T, 0]), and the runner.
+    """
+    steps = int(batches.labels.shape[0])
+    if path is None:
+        path = tf.zeros((steps, 0, job.optimizee.layout.size), scale.dtype)
+    if not job.recompute:
+        losses, distances, runner = _segment(job, (weights, runner, scale, batches, path))
+        return losses, distances, runner
+    count, run = steps // job.recompute, recomputed(_segment)
+    cut = lambda x: tf.reshape(x, (count, job.recompute, *x.shape[1:]))  # noqa: E731
+    batches, path = tf.nest.map_structure(cut, (batches, path))
+
+    def step(k, runner, losses, distances):
+        inputs = (weights, runner, scale, batch_at(batches, k), path[k])
+        loss, distance, runner = run(job, inputs)
+        return k + 1, runner, losses.write(k, loss), distances.write(k, distance)
+
+    arrays = [tf.TensorArray(scale.dtype, size=count) for _ in range(2)]
+    loop = tf.while_loop(lambda k, *_: k < count, step, (0, runner, *arrays), parallel_iterations=1)
+    _, runner, losses, distances = loop
+    losses = tf.reshape(losses.stack(), (-1,))
+    return losses, tf.reshape(distances.stack(), (-1, path.shape[2])), runner
+
+
+def _segment(job: Amalgamation, inputs: tuple) -> tuple:
+    """Some steps of `practise`; everything a gradient goes to is in `inputs`."""
+    weights, runner, *constants = inputs
+    scale, batches, path = tf.nest.map_structure(tf.stop_gradient, constants)
+    optimizee = Scaled(job.optimizee, scale)
+
+    def step(i, runner, losses, distances):
+        loss, gradient, carried = loss_and_gradient(
+            optimizee, runner.parameters, runner.carried, batch_at(batches, i)
+        )
+        if job.first_order:
+            gradient = tf.stop_gradient(gradient)
+        move, state = job.rule.update(weights, gradient, runner.state, optimizee.layout)
+        runner = Runner(runner.parameters - move, carried, state)
+        distance = log_distance(runner.parameters, path[i] / scale)
+        return i + 1, runner, losses.write(i, log_loss(loss)), distances.write(i, distance)
+
+    steps = int(batches.labels.shape[0])
+    arrays = [tf.TensorArray(scale.dtype, size=steps) for _ in range(2)]
+    loop = tf.while_loop(lambda i, *_: i < steps, step, (0, runner, *arrays), parallel_iterations=1)
+    _, runner, losses, distances = loop
+    return losses.stack(), distances.stack(), runner
+
+
+def start_losses(job: Amalgamation, trajectory: Trajectory, batches: Batch):
+    """log M(x_i, theta_0) [T] over T batches."""
+    parameters, carried = trajectory.start
+
+    def loss(batch):
+        value, _ = job.optimizee.loss(parameters * trajectory.scale, carried, batch, training=True)
+        return log_loss(value)
+
+    return tf.map_fn(loss, batches, fn_output_signature=trajectory.scale.dtype)
+
+
+def truncation(job: Amalgamation, weights: list, trajectory: Trajectory, warm, batches, alpha):
+    """One truncation with its meta-gradient.
+
+    Args:
+        job: The amalgamation.
+        weights: The student's.
+        trajectory: Where the unroll stands.
+        warm: W warm-up batches; W = 0 but for the first truncation of an unroll.
+        batches: T batches.
+        alpha: Weight of the distance.
+
+    Returns:
+        Meta-gradient (a list like `weights`), the trajectory after it, and a `Report`. What is
+        not finite leaves no trace: the trajectory is then the one that came in.
+    """
+    before = trajectory
+    trajectory = warm_up(job, weights, trajectory, warm)
+    scheme, path, teachers = SCHEMES[job.scheme], None, []
+    if scheme is not None:
+        path, teachers = follow(job, trajectory.teachers, batches)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(weights)
+        losses, distances, student = practise(
+            job, weights, trajectory.student, trajectory.scale, batches, path
+        )
+        distance = tf.zeros((), losses.dtype) if scheme is None else scheme(distances)
+        loss = tf.reduce_mean(losses) + alpha * distance
+    gradient = tape.gradient(loss, weights, unconnected_gradients="zero")
+    meta_loss = tf.reduce_mean(losses - start_losses(job, trajectory, batches))
+    after = Trajectory(student, trajectory.start, trajectory.scale, teachers)
+    finite = all_finite([gradient, after, meta_loss, distance])
+    report = Report(meta_loss, distance, tf.cast(finite, losses.dtype))
+    return gradient, choose(finite, after, before), report
+
+
+def rehearse(job: Amalgamation, weights: list, trajectory: Trajectory, warm, batches):
+    """`truncation` without teachers and meta-gradient: what validation runs.
+
+    Returns:
+        The trajectory after it and the mean meta loss, which may be infinite or NaN.
+    """
+    trajectory = warm_up(job, weights, trajectory, warm)
+    losses, _, student = practise(job, weights, trajectory.student, trajectory.scale, batches)
+    meta_loss = tf.reduce_mean(losses - start_losses(job, trajectory, batches))
+    return trajectory._replace(student=student), meta_loss
+
+
+def recomputed(function):
+    """`function(job, inputs)` that keeps only its inputs for the backward pass.
+
+    The backward pass runs it again (Griewank's checkpointing). `inputs` must hold every tensor a
+    gradient goes to. `tf.recompute_grad` fails around a step that has a tape inside.
+    """
+
+    def wrapped(job, inputs):
+        flat = tf.nest.flatten(inputs)
+        nested = lambda flat: tf.nest.pack_sequence_as(inputs, flat)  # noqa: E731
+        shape = []
+
+        @tf.custom_gradient
+        def run(*flat):
+            outputs = function(job, nested(flat))
+            shape.append(outputs)
+
+            def gradient(*upstream):
+                with tf.GradientTape(watch_accessed_variables=False) as tape:
+                    tape.watch([x for x in flat if x.dtype.is_floating])
+                    again = tf.nest.flatten(function(job, nested(flat)))
+                kept = [(y, dy) for y, dy in zip(again, upstream, strict=True) if _floats(y)]
+                outputs, upstream = zip(*kept, strict=True)
+                return tape.gradient(outputs, flat, output_gradients=list(upstream))
+
+            return tf.nest.flatten(outputs), gradient
+
+        outputs = run(*flat)  # fills `shape`
+        return tf.nest.pack_sequence_as(shape[0], outputs)
+
+    return wrapped
+
+
+def _floats(tensor) -> bool:
+    return tensor.dtype.is_floating
+
+
+def all_finite(structure):
+    """Whether every float of every tensor in `structure` is finite, a bool scalar."""
+    tensors = [x for x in tf.nest.flatten(structure) if _floats(x)]
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(x)) for x in tensors])
+
+
+def choose(condition, yes, no):
+    """`yes` if the scalar `condition` holds, else `no`; both of one structure."""
+    return tf.nest.map_structure(lambda a, b: tf.where(condition, a, b), yes, no)

@@ -1,0 +1,192 @@
+"""`train.py --tune`: the grid search of the teachers' learning rates, in several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from problems import get_problem, load_dataset
+
+from l2o.commands.terminal import Progress, duration, quiet_start
+from l2o.evaluation.tuning import (
+    RATES,
+    Trial,
+    TrialsError,
+    choose,
+    read_trials,
+    table,
+    write_trials,
+)
+from l2o.files import write_atomically
+from l2o.rules.pools import TEACHERS, TUNED_RATES, get_teacher
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is tried.
+
+    Attributes:
+        problem: Name of the problem.
+        data: "auto", "tfds" or "digits".
+        data_dir: Where the data is, if not where TFDS looks by itself.
+        teachers: Names.
+        rates: The grid.
+        seeds: Number of seeds a rate.
+        first_seed: The first of them.
+        epochs: Length of a fit.
+    """
+
+    problem: str = "mnist_cnn"
+    data: str = "auto"
+    data_dir: str | None = None
+    teachers: tuple[str, ...] = tuple(TEACHERS)
+    rates: tuple[float, ...] = RATES
+    seeds: int = 3
+    first_seed: int = 0
+    epochs: int = 5
+
+
+def search(
+    settings: Search,
+    dataset: str,
+    path: Path,
+    jobs: int,
+    progress: Callable[[int, int, Trial | None], None],
+) -> list[Trial]:
+    """Runs the trials that `path` does not have yet, and adds each to it as it ends.
+
+    Args:
+        settings: What is tried.
+        dataset: Name of the data that will really be used.
+        path: The table, made if it is not there.
+        jobs: Processes, of one thread each.
+        progress: Called with trials done, trials in all, and the newest.
+
+    Returns:
+        The trials of this search.
+
+    Raises:
+        TrialsError: If `path` is no table of trials, or one of another problem or data.
+    """
+    trials = read_trials(path) if path.exists() else []
+    mine = (settings.problem, dataset, settings.epochs)
+    for trial in trials:
+        theirs = (trial.problem, trial.dataset, trial.epochs)
+        if mine != theirs:
+            raise TrialsError(
+                f"{path} holds trials of {theirs[0]} on {theirs[1]}, {theirs[2]} epochs; asked "
+                f"for {mine[0]} on {mine[1]}, {mine[2]} epochs. Choose another --output."
+            )
+    seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
+    wanted = [(t, r, s) for s in seeds for r in settings.rates for t in settings.teachers]
+    known = {_key(trial) for trial in trials}
+    missing = [key for key in wanted if key not in known]
+    progress(len(wanted) - len(missing), len(wanted), None)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, _start_worker, (settings,)) as pool:
+        futures = [pool.submit(_run_trial, *key) for key in missing]
+        try:
+            for left, future in enumerate(as_completed(futures), start=1 - len(missing)):
+                trials.append(future.result())
+                write_trials(path, trials)
+                progress(len(wanted) + left, len(wanted), trials[-1])
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [trial for trial in trials if _key(trial) in set(wanted)]
+
+
+def _key(trial: Trial) -> tuple[str, float, int]:
+    return trial.teacher, trial.rate, trial.seed
+
+
+_worker: dict = {}  # what a worker process holds: the settings, the network and the data
+
+
+def _start_worker(settings: Search) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    with quiet_start():
+        import tensorflow as tf
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.experimental.enable_op_determinism()
+    problem = get_problem(settings.problem)
+    data = load_dataset(problem.dataset, settings.data, settings.data_dir, report=lambda text: None)
+    from l2o.amalgamation.optimizee import KerasOptimizee
+
+    _worker.update(settings=settings, problem=problem, data=data)
+    _worker["optimizee"] = KerasOptimizee(lambda: problem.build(data))
+
+
+def _run_trial(teacher: str, rate: float, seed: int) -> Trial:
+    from l2o.amalgamation.optimizee import as_batch
+    from l2o.evaluation.fit import Fit
+
+    settings, problem, data = _worker["settings"], _worker["problem"], _worker["data"]
+    fit = Fit(
+        _worker["optimizee"],
+        get_teacher(teacher, rate),
+        [],
+        as_batch(data.train),
+        as_batch(data.validation),
+        problem.batch_size,
+    )
+    last = fit.run(seed, settings.epochs)[-1]
+    return Trial(
+        settings.problem,
+        data.name,
+        settings.epochs,
+        teacher,
+        rate,
+        seed,
+        last.validation_loss,
+        last.validation_accuracy,
+        -1 if last.diverged_at is None else last.diverged_at,
+    )
+
+
+def tune(settings: Search, data, output: Path, jobs: int) -> None:
+    """Runs or resumes the search, then writes and prints the table and the chosen rates.
+
+    Args:
+        settings: What is tried.
+        data: The `Dataset` that will really be used.
+        output: Directory for trials.csv and table.md.
+        jobs: Processes.
+
+    Raises:
+        TrialsError: If the directory holds another search.
+    """
+    bar, start = Progress("tuning"), time.monotonic()
+    first = 0
+
+    def progress(done: int, total: int, trial: Trial | None) -> None:
+        nonlocal first
+        if trial is None:
+            first = done
+            if done:
+                bar.say(f"Going on with {output}: {done} of {total} fits are there.")
+            return
+        left = (time.monotonic() - start) / (done - first) * (total - done)
+        loss = f"{trial.validation_loss:.4f}" if trial.diverged_at < 0 else "diverged"
+        text = f"{done}/{total} {trial.teacher} {trial.rate:g}: {loss}, {duration(left)} left"
+        bar.show(done, total, text)
+
+    trials = search(settings, data.name, output / "trials.csv", jobs, progress)
+    bar.close()
+    text = (
+        f"Validation loss of {settings.problem} after {settings.epochs} epochs, "
+        f"mean of {settings.seeds} seeds.\nData: {data.description}\n\n{table(trials)}"
+    )
+    write_atomically(output / "table.md", text)
+    print(text)
+    for name in settings.teachers:
+        best = choose(trials, name)
+        rate = "none, every rate diverged" if best.rate is None else f"{best.rate:g}"
+        print(f"{name:10} {rate:>6}  (in the pools: {TUNED_RATES[name]:g})")
+    print(f"Written to {output}")
