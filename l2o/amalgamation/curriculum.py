@@ -1,0 +1,242 @@
+"""The curriculum: which unrolls to train on, and what to make of each validation.
+
+Plain Python, pure functions on frozen dataclasses: the trainer does the work, this says what the
+work is (Huang et al. 2022, Algorithm 1 and Appendix B). A stage is a run of periods; after each
+the policy is validated, and `judge` says whether to keep it, whether it is the stage's best,
+whether to undo it, and whether the stage is over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import inf, isfinite
+
+UNROLLS, LAST_VALIDATION = (100, 200, 500, 1000), 2000
+ALPHAS = (0.2, 0.1, 0.05, 0.02)
+CHOICE_UNROLLS, CHOICE_VALIDATION = (100, 200, 500, 500, 500), 1000
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Periods under one validation.
+
+    Attributes:
+        unrolls: N of each period; the last one holds for all that follow.
+        validation_unroll: N of the validation after each period.
+        alpha: Weight of the distance to the teachers.
+        cold_periods: Periods at the start whose unrolls have no warm-up.
+    """
+
+    unrolls: tuple[int, ...]
+    validation_unroll: int
+    alpha: float = 0.0
+    cold_periods: int = 0
+
+    def unroll(self, period: int) -> int:
+        """N of period number `period` of this stage, counted from 0."""
+        return self.unrolls[min(period, len(self.unrolls) - 1)]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Stages, and the rules by which they end.
+
+    Attributes:
+        stages: In order.
+        truncation: T, inner steps a meta-update.
+        meta_batch: Trajectories a meta-update.
+        period: Trajectories a period (the paper's meta-epochs).
+        min_periods, max_periods: Bounds on the periods of a stage.
+        patience: A stage ends after so many periods without a new best.
+        max_repeats: How often a period may be undone and repeated.
+        tolerance: A validation loss worse than the reference by more than this share of the
+            reference's size undoes the period.
+        validation_trajectories: Fixed trajectories that a validation averages over.
+
+    Raises:
+        ValueError: For values that cannot be.
+    """
+
+    stages: tuple[Stage, ...]
+    truncation: int = 100
+    meta_batch: int = 4
+    period: int = 40
+    min_periods: int = 5
+    max_periods: int = 20
+    patience: int = 5
+    max_repeats: int = 4
+    tolerance: float = 0.5
+    validation_trajectories: int = 4
+
+    def __post_init__(self):
+        positive = ("truncation", "meta_batch", "period", "min_periods", "max_periods", "patience")
+        for name in (*positive, "validation_trajectories"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1. Received: {getattr(self, name)}")
+        if self.max_repeats < 0 or not self.tolerance > 0:
+            raise ValueError(
+                "max_repeats must be at least 0 and tolerance positive. "
+                f"Received: {self.max_repeats} and {self.tolerance}"
+            )
+        if self.max_periods < self.min_periods:
+            raise ValueError(
+                f"max_periods must be at least min_periods, {self.min_periods}. "
+                f"Received: {self.max_periods}"
+            )
+        if self.period % self.meta_batch:
+            raise ValueError(
+                "A period's trajectories must be a multiple of the meta-batch. "
+                f"Received: {self.period} and {self.meta_batch}"
+            )
+        if not self.stages:
+            raise ValueError("A schedule needs at least one stage. Received: none")
+        for stage in self.stages:
+            for unroll in (*stage.unrolls, stage.validation_unroll):
+                if unroll < 1 or unroll % self.truncation:
+                    raise ValueError(
+                        f"Every unroll N must be a positive multiple of the truncation, "
+                        f"{self.truncation}. Received: {unroll}"
+                    )
+            if not stage.alpha >= 0:
+                raise ValueError(f"alpha must be at least 0. Received: {stage.alpha}")
+
+
+def amalgamation_stages(
+    unrolls: tuple[int, ...] = UNROLLS,
+    alphas: tuple[float, ...] = ALPHAS,
+    last_validation: int = LAST_VALIDATION,
+) -> tuple[Stage, ...]:
+    """One stage an unroll, each validated on the next one's.
+
+    Raises:
+        ValueError: If there are not as many alphas as unrolls.
+    """
+    if len(unrolls) != len(alphas):
+        raise ValueError(
+            f"Each stage needs one unroll and one alpha. Received: {len(unrolls)} unrolls and "
+            f"{len(alphas)} alphas"
+        )
+    validations = (*unrolls[1:], last_validation)
+    return tuple(
+        Stage((n,), validation, alpha)
+        for n, validation, alpha in zip(unrolls, validations, alphas, strict=True)
+    )
+
+
+def choice_schedule(
+    schedule: Schedule,
+    unrolls: tuple[int, ...] = CHOICE_UNROLLS,
+    validation_unroll: int = CHOICE_VALIDATION,
+) -> Schedule:
+    """The schedule of the Choice policy: as many periods as unrolls, the first without warm-up."""
+    stage = Stage(tuple(unrolls), validation_unroll, cold_periods=1)
+    count = len(unrolls)
+    return replace(schedule, stages=(stage,), min_periods=count, max_periods=count, patience=count)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a curriculum is.
+
+    Attributes:
+        stage: Index of the stage.
+        period: Periods of it that are behind, undone ones not counted.
+        repeats: How often the present period has been undone.
+        trajectories: Trajectories used up so far, undone ones included: no two periods see the
+            same.
+        incoming: Validation loss of the checkpoint the stage began with; None until it is known.
+        best: The stage's best validation loss, or None before there is one.
+        best_period: The period it came after.
+        finished: Whether the last stage is over.
+    """
+
+    stage: int = 0
+    period: int = 0
+    repeats: int = 0
+    trajectories: int = 0
+    incoming: float | None = None
+    best: float | None = None
+    best_period: int = 0
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the trainer is to do after a validation.
+
+    Attributes:
+        keep: Go on from the present policy; otherwise from the last one that was kept.
+        best: Remember the present policy as the stage's best.
+        exploded: The validation was worse than the reference allows.
+        stage_over: Take up the stage's best policy; the next stage, if any, begins with it.
+    """
+
+    keep: bool
+    best: bool = False
+    exploded: bool = False
+    stage_over: bool = False
+
+
+def enter(progress: Progress, loss: float) -> Progress:
+    """The stage begins: `loss` is the incoming checkpoint's under the stage's validation."""
+    return replace(progress, incoming=loss if isfinite(loss) else inf)
+
+
+def explodes(loss: float, reference: float, tolerance: float) -> bool:
+    """Whether a loss is not finite or worse than the reference by over `tolerance` of its size."""
+    if not isfinite(reference):
+        return not isfinite(loss)
+    return not loss <= reference + tolerance * abs(reference)
+
+
+def judge(schedule: Schedule, progress: Progress, loss: float) -> tuple[Progress, Verdict]:
+    """What to make of the validation loss after a period.
+
+    The reference is the stage's best so far, and before there is one the incoming checkpoint's
+    loss. A period that explodes is undone and repeated on fresh trajectories. Our choice where
+    the paper is silent: once the repeats are used up the period counts and training goes on, from
+    where it is if the loss is at least finite, else from the last policy that was kept. A stage
+    without any finite validation ends on the checkpoint it began with.
+    """
+    progress = replace(progress, trajectories=progress.trajectories + schedule.period)
+    reference = progress.incoming if progress.best is None else progress.best
+    exploded = explodes(loss, reference, schedule.tolerance)
+    if exploded and progress.repeats < schedule.max_repeats:
+        return replace(progress, repeats=progress.repeats + 1), Verdict(False, exploded=True)
+    period = progress.period + 1
+    progress = replace(progress, period=period, repeats=0)
+    best = isfinite(loss) and (progress.best is None or loss < progress.best)
+    if best:
+        progress = replace(progress, best=loss, best_period=period)
+    over = period >= last_period(schedule, progress)
+    verdict = Verdict(isfinite(loss), best, exploded, over)
+    if over and progress.stage + 1 < len(schedule.stages):
+        progress = Progress(progress.stage + 1, trajectories=progress.trajectories)
+    elif over:
+        progress = replace(progress, finished=True)
+    return progress, verdict
+
+
+def last_period(schedule: Schedule, progress: Progress) -> int:
+    """The number of periods after which the stage ends if no new best comes."""
+    patient = progress.best_period + schedule.patience
+    return min(max(schedule.min_periods, patient), schedule.max_periods)
+
+
+def steps_left(schedule: Schedule, progress: Progress) -> list[tuple[int, int]]:
+    """Inner steps still to come, (training, validation) for each stage from the present one on.
+
+    The present stage is counted to where it ends without a new best, later ones to their fewest
+    periods.
+    """
+    if progress.finished:
+        return []
+    left = []
+    for number, stage in enumerate(schedule.stages[progress.stage :]):
+        behind = progress.period if number == 0 else 0
+        end = last_period(schedule, progress if number == 0 else Progress())
+        training = schedule.period * sum(stage.unroll(p) for p in range(behind, end))
+        validations = end - behind + (number > 0 or progress.incoming is None)
+        unrolled = schedule.validation_trajectories * stage.validation_unroll
+        left.append((training, validations * unrolled))
+    return left
