@@ -135,6 +135,52 @@ def choice_schedule(
 
 
 @dataclass(frozen=True)
+class Preset:
+    """A named schedule.
+
+    Attributes:
+        schedule: The policy's; its stages are made of the next three.
+        unrolls, alphas, last_validation: See `amalgamation_stages`.
+        choice_unrolls, choice_validation: See `choice_schedule`.
+    """
+
+    schedule: Schedule
+    unrolls: tuple[int, ...] = UNROLLS
+    alphas: tuple[float, ...] = ALPHAS
+    last_validation: int = LAST_VALIDATION
+    choice_unrolls: tuple[int, ...] = CHOICE_UNROLLS
+    choice_validation: int = CHOICE_VALIDATION
+
+
+# cpu has the paper's stages and about its number of meta-updates, with one trajectory in each.
+# smoke goes through everything there is and learns nothing to speak of.
+PRESETS = {
+    "paper": Preset(Schedule(amalgamation_stages())),
+    "cpu": Preset(
+        Schedule(
+            amalgamation_stages(), meta_batch=1, period=10, min_periods=6, max_periods=6, patience=6
+        )
+    ),
+    "smoke": Preset(
+        Schedule(
+            amalgamation_stages((20, 40, 60, 80), ALPHAS, 100),
+            truncation=20,
+            meta_batch=1,
+            period=2,
+            min_periods=2,
+            max_periods=2,
+            patience=2,
+            validation_trajectories=2,
+        ),
+        unrolls=(20, 40, 60, 80),
+        last_validation=100,
+        choice_unrolls=(20, 40, 60),
+        choice_validation=80,
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Progress:
     """Where a curriculum is.
 

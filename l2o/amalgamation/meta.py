@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -41,6 +42,18 @@ class MetaState(NamedTuple):
     weights: list
     optimizer: State
     skipped: Any
+
+
+def meta_optimizer(learning_rate: float) -> Adam:
+    """Adam as Keras has it: 1e-7 outside the root is about 1e-14 inside."""
+    return Adam(learning_rate, epsilon=1e-14)
+
+
+def initial_state(weights: list) -> MetaState:
+    """The state before the first meta-update."""
+    weights = [tf.convert_to_tensor(w) for w in weights]
+    moments = meta_optimizer(0.0).initial_state(Layout.of(weights))
+    return MetaState(weights, moments, tf.zeros((), tf.int32))
 
 
 def clip(gradient: Sequence, weights: Sequence) -> list:
@@ -92,12 +105,6 @@ class MetaTraining:
                 f"Received: {self.meta_batch}"
             )
 
-    def initial(self, weights: list) -> MetaState:
-        """The state before the first meta-update."""
-        weights = [tf.convert_to_tensor(w) for w in weights]
-        moments = self._adam.initial_state(Layout.of(weights))
-        return MetaState(weights, moments, tf.zeros((), tf.int32))
-
     def begin(self, key: Sequence[int], first: int):
         """Fresh trajectories number `first` to `first + meta_batch`, spread over the replicas."""
         return self._spread(
@@ -132,7 +139,13 @@ class MetaTraining:
         return self._update(state, trajectories, warm, batches, tf.constant(alpha, self._dtype))
 
     def validate(
-        self, weights: list, key: Sequence[int], trajectories: int, unroll: int, warmup: int
+        self,
+        weights: list,
+        key: Sequence[int],
+        trajectories: int,
+        unroll: int,
+        warmup: int,
+        tick: Callable[[float], None] = lambda seconds: None,
     ) -> np.ndarray:
         """Meta losses [trajectories] of whole unrolls, unscaled and without teachers.
 
@@ -142,25 +155,23 @@ class MetaTraining:
             trajectories: How many.
             unroll: N, a multiple of the truncation.
             warmup: Steps.
+            tick: Called after every truncation with the seconds it took.
         """
         losses = []
         for index in range(trajectories):
             trajectory, total = begin(self._validation, [*key, index], scaled=False), 0.0
             for start in range(0, unroll, self.truncation):
+                begun = time.monotonic()
                 warm, steps = self._cut([*key, index], start, warmup)
                 trajectory, loss = self._rehearse(weights, trajectory, warm, steps)
                 total += float(loss)
+                tick(time.monotonic() - begun)
             losses.append(total * self.truncation / unroll)
         return np.array(losses)
 
     @property
     def _dtype(self):
         return keras.config.floatx()
-
-    @cached_property
-    def _adam(self) -> Adam:
-        # 1e-7 outside the root, as Keras has it, is about 1e-14 inside.
-        return Adam(self.learning_rate, epsilon=1e-14)
 
     @cached_property
     def _validation(self) -> Amalgamation:
@@ -220,7 +231,8 @@ class MetaTraining:
     def _apply(self, state: MetaState, gradient: list, finite) -> MetaState:
         layout = Layout.of(state.weights)
         clipped = layout.flatten(clip(gradient, state.weights))
-        move, optimizer = self._adam.update([], clipped, state.optimizer, layout)
+        adam = meta_optimizer(self.learning_rate)
+        move, optimizer = adam.update([], clipped, state.optimizer, layout)
         weights = layout.unflatten(layout.flatten(state.weights) - move)
         new = MetaState(weights, optimizer, state.skipped)
         finite &= all_finite(new)

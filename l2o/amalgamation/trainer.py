@@ -1,0 +1,444 @@
+"""The trainer: carries a policy through its curriculum, and everything safely to disk.
+
+An amalgamation has one phase, or two for the choice scheme: the Choice policy on the meta loss
+alone, then RNNProp distilled from it (Huang et al. 2022, Equation 4). A phase is a curriculum;
+its state is a few `MetaState`s and a `Progress`, saved between unrolls. Trajectories are not
+saved: they derive from their index, so a run taken up again lives the interrupted unroll again,
+bit for bit.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from l2o.amalgamation.curriculum import (
+    Progress,
+    Schedule,
+    Stage,
+    enter,
+    judge,
+    steps_left,
+)
+from l2o.amalgamation.meta import MetaState, MetaTraining, initial_state
+from l2o.amalgamation.optimizee import Batch, Optimizee
+from l2o.amalgamation.rundir import RunDirectory, Table
+from l2o.amalgamation.unroll import Amalgamation, Teacher
+from l2o.checkpoint import Policy, save_policy
+from l2o.rules import Choice, RNNProp, UpdateRule, get_pool
+
+TRAINING, VALIDATION, INITIAL = 0, 1, 2  # streams of random numbers of a phase
+CHECKPOINT_SECONDS = 60
+UPDATES = ("phase", "stage", "period", "update", "unroll", "step", "meta_loss", "distance",
+           "finite", "seconds")  # fmt: skip
+PERIODS = ("phase", "stage", "period", "repeats", "unroll", "alpha", "meta_loss", "distance",
+           "validation_unroll", "validation_loss", "validation_error", "verdict", "skipped",
+           "updates", "seconds")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Meta:
+    """Settings of the meta-training that the curriculum does not have.
+
+    Attributes:
+        seed: Everything random derives from it.
+        learning_rate: Of the meta-optimizer, Adam.
+        warmup_steps, warmup_rate: Plain SGD before an unroll.
+        scaled: Random scaling, for RNNProp.
+        first_order: No meta-gradient through the network's gradient.
+        recompute: Steps a segment computed again in the backward pass; 0 keeps everything.
+    """
+
+    seed: int = 0
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    warmup_rate: float = 0.01
+    scaled: bool = True
+    first_order: bool = False
+    recompute: int = 0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One policy to be trained.
+
+    Attributes:
+        name: Also the name of its directory in the run's.
+        rule: The policy.
+        scheme: How it is amalgamated.
+        schedule: Its curriculum.
+        teachers: Whom it imitates; `None` means the policy of the phase before.
+    """
+
+    name: str
+    rule: UpdateRule
+    scheme: str
+    schedule: Schedule
+    teachers: tuple[Teacher, ...] | None = ()
+
+
+def plan(strategy: str, pool: str, schedule: Schedule, choice: Schedule) -> tuple[Phase, ...]:
+    """The phases of an amalgamation strategy.
+
+    Args:
+        strategy: "none", "mean", "minmax" or "choice".
+        pool: Name of the pool of teachers.
+        schedule: Curriculum of the policy.
+        choice: Curriculum of the Choice policy.
+    """
+    teachers = get_pool(pool)
+    if strategy == "choice":
+        return (
+            Phase("choice", Choice(teachers), "none", choice),
+            Phase("policy", RNNProp(), "mean", schedule, teachers=None),
+        )
+    imitated = () if strategy == "none" else tuple(Teacher(rule, []) for rule in teachers)
+    return (Phase("policy", RNNProp(), strategy, schedule, imitated),)
+
+
+@dataclass
+class _Run:
+    """What changes while a run goes on, and is saved.
+
+    Attributes:
+        phase: Index of the phase.
+        progress: In its curriculum.
+        now: The policy as it is.
+        kept: As it was after the last period that was kept.
+        best: The stage's best; the checkpoint it began with before there is one.
+        previous: Weights of the phase before, or none.
+        unrolls: Unrolls of the present period that are behind.
+        sums: Of meta loss and distance over the present period's updates.
+        updates, periods: Rows of the tables.
+        seconds: Spent so far, all sessions together.
+    """
+
+    phase: int
+    progress: Progress
+    now: MetaState
+    kept: MetaState
+    best: MetaState
+    previous: list
+    unrolls: int = 0
+    sums: tuple[float, float] = (0.0, 0.0)
+    updates: int = 0
+    periods: int = 0
+    seconds: float = 0.0
+
+
+class Stopped(Exception):
+    """The run was interrupted; what it had is saved."""
+
+
+class Trainer:
+    """Runs the phases of an amalgamation in a run directory.
+
+    Args:
+        phases: In order.
+        meta: Settings.
+        optimizee: The network.
+        data: The training examples, as NumPy arrays.
+        batch_size: Examples an inner step.
+        strategy: A `tf.distribute` strategy.
+        directory: Where it is kept.
+        card: What every saved policy says of its origin; the trainer adds its own findings.
+        watch: Told of events; see `l2o.commands.train`.
+    """
+
+    def __init__(
+        self,
+        phases: tuple[Phase, ...],
+        meta: Meta,
+        optimizee: Optimizee,
+        data: Batch,
+        batch_size: int,
+        strategy: tf.distribute.Strategy,
+        directory: RunDirectory,
+        card: dict[str, Any],
+        watch: Callable[[str, dict[str, Any]], None] = lambda event, facts: None,
+    ):
+        self._phases, self._meta = phases, meta
+        self._optimizee, self._data, self._batch_size = optimizee, data, batch_size
+        self._strategy, self._directory = strategy, directory
+        self._card, self._watch = card, watch
+        self._stopping = False
+
+    def run(self) -> Policy:
+        """Trains to the end, from where the directory's last run got.
+
+        Returns:
+            The policy of the last phase.
+
+        Raises:
+            Stopped: After SIGINT or SIGTERM, once what there is has been saved.
+            RunError: If the directory's checkpoints cannot be read.
+        """
+        run = self._restore() or self._enter_phase(0, [], seconds=0.0, updates=0, periods=0)
+        path = self._directory.path
+        self._updates = Table(path / "updates.csv", UPDATES, run.updates)
+        self._periods = Table(path / "periods.csv", PERIODS, run.periods)
+        self._clock = time.monotonic()
+        self._saved = self._clock
+        handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while True:
+                phase = self._phases[run.phase]
+                training = self._training(phase, run)
+                while not run.progress.finished:
+                    self._advance(phase, training, run)
+                if run.phase + 1 == len(self._phases):
+                    return Policy(phase.rule, _arrays(run.now.weights), self._card)
+                tick = self._seconds(run)
+                run = self._enter_phase(
+                    run.phase + 1, run.now.weights, tick, run.updates, run.periods
+                )
+                self._clock = time.monotonic()
+                self._save(run)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _stop(self, *_) -> None:
+        if self._stopping:  # asked a second time: do not wait for the truncation to end
+            raise KeyboardInterrupt
+        self._stopping = True
+
+    def _seconds(self, run: _Run) -> float:
+        return run.seconds + time.monotonic() - self._clock
+
+    def _enter_phase(self, number: int, previous: list, seconds, updates, periods) -> _Run:
+        rule = self._phases[number].rule
+        generator = np.random.default_rng([self._meta.seed, number, INITIAL])
+        weights = rule.initial_weights(int(generator.integers(2**20)))
+        state = initial_state(weights)
+        return _Run(
+            number, Progress(), state, state, state, previous,
+            updates=updates, periods=periods, seconds=seconds,
+        )  # fmt: skip
+
+    def _training(self, phase: Phase, run: _Run) -> MetaTraining:
+        teachers, scheme = phase.teachers, phase.scheme
+        if teachers is None:
+            teachers = (Teacher(self._phases[run.phase - 1].rule, run.previous),)
+        job = Amalgamation(
+            phase.rule,
+            teachers,
+            scheme,
+            self._optimizee,
+            self._meta.warmup_rate,
+            self._meta.first_order,
+            self._meta.recompute,
+        )
+        return MetaTraining(
+            job,
+            self._data,
+            self._batch_size,
+            phase.schedule.truncation,
+            phase.schedule.meta_batch,
+            self._strategy,
+            self._meta.learning_rate,
+            # Random scaling is for RNNProp; the other policies need not bear it.
+            self._meta.scaled and isinstance(phase.rule, RNNProp),
+        )
+
+    def _advance(self, phase: Phase, training: MetaTraining, run: _Run) -> None:
+        """One period with its validation, or the validation a stage begins with."""
+        schedule, progress = phase.schedule, run.progress
+        stage = schedule.stages[progress.stage]
+        if progress.incoming is None:
+            losses = self._validate(training, phase, stage, run)
+            run.progress = enter(progress, float(losses.mean()))
+            run.kept = run.best = run.now
+            self._save(run)
+            self._watch("entered", {"phase": phase, "stage": progress.stage, "losses": losses})
+            return
+        self._practise(training, phase, stage, run)
+        losses = self._validate(training, phase, stage, run)
+        run.progress, verdict = judge(schedule, progress, float(losses.mean()))
+        updates = schedule.period // schedule.meta_batch
+        updates *= stage.unroll(progress.period) // schedule.truncation
+        facts = {
+            "phase": phase.name,
+            "stage": progress.stage + 1,
+            "period": progress.period + 1,
+            "repeats": progress.repeats,
+            "unroll": stage.unroll(progress.period),
+            "alpha": stage.alpha,
+            "meta_loss": run.sums[0] / updates,
+            "distance": run.sums[1] / updates,
+            "validation_unroll": stage.validation_unroll,
+            "validation_loss": float(losses.mean()),
+            "validation_error": _standard_error(losses),
+            "verdict": _word(verdict),
+            "skipped": int(run.now.skipped),
+            "updates": run.updates,
+            "seconds": round(self._seconds(run), 1),
+        }
+        self._periods.append(facts)
+        run.periods += 1
+        run.unrolls, run.sums = 0, (0.0, 0.0)
+        skipped = run.now.skipped
+        run.now = run.kept = run.now if verdict.keep else run.kept
+        if verdict.best:
+            run.best = run.now
+        if verdict.stage_over:
+            run.now = run.kept = run.best
+        run.now = run.now._replace(skipped=skipped)  # what was skipped stays counted
+        self._save(run)
+        if verdict.best:
+            self._save_policy(phase, run, facts)
+        self._watch("period", facts | {"stage_over": verdict.stage_over})
+
+    def _practise(self, training: MetaTraining, phase: Phase, stage: Stage, run: _Run) -> None:
+        """The unrolls of a period that are not behind yet."""
+        schedule, progress = phase.schedule, run.progress
+        key = [self._meta.seed, run.phase, TRAINING]
+        unroll = stage.unroll(progress.period)
+        warmup = self._meta.warmup_steps if progress.period >= stage.cold_periods else 0
+        for number in range(run.unrolls, schedule.period // schedule.meta_batch):
+            first = progress.trajectories + number * schedule.meta_batch
+            trajectories = training.begin(key, first)
+            state, updates, rows, sums = run.now, run.updates, [], np.array(run.sums)
+            for start in range(0, unroll, schedule.truncation):
+                begun = time.monotonic()
+                state, trajectories, report = training.update(
+                    state, trajectories, key, first, start, warmup, stage.alpha
+                )
+                meta_loss, distance, finite = (float(x) for x in report)
+                seconds = time.monotonic() - begun
+                updates += 1
+                sums += np.nan_to_num([meta_loss, distance])
+                rows.append((progress.stage + 1, progress.period + 1, updates, unroll, start,
+                             meta_loss, distance, int(finite >= 1), round(seconds, 3)))  # fmt: skip
+                self._updates.append(dict(zip(UPDATES, (phase.name, *rows[-1]), strict=True)))
+                self._watch(
+                    "update",
+                    {
+                        "phase": phase, "run": run, "meta_loss": meta_loss,
+                        "distance": distance, "finite": finite >= 1, "seconds": seconds,
+                        "unroll": unroll,
+                        "done": number * unroll + start + schedule.truncation,
+                        "total": schedule.period // schedule.meta_batch * unroll,
+                    },
+                )  # fmt: skip
+                if self._stopping:
+                    break
+            if self._stopping:
+                break
+            run.now, run.unrolls = state, number + 1
+            run.updates, run.sums = updates, (float(sums[0]), float(sums[1]))
+            if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
+                self._save(run)
+        self._leave_if_stopping(run)
+        self._save(run)
+
+    def _leave_if_stopping(self, run: _Run) -> None:
+        if self._stopping:
+            self._save(run)
+            raise Stopped
+
+    def _validate(self, training: MetaTraining, phase: Phase, stage: Stage, run: _Run):
+        """Meta losses [V] of the present policy on the fixed trajectories."""
+        total = phase.schedule.validation_trajectories * stage.validation_unroll
+        done = 0
+
+        def tick(seconds: float) -> None:
+            nonlocal done
+            done += phase.schedule.truncation
+            facts = {"phase": phase, "run": run, "seconds": seconds, "done": done, "total": total}
+            self._watch("validating", facts)
+            self._leave_if_stopping(run)
+
+        return training.validate(
+            run.now.weights,
+            [self._meta.seed, run.phase, VALIDATION],
+            phase.schedule.validation_trajectories,
+            stage.validation_unroll,
+            self._meta.warmup_steps,
+            tick,
+        )
+
+    def _save_policy(self, phase: Phase, run: _Run, facts: dict[str, Any]) -> None:
+        card = self._card | {
+            "phase": phase.name,
+            "schedule": asdict(phase.schedule),
+            "validation": {k: facts[k] for k in ("validation_loss", "validation_unroll",
+                                                 "stage", "period")},
+            "updates": facts["updates"],
+            "seconds": facts["seconds"],
+        }  # fmt: skip
+        save_policy(self._directory.path / phase.name, phase.rule, _arrays(run.best.weights), card)
+
+    def _save(self, run: _Run) -> None:
+        now = time.monotonic()
+        run.seconds, self._clock, self._saved = self._seconds(run), now, now
+        arrays = {}
+        for name in ("now", "kept", "best"):
+            for k, tensor in enumerate(tf.nest.flatten(getattr(run, name))):
+                arrays[f"{name}.{k}"] = np.asarray(tensor)
+        for k, tensor in enumerate(run.previous):
+            arrays[f"previous.{k}"] = np.asarray(tensor)
+        status = {
+            "phase": run.phase,
+            "progress": asdict(run.progress),
+            "unrolls": run.unrolls,
+            "sums": run.sums,
+            "updates": run.updates,
+            "periods": run.periods,
+            "seconds": run.seconds,
+        }
+        self._directory.save(arrays, status)
+
+    def _restore(self) -> _Run | None:
+        saved = self._directory.load()
+        if saved is None:
+            return None
+        arrays, status = saved
+        number = status["phase"]
+        run = self._enter_phase(number, [], 0.0, 0, 0)
+        states = {}
+        for name in ("now", "kept", "best"):
+            count = len(tf.nest.flatten(run.now))
+            flat = [tf.convert_to_tensor(arrays[f"{name}.{k}"]) for k in range(count)]
+            states[name] = tf.nest.pack_sequence_as(run.now, flat)
+        count = sum(key.startswith("previous.") for key in arrays)
+        previous = [tf.convert_to_tensor(arrays[f"previous.{k}"]) for k in range(count)]
+        return replace(
+            run,
+            **states,
+            previous=previous,
+            progress=Progress(**status["progress"]),
+            unrolls=status["unrolls"],
+            sums=tuple(status["sums"]),
+            updates=status["updates"],
+            periods=status["periods"],
+            seconds=status["seconds"],
+        )
+
+
+def inner_steps_left(phases: tuple[Phase, ...], number: int, progress: Progress):
+    """(training, validation) inner steps of the present stage, and of the whole run."""
+    here = steps_left(phases[number].schedule, progress)
+    later = [steps for p in phases[number + 1 :] for steps in steps_left(p.schedule, Progress())]
+    total = np.sum([*here, *later, (0, 0)], axis=0)
+    return (here[0] if here else (0, 0)), (int(total[0]), int(total[1]))
+
+
+def _word(verdict) -> str:
+    if verdict.exploded:
+        return "exploded, kept" if verdict.keep else "exploded, undone"
+    return "best" if verdict.best else "kept"
+
+
+def _standard_error(losses: np.ndarray) -> float:
+    return float(losses.std(ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else 0.0
+
+
+def _arrays(tensors: list) -> list[np.ndarray]:
+    return [np.asarray(t) for t in tensors]

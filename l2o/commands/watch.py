@@ -1,0 +1,180 @@
+"""What `train.py` shows of a run while it goes on: bar, figure, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from l2o.amalgamation.curriculum import Progress as Curriculum
+from l2o.amalgamation.trainer import Phase, inner_steps_left
+from l2o.commands.terminal import Progress, duration
+
+# An inner step in plain gradients of the network, as benchmarks/unroll.py measures it; only for
+# the estimate of the time before the run has a speed of its own.
+TRAINING_GRADIENTS, VALIDATION_GRADIENTS, TRACING_SECONDS = 7.0, 3.0, 20.0
+
+
+def expected_seconds(phases: tuple[Phase, ...], optimizee, data, batch_size: int) -> float:
+    """How long a run will take, from the speed of a plain gradient on this machine."""
+    import tensorflow as tf
+
+    from l2o.amalgamation.optimizee import Batch, loss_and_gradient
+
+    parameters, carried = optimizee.initial(0)
+    batch = Batch(
+        *map(tf.constant, (data.train.images[:batch_size], data.train.labels[:batch_size]))
+    )
+    gradient = tf.function(lambda p: loss_and_gradient(optimizee, p, carried, batch)[1])
+    gradient(parameters)
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        gradient(parameters).numpy()
+        times.append(time.perf_counter() - start)
+    total = TRACING_SECONDS * len(phases)
+    for phase in phases:
+        _, (training, validation) = inner_steps_left((phase,), 0, Curriculum())
+        teachers = len(phase.teachers) if phase.teachers is not None else 2
+        total += np.median(times) * (
+            training * (TRAINING_GRADIENTS + teachers) + validation * VALIDATION_GRADIENTS
+        )
+    return float(total)
+
+
+class Watch:
+    """Shows a trainer's events.
+
+    Args:
+        directory: The run directory.
+        phases: The run's.
+        tensorboard: Whether to write event files.
+    """
+
+    def __init__(self, directory: Path, phases: tuple[Phase, ...], tensorboard: bool):
+        self._directory, self._phases = directory, phases
+        self._bar = Progress("")
+        self._seconds = {"update": None, "validating": None}
+        self._writer = None
+        if tensorboard:
+            import tensorflow as tf
+
+            self._writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
+
+    def __call__(self, event: str, facts: dict[str, Any]) -> None:
+        if event in ("update", "validating"):
+            self._step(event, facts)
+        elif event == "entered":
+            mean = float(facts["losses"].mean())
+            phase = facts["phase"]
+            self._bar.say(
+                f"{phase.name}: stage {facts['stage'] + 1} of {len(phase.schedule.stages)} begins "
+                f"at validation loss {mean:.4f}"
+            )
+        elif event == "period":
+            self._period(facts)
+
+    def close(self) -> None:
+        """Ends the bar and the event files."""
+        self._bar.close()
+        if self._writer:
+            self._writer.close()
+
+    def _step(self, event: str, facts: dict[str, Any]) -> None:
+        phase, run = facts["phase"], facts["run"]
+        each = facts["seconds"] / phase.schedule.truncation
+        # The first call of each kind is mostly tracing and says nothing of the speed.
+        if facts["done"] > phase.schedule.truncation or self._seconds[event] is not None:
+            old = self._seconds[event]
+            self._seconds[event] = each if old is None else 0.9 * old + 0.1 * each
+        progress = run.progress
+        text = f"{phase.name} stage {progress.stage + 1} period {progress.period + 1}"
+        if event == "update":
+            text += f" | meta loss {facts['meta_loss']:+.3f}"
+            if phase.scheme != "none":
+                text += f", distance {facts['distance']:+.3f}"
+            text += f" | {1 / each:.0f} steps/s" if facts["finite"] else " | SKIPPED, not finite"
+        else:
+            text += " | validating"
+        text += self._time_left(run, event, facts)
+        self._bar.show(facts["done"], facts["total"], text)
+
+    def _time_left(self, run, event: str, facts: dict[str, Any]) -> str:
+        training = self._seconds["update"] or self._seconds["validating"]
+        validation = self._seconds["validating"] or self._seconds["update"]
+        if training is None:
+            return ""
+        stage, whole = inner_steps_left(self._phases, run.phase, run.progress)
+        phase = facts["phase"]
+        if event == "update":
+            behind = facts["done"] * phase.schedule.meta_batch * training
+        else:
+            unroll = phase.schedule.stages[run.progress.stage].unroll(run.progress.period)
+            first = run.progress.incoming is None
+            behind = facts["done"] * validation + (
+                0 if first else phase.schedule.period * unroll * training
+            )
+        left = [t * training + v * validation - behind for t, v in (stage, whole)]
+        stage, whole = (duration(max(seconds, 0)) for seconds in left)
+        return f" | left: stage {stage}, run {whole}"
+
+    def _period(self, facts: dict[str, Any]) -> None:
+        distance = f", distance {facts['distance']:+.4f}" if facts["distance"] else ""
+        self._bar.say(
+            f"{facts['phase']} stage {facts['stage']} period {facts['period']}: "
+            f"N {facts['unroll']}, meta loss {facts['meta_loss']:+.4f}{distance}, validation "
+            f"{facts['validation_loss']:+.4f} (N {facts['validation_unroll']}), {facts['verdict']}"
+        )
+        if self._writer:
+            import tensorflow as tf
+
+            with self._writer.as_default(step=facts["updates"]):
+                for name in ("meta_loss", "distance", "validation_loss", "alpha", "unroll",
+                             "skipped"):  # fmt: skip
+                    tf.summary.scalar(f"{facts['phase']}/{name}", facts[name])
+            self._writer.flush()
+        if facts["stage_over"]:
+            draw_periods(self._directory / "periods.csv", self._directory / "progress.png")
+
+
+def draw_periods(table: Path, path: Path) -> None:
+    """A figure of a run's periods: meta loss and validation, distance, by meta-update.
+
+    Args:
+        table: A run's periods.csv.
+        path: The PNG to be written.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 6), sharex=True)
+    phases = list(dict.fromkeys(row["phase"] for row in rows))
+    for phase, style in zip(phases, ("--", "-"), strict=False):
+        mine = [row for row in rows if row["phase"] == phase]
+        x = [int(row["updates"]) for row in mine]
+        values = lambda name: [float(row[name]) for row in mine]  # noqa: B023, E731
+        top.plot(x, values("meta_loss"), style, color="0.6", marker=".", label=f"{phase}: training")
+        top.plot(x, values("validation_loss"), style, color="C0", marker="o",
+                 label=f"{phase}: validation")  # fmt: skip
+        if any(values("distance")):
+            bottom.plot(x, values("distance"), style, color="C1", marker=".", label=phase)
+        for before, row in zip(mine, mine[1:], strict=False):
+            if before["stage"] != row["stage"]:
+                for axes in (top, bottom):
+                    axes.axvline(int(before["updates"]), color="0.85", zorder=0)
+    top.set_ylabel("meta loss (log units)")
+    top.legend(fontsize="small")
+    bottom.set_ylabel("log distance to teachers")
+    bottom.set_xlabel("meta-updates (vertical lines: stages end)")
+    figure.tight_layout()
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=120, format="png")
+    plt.close(figure)
+    temporary.replace(path)
