@@ -11,12 +11,12 @@ POOLS: dict[str, tuple[str, ...]] = {
     "small": ("adam", "rmsprop"),
     "large": ("adam", "rmsprop", "sgd", "momentum", "addsign", "powersign"),
 }
-# Best mean validation loss after 5 epochs of the Train problem; docs/tuning.md has the table.
+# Best mean validation loss after 5 epochs of the Train problem; docs/tuning has the table.
 TUNED_RATES: dict[str, float] = {
     "adam": 2e-3,
-    "rmsprop": 1e-3,
+    "rmsprop": 5e-3,
     "sgd": 2e-1,
-    "momentum": 2e-1,
+    "momentum": 5e-1,
     "addsign": 1e-1,
     "powersign": 1e-1,
 }
