@@ -74,7 +74,13 @@ class Layout:
         return ops.concatenate([ops.reshape(t, (-1,)) for t in tensors], axis=0)
 
     def unflatten(self, vector) -> list:
-        """Cuts a vector [D] into the K tensors."""
+        """Cuts a vector [D] into the K tensors.
+
+        Raises:
+            ValueError: If the vector is known to be of another length.
+        """
+        if vector.shape[0] not in (None, self.size):
+            raise ValueError(f"Expected a vector of {self.size}. Received: {vector.shape}")
         return [
             ops.reshape(vector[start : start + size], shape)
             for start, size, shape in zip(self.offsets, self.sizes, self.shapes, strict=True)
