@@ -1,0 +1,64 @@
+"""What all tests share: a quiet TensorFlow, four logical CPU devices, seeds, float64, a network."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from l2o.amalgamation.optimizee import Batch
+
+tf.get_logger().setLevel("ERROR")
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
+)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test starts from the same random state."""
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def float64():
+    """Keras makes float64 tensors and layers within the test."""
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx(floatx)
+    keras.config.set_dtype_policy(policy)
+
+
+@pytest.fixture
+def network():
+    """Builds a network for 8x8 images and 3 classes: convolution, batch norm, max-pool, dense."""
+
+    def build() -> keras.Model:
+        layers = keras.layers
+        return keras.Sequential(
+            [
+                layers.Input((8, 8, 1)),
+                layers.Conv2D(2, 3, activation="relu"),
+                layers.BatchNormalization(),
+                layers.MaxPooling2D(2),
+                layers.Flatten(),
+                layers.Dense(3),
+            ]
+        )
+
+    return build
+
+
+@pytest.fixture
+def data() -> Batch:
+    """64 examples for `network`: a pattern a class, under noise."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, 64).astype("int32")
+    patches = generator.normal(size=(3, 8, 8, 1))
+    inputs = patches[labels] + generator.normal(size=(64, 8, 8, 1))
+    return Batch(inputs.astype("float32"), labels)
