@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import inf, isfinite
+from typing import Any
 
 UNROLLS, LAST_VALIDATION = (100, 200, 500, 1000), 2000
 ALPHAS = (0.2, 0.1, 0.05, 0.02)
@@ -73,9 +74,9 @@ class Schedule:
         for name in (*positive, "validation_trajectories"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1. Received: {getattr(self, name)}")
-        if self.max_repeats < 0 or not self.tolerance > 0:
+        if self.max_repeats < 0 or not 0 < self.tolerance < inf:
             raise ValueError(
-                "max_repeats must be at least 0 and tolerance positive. "
+                "max_repeats must be at least 0 and tolerance positive and finite. "
                 f"Received: {self.max_repeats} and {self.tolerance}"
             )
         if self.max_periods < self.min_periods:
@@ -91,14 +92,24 @@ class Schedule:
         if not self.stages:
             raise ValueError("A schedule needs at least one stage. Received: none")
         for stage in self.stages:
+            if not stage.unrolls:
+                raise ValueError("A stage needs at least one unroll. Received: none")
             for unroll in (*stage.unrolls, stage.validation_unroll):
                 if unroll < 1 or unroll % self.truncation:
                     raise ValueError(
                         f"Every unroll N must be a positive multiple of the truncation, "
                         f"{self.truncation}. Received: {unroll}"
                     )
-            if not stage.alpha >= 0:
-                raise ValueError(f"alpha must be at least 0. Received: {stage.alpha}")
+            if not 0 <= stage.alpha < inf:
+                raise ValueError(f"alpha must be at least 0 and finite. Received: {stage.alpha}")
+            if stage.cold_periods < 0:
+                raise ValueError(f"cold_periods must be at least 0. Received: {stage.cold_periods}")
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Schedule:
+        """The schedule that `dataclasses.asdict` made a dictionary of, by way of JSON or not."""
+        stages = (stage | {"unrolls": tuple(stage["unrolls"])} for stage in config["stages"])
+        return cls(**config | {"stages": tuple(Stage(**stage) for stage in stages)})
 
 
 def amalgamation_stages(
@@ -230,9 +241,9 @@ def enter(progress: Progress, loss: float) -> Progress:
 
 def explodes(loss: float, reference: float, tolerance: float) -> bool:
     """Whether a loss is not finite or worse than the reference by over `tolerance` of its size."""
-    if not isfinite(reference):
+    if not isfinite(loss) or not isfinite(reference):
         return not isfinite(loss)
-    return not loss <= reference + tolerance * abs(reference)
+    return loss > reference + tolerance * abs(reference)
 
 
 def judge(schedule: Schedule, progress: Progress, loss: float) -> tuple[Progress, Verdict]:
@@ -242,8 +253,14 @@ def judge(schedule: Schedule, progress: Progress, loss: float) -> tuple[Progress
     loss. A period that explodes is undone and repeated on fresh trajectories. Our choice where
     the paper is silent: once the repeats are used up the period counts and training goes on, from
     where it is if the loss is at least finite, else from the last policy that was kept. A stage
-    without any finite validation ends on the checkpoint it began with.
+    without any finite validation ends on the checkpoint it began with; otherwise that one does
+    not count for the best, which is the best of the periods.
+
+    Raises:
+        ValueError: Before the stage was entered, or after the last one is over.
     """
+    if progress.incoming is None or progress.finished:
+        raise ValueError(f"There is no period to judge. Received: {progress}")
     progress = replace(progress, trajectories=progress.trajectories + schedule.period)
     reference = progress.incoming if progress.best is None else progress.best
     exploded = explodes(loss, reference, schedule.tolerance)
