@@ -1,0 +1,270 @@
+"""The learned policies, RNNProp and Choice, against a plain NumPy LSTM."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from l2o.rules import (
+    SGD,
+    Adam,
+    Choice,
+    Layout,
+    Momentum,
+    RMSProp,
+    RNNProp,
+    get_pool,
+    rule_from_config,
+)
+
+_WARM, _STEPS = 4, 20
+_LAYOUT = Layout(("a", "b", "c", "d"), ((), (3,), (2, 2), (1, 2, 1, 1, 1)))
+_RANKS = [0, 1, 1, 1, 2, 2, 2, 2, 4, 4]
+_TEACHERS = (Adam(0.01), RMSProp(0.02), SGD(0.3))
+_CHOICE = Choice(_TEACHERS)
+_POLICIES = [RNNProp(), _CHOICE]
+
+
+def gradients(count=_WARM + _STEPS, layout=_LAYOUT, dtype="float64") -> np.ndarray:
+    generator = np.random.default_rng(0)
+    scale = np.logspace(-3, 1, layout.size)
+    return (generator.normal(size=(count, layout.size)) * scale).astype(dtype)
+
+
+def run(rule, weights, gradients, warm=0, layout=_LAYOUT) -> tuple[np.ndarray, tuple]:
+    """Steps [steps, D] after `warm` observed gradients, and the last state."""
+    state, steps = rule.initial_state(layout), []
+    for gradient in gradients[:warm]:
+        state = rule.observe(weights, tf.constant(gradient), state, layout)
+    for gradient in gradients[warm:]:
+        step, state = rule.update(weights, tf.constant(gradient), state, layout)
+        steps.append(np.asarray(step))
+    return np.stack(steps), state
+
+
+def randomized(weights) -> list:
+    """Weights with every entry moved, so that biases and gates all have a say."""
+    generator = np.random.default_rng(1)
+    return [tf.constant(w + 0.3 * generator.normal(size=w.shape)) for w in map(np.asarray, weights)]
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def numpy_lstm(weights, inputs) -> np.ndarray:
+    """Head outputs [steps, D, outputs] of stacked LSTMs; Keras' gates: in, forget, cell, out."""
+    *cells, kernel, bias = [np.asarray(w) for w in weights]
+    values = inputs
+    for k in range(0, len(cells), 3):
+        hidden = carry = np.zeros((inputs.shape[1], cells[k + 1].shape[0]))
+        outputs = []
+        for x in values:
+            gates = np.split(x @ cells[k] + hidden @ cells[k + 1] + cells[k + 2], 4, axis=-1)
+            enter, forget, candidate, leave = gates
+            carry = sigmoid(forget) * carry + sigmoid(enter) * np.tanh(candidate)
+            hidden = sigmoid(leave) * np.tanh(carry)
+            outputs.append(hidden)
+        values = np.stack(outputs)
+    return values @ kernel + bias
+
+
+def softmax(x):
+    powers = np.exp(x - x.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("correction", ["exact", "constant"])
+def test_rnnprop_is_its_formula(correction, float64):
+    rule = RNNProp(bias_correction=correction)
+    weights = randomized(rule.initial_weights(0))
+    m, v, inputs = 0.0, 0.0, []
+    for t, g in enumerate(gradients(), start=1):
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        exact = correction == "exact"
+        m_hat, v_hat = m / (1 - 0.9 ** (t if exact else 1)), v / (1 - 0.999 ** (t if exact else 1))
+        root = np.sqrt(v_hat + 1e-10)
+        inputs.append(np.stack([m_hat / root, g / root], axis=-1))
+    outputs = numpy_lstm(weights, np.stack(inputs)[_WARM:])
+    steps, _ = run(rule, weights, gradients(), _WARM)
+    assert steps.shape == (_STEPS, _LAYOUT.size)
+    np.testing.assert_allclose(steps, 0.1 * np.tanh(outputs[..., 0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("horizon", [2000.0, 15.0])
+def test_choice_is_its_formula(horizon, float64):
+    rule = Choice(_TEACHERS, horizon=horizon)
+    weights = randomized(rule.initial_weights(0))
+    moves = np.stack([run(t, [], gradients(), _WARM)[0] for t in _TEACHERS], axis=-1)
+    times = np.minimum(np.arange(_WARM + 1, _WARM + _STEPS + 1) / horizon, 1)
+    times = np.broadcast_to(times[:, None, None], (*moves.shape[:2], 1))
+    ranks = np.broadcast_to(np.eye(5)[_RANKS], (*moves.shape[:2], 5))
+    choice = softmax(numpy_lstm(weights, np.concatenate([moves, times, ranks], axis=-1)))
+    steps, _ = run(rule, weights, gradients(), _WARM)
+    np.testing.assert_allclose(steps, (choice * moves).sum(axis=-1), rtol=1e-6, atol=1e-14)
+
+
+def split_memory(state) -> tuple[dict, dict]:
+    """Memory and moments of a state's coordinate tensors."""
+    is_memory = lambda key: "hidden" in key or "cell" in key  # noqa: E731
+    memory = {k: v for k, v in state.coordinate.items() if is_memory(k)}
+    return memory, {k: v for k, v in state.coordinate.items() if not is_memory(k)}
+
+
+@pytest.mark.parametrize("rule", _POLICIES, ids=lambda rule: rule.name)
+def test_warm_up_moves_moments_and_count_but_not_memory(rule):
+    weights = rule.initial_weights(0)
+    state = rule.initial_state(_LAYOUT)
+    for gradient in gradients(dtype="float32")[:_WARM]:
+        state = rule.observe(weights, gradient, state, _LAYOUT)
+    memory, moments = split_memory(state)
+    assert float(state.shared["count"]) == _WARM
+    assert len(memory) == 4 and moments
+    for value in memory.values():
+        assert value.shape == (_LAYOUT.size, 20)
+        assert not np.any(value)
+    for value in moments.values():
+        assert np.all(np.asarray(value) != 0)
+    _, after = rule.update(weights, gradients(dtype="float32")[0], state, _LAYOUT)
+    assert all(np.any(value) for value in split_memory(after)[0].values())
+
+
+@pytest.mark.parametrize("rule", _POLICIES, ids=lambda rule: rule.name)
+def test_observing_and_updating_keep_the_states_structure(rule):
+    """A compiled loop carries the state: structure, shapes and types must stay."""
+    weights, gradient = rule.initial_weights(0), gradients(1, dtype="float32")[0]
+    fresh = rule.initial_state(_LAYOUT)
+    seen = rule.observe(weights, gradient, fresh, _LAYOUT)
+    _, moved = rule.update(weights, gradient, fresh, _LAYOUT)
+    describe = lambda state: tf.nest.map_structure(lambda x: (x.shape, x.dtype), state)  # noqa: E731
+    assert describe(fresh) == describe(seen) == describe(moved)
+
+
+def test_number_of_weights():
+    assert sum(math.prod(w.shape) for w in RNNProp().initial_weights(0)) == 5141
+    # Inputs: K updates, time, five ranks; outputs: K.
+    k = len(_TEACHERS)
+    expected = 4 * 20 * (k + 6 + 20 + 1) + 4 * 20 * (20 + 20 + 1) + 21 * k
+    assert sum(math.prod(w.shape) for w in _CHOICE.initial_weights(0)) == expected
+
+
+@pytest.mark.parametrize("rule", _POLICIES, ids=lambda rule: rule.name)
+def test_initial_weights_derive_from_the_seed(rule):
+    one, again, other = (rule.initial_weights(seed) for seed in (3, 3, 4))
+    for a, b in zip(one, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    kernels = [k for k, w in enumerate(one) if len(w.shape) == 2]
+    assert len(kernels) == 5
+    for k in kernels:
+        assert not np.any(np.asarray(one[k]) == np.asarray(other[k]))
+
+
+@pytest.mark.parametrize("rule", _POLICIES, ids=lambda rule: rule.name)
+def test_initializers(rule):
+    *cells, head, head_bias = [np.asarray(w) for w in rule.initial_weights(0)]
+    assert not head_bias.any()
+    for kernel in [*cells[::3], head]:
+        limit = np.sqrt(6 / sum(kernel.shape))
+        assert 0.8 * limit < np.abs(kernel).max() <= limit
+    for recurrent in cells[1::3]:
+        np.testing.assert_allclose(recurrent @ recurrent.T, np.eye(20), atol=1e-5)
+    for bias in cells[2::3]:
+        np.testing.assert_array_equal(bias, np.repeat([0, 1, 0, 0], 20))  # unit forget bias
+
+
+@pytest.mark.parametrize("rule", _POLICIES, ids=lambda rule: rule.name)
+def test_permuting_coordinates_permutes_the_steps(rule, float64):
+    """Coordinates of one rank may change places; for RNNProp all of them."""
+    weights, values = randomized(rule.initial_weights(0)), gradients(6)
+    if rule is _CHOICE:
+        order = np.array([0, 3, 1, 2, 7, 5, 4, 6, 9, 8])
+    else:
+        order = np.random.default_rng(2).permutation(_LAYOUT.size)
+    steps, _ = run(rule, weights, values)
+    permuted, _ = run(rule, weights, values[:, order])
+    np.testing.assert_allclose(permuted, steps[:, order], rtol=1e-10)
+    assert not np.allclose(steps, steps[:, order], rtol=1e-3)
+
+
+def test_choice_tells_ranks_apart_but_not_tensors(float64):
+    weights, values = randomized(_CHOICE.initial_weights(0)), gradients(6)
+    order = np.array([4, 5, 6, 7, 0, 8, 9, 1, 2, 3])  # whole tensors change places
+    layout = Layout(("c", "a", "d", "b"), ((2, 2), (), (1, 1, 1, 2), (3,)))
+    steps, _ = run(_CHOICE, weights, values)
+    moved, _ = run(_CHOICE, weights, values[:, order], layout=layout)
+    np.testing.assert_allclose(moved, steps[:, order], rtol=1e-10)
+    flat = Layout(("all",), ((_LAYOUT.size,),))
+    other, _ = run(_CHOICE, weights, values, layout=flat)
+    np.testing.assert_allclose(other[:, 1:4], steps[:, 1:4], rtol=1e-10)
+    for rank in (0, 2, 4):
+        coordinates = np.equal(_RANKS, rank)
+        assert not np.allclose(other[:, coordinates], steps[:, coordinates], rtol=1e-3)
+
+
+def test_choice_steps_lie_in_the_hull_of_its_teachers():
+    rule = Choice(get_pool("large"))
+    values = gradients(dtype="float32")
+    moves = np.stack([run(t, [], values)[0] for t in rule.teachers])
+    steps, _ = run(rule, rule.initial_weights(0), values)
+    low, high = moves.min(axis=0), moves.max(axis=0)
+    slack = 1e-6 * (high - low)
+    assert np.all((low - slack <= steps) & (steps <= high + slack))
+    assert np.mean((low < steps) & (steps < high)) > 0.9
+
+
+@pytest.mark.parametrize("chosen", range(len(_TEACHERS)))
+def test_choice_is_stable_at_logits_of_a_thousand(chosen):
+    bias = np.full(len(_TEACHERS), -1000.0, "float32")
+    bias[chosen] = 1000
+    weights = [*_CHOICE.initial_weights(0)[:-1], tf.constant(bias)]
+    values = gradients(5, dtype="float32")
+    with tf.GradientTape() as tape:
+        tape.watch(weights)
+        state, total = _CHOICE.initial_state(_LAYOUT), 0.0
+        for gradient in values:
+            step, state = _CHOICE.update(weights, gradient, state, _LAYOUT)
+            total += tf.reduce_sum(step)
+    steps, _ = run(_CHOICE, weights, values)
+    np.testing.assert_allclose(steps, run(_TEACHERS[chosen], [], values)[0], rtol=1e-6)
+    assert all(np.isfinite(g).all() for g in tape.gradient(total, weights))
+
+
+def test_rnnprop_steps_are_at_most_a_tenth():
+    rule = RNNProp()
+    weights = [100 * w for w in rule.initial_weights(0)]
+    steps, _ = run(rule, weights, 1e6 * gradients(dtype="float32"))
+    assert 0.099 < np.abs(steps).max() <= 0.1 + 1e-8
+
+
+def test_choice_is_differentiable_through_its_teachers():
+    rule = Choice((SGD(0.3), Momentum(0.2)))
+    weights = [tf.zeros_like(w) for w in rule.initial_weights(0)]  # chooses evenly
+    gradient = tf.constant(gradients(1, dtype="float32")[0])
+    with tf.GradientTape() as tape:
+        tape.watch(gradient)
+        step, _ = rule.update(weights, gradient, rule.initial_state(_LAYOUT), _LAYOUT)
+    np.testing.assert_allclose(tape.gradient(step, gradient), (0.3 + 0.1 * 0.2) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        RNNProp(units=4, layers=1, scale=0.2, epsilon=1e-8, bias_correction="constant"),
+        Choice((Adam(0.1, bias_correction="constant"), Momentum(0.2, 0.5)), units=4, horizon=10.0),
+    ],
+    ids=lambda rule: rule.name,
+)
+def test_a_configuration_comes_back_as_the_same_policy(rule):
+    back = rule_from_config(json.loads(json.dumps(rule.get_config())))
+    assert back == rule
+    assert hash(back) == hash(rule)
+    shapes = [tuple(w.shape) for w in rule.initial_weights(0)]
+    assert [tuple(w.shape) for w in back.initial_weights(0)] == shapes
+
+
+@pytest.mark.parametrize("teachers", [(), ("adam",)])
+def test_choice_needs_teachers(teachers):
+    with pytest.raises(ValueError, match="teachers.*Received"):
+        Choice(teachers)
