@@ -43,6 +43,7 @@ def simulate(schedule, loss_of, carry=lambda progress: progress):
         progress, verdict = judge(schedule, before, loss_of(before))
         progress = carry(progress)
         history.append((before, verdict))
+        assert len(history) < 1000, "the run does not end"
     return history
 
 
