@@ -57,6 +57,25 @@ def keras_seed(seed: int) -> Iterator[None]:
         random.setstate(before)
 
 
+@contextmanager
+def exact_moments() -> Iterator[None]:
+    """Batch norm built within has the right second derivatives.
+
+    TensorFlow's `tf.nn.moments`, which Keras calls, takes the mean in the variance for a
+    constant: right for first derivatives only.
+    """
+    before = tf.nn.moments
+    tf.nn.moments = _moments
+    try:
+        yield
+    finally:
+        tf.nn.moments = before
+
+
+def _moments(x, axes, shift=None, keepdims=False, name=None):
+    return tf.reduce_mean(x, axes, keepdims), tf.math.reduce_variance(x, axes, keepdims)
+
+
 class KerasOptimizee:
     """A Keras model and its loss as an optimizee.
 
@@ -80,13 +99,14 @@ class KerasOptimizee:
         return np.concatenate(parameters), [v.numpy() for v in model.non_trainable_variables]
 
     def loss(self, parameters, carried, batch, training):
-        outputs, carried, penalties = self.model.stateless_call(
-            self.layout.unflatten(parameters),
-            carried,
-            as_inputs(batch.inputs),
-            training=training,
-            return_losses=True,
-        )
+        with exact_moments():
+            outputs, carried, penalties = self.model.stateless_call(
+                self.layout.unflatten(parameters),
+                carried,
+                as_inputs(batch.inputs),
+                training=training,
+                return_losses=True,
+            )
         loss = tf.reduce_mean(self._loss(batch.labels, outputs))
         return tf.add_n([loss, *penalties]), carried
 
