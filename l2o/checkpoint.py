@@ -1,17 +1,18 @@
 """The policy directory: a trained policy on disk.
 
-    policy.json      format, the rule's settings, shapes and checksum of the weights, the card
-    weights.h5       one dataset a weight tensor
+    policy.json         format, the rule's settings, the weights' file, shapes and dtypes, the card,
+                        and a checksum over all of it
+    weights-....h5      one dataset a weight tensor
 
-No pickle, and nothing in it is ever executed.
+policy.json is replaced in one rename after the weights it names are on disk, so that the directory
+holds the old policy or the new one at every moment. No pickle; nothing in it is ever executed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from l2o.files import write_atomically
 from l2o.rules.base import UpdateRule, rule_from_config
 
 FORMAT = "l2o policy 1"
-DESCRIPTION, WEIGHTS = "policy.json", "weights.h5"
+DESCRIPTION, WEIGHTS = "policy.json", "weights-{}.h5"
 
 
 class PolicyError(ValueError):
@@ -31,7 +33,7 @@ class PolicyError(ValueError):
 
 @dataclass(frozen=True)
 class Policy:
-    """A rule with its weights.
+    """A rule with its weights: what can be wrapped as an optimizer or frozen as a teacher.
 
     Attributes:
         rule: The update rule.
@@ -40,7 +42,7 @@ class Policy:
     """
 
     rule: UpdateRule
-    weights: list[np.ndarray]
+    weights: list[np.ndarray] = field(default_factory=list)
     card: dict[str, Any] = field(default_factory=dict)
 
 
@@ -49,35 +51,33 @@ def save_policy(
 ) -> None:
     """Writes a policy directory in place of the one that is there, if any.
 
+    Args:
+        path: The directory.
+        rule: The update rule.
+        weights: As from the rule's `initial_weights`.
+        card: Anything JSON can hold.
+
     Raises:
         PolicyError: If `path` holds something that is no policy; it is left alone.
+        TypeError: If JSON cannot hold the card.
     """
-    import h5py
-
-    path = Path(path)
-    if path.exists() and any(path.iterdir()) and not (path / DESCRIPTION).exists():
+    path, weights = Path(path), [np.asarray(w) for w in weights]
+    if not _is_free(path):
         raise PolicyError(f"{path} holds something that is no policy; it is left as it is")
-    weights = [np.asarray(w) for w in weights]
     description = {
         "format": FORMAT,
         "rule": rule.get_config(),
-        "weights": [{"shape": list(w.shape), "dtype": str(w.dtype)} for w in weights],
-        "sha256": _checksum(weights),
+        "file": WEIGHTS.format(_digest({}, weights)[:16]),
+        "weights": [{"shape": w.shape, "dtype": str(w.dtype)} for w in weights],
         "card": card,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new, old = (path.with_name(f".{path.name}.{os.getpid()}.{end}") for end in ("new", "old"))
-    for directory in (new, old):
-        shutil.rmtree(directory, ignore_errors=True)
-    new.mkdir()
-    with h5py.File(new / WEIGHTS, "w") as file:
-        for k, array in enumerate(weights):
-            file[str(k)] = array
-    (new / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
-    if path.exists():
-        os.replace(path, old)
-    os.replace(new, path)
-    shutil.rmtree(old, ignore_errors=True)
+    description = json.loads(json.dumps(description))  # as a reader will see it
+    description["sha256"] = _digest(description, weights)
+    write_atomically(path / description["file"], _to_hdf5(weights))
+    write_atomically(path / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    for old in path.glob(WEIGHTS.format("*")):
+        if old.name != description["file"]:
+            old.unlink(missing_ok=True)
 
 
 def load_policy(path: Path | str) -> Policy:
@@ -86,38 +86,94 @@ def load_policy(path: Path | str) -> Policy:
     Raises:
         PolicyError: If it is missing, damaged, altered or no policy.
     """
-    import h5py
-
     path = Path(path)
+    text = _description(path)
+    while True:
+        try:
+            return _parse(path, text)
+        except FileNotFoundError as error:
+            # Whoever saves meanwhile takes the old weights away once the new ones are named.
+            text, before = _description(path), text
+            if text == before:
+                raise PolicyError(f"{path} lacks the weights: {error.filename}") from error
+
+
+def _is_free(path: Path) -> bool:
+    """Whether a policy may be written here: nothing, a policy, or the leavings of a save."""
+    if not path.exists():
+        return True
+    if not path.is_dir():
+        return False
+    ours = (DESCRIPTION, f".{DESCRIPTION}", "weights-", ".weights-")
+    return (path / DESCRIPTION).exists() or all(p.name.startswith(ours) for p in path.iterdir())
+
+
+def _description(path: Path) -> str:
     if not path.is_dir():
         raise PolicyError(f"There is no policy directory at {path}")
     if not (path / DESCRIPTION).exists():
         raise PolicyError(f"{path} is no policy directory: it has no {DESCRIPTION}")
     try:
-        description = json.loads((path / DESCRIPTION).read_text())
-        kind = description.get("format") if isinstance(description, dict) else None
+        return (path / DESCRIPTION).read_text()
     except (OSError, ValueError) as error:
-        raise PolicyError(f"{path / DESCRIPTION} cannot be read: {error}") from error
+        raise PolicyError(f"{path / DESCRIPTION} cannot be read: {_line(error)}") from error
+
+
+def _parse(path: Path, text: str) -> Policy:
+    try:
+        description = json.loads(text)
+        kind = description.get("format") if isinstance(description, dict) else None
+    except (ValueError, RecursionError) as error:
+        raise PolicyError(f"{path / DESCRIPTION} cannot be read: {_line(error)}") from error
     if kind != FORMAT:
-        raise PolicyError(f"{path / DESCRIPTION} has format {kind!r}; this reads '{FORMAT}'")
+        raise PolicyError(f"{path / DESCRIPTION} has format {kind!r}; this reads {FORMAT!r}")
+    try:
+        file = path / Path(description["file"]).name
+        weights = _from_hdf5(file.read_bytes(), len(description["weights"]))
+    except FileNotFoundError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise PolicyError(f"The weights in {path} cannot be read: {_line(error)}") from error
+    if _digest(description, weights) != description.get("sha256"):
+        raise PolicyError(
+            f"{path} is not what was saved: the checksum of {DESCRIPTION} and {file.name} differs"
+        )
     try:
         rule = rule_from_config(description["rule"])
-        with h5py.File(path / WEIGHTS, "r") as file:
-            weights = [file[str(k)][()] for k in range(len(description["weights"]))]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise PolicyError(f"The policy in {path} cannot be read: {reason}") from error
-    if _checksum(weights) != description.get("sha256"):
-        raise PolicyError(f"{path / WEIGHTS} is not what was saved: its checksum differs")
-    expected = [tuple(w.shape) for w in rule.initial_weights(0)]
+        expected = [tuple(w.shape) for w in rule.initial_weights(0)]
+        card = dict(description["card"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise PolicyError(f"The policy in {path} cannot be read: {_line(error)}") from error
     if expected != [w.shape for w in weights]:
         raise PolicyError(f"The weights in {path} do not fit the rule '{rule.name}'")
-    return Policy(rule, weights, description.get("card", {}))
+    return Policy(rule, weights, card)
 
 
-def _checksum(weights: Sequence[np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _to_hdf5(weights: Sequence[np.ndarray]) -> bytes:
+    import h5py  # here: `import l2o` is light
+
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        for k, array in enumerate(weights):
+            file[str(k)] = array
+    return buffer.getvalue()
+
+
+def _from_hdf5(content: bytes, count: int) -> list[np.ndarray]:
+    import h5py
+
+    with h5py.File(io.BytesIO(content), "r") as file:
+        return [np.asarray(file[str(k)]) for k in range(count)]
+
+
+def _digest(description: dict[str, Any], weights: Sequence[np.ndarray]) -> str:
+    described = {key: value for key, value in description.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     for array in weights:
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
