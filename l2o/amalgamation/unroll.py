@@ -26,6 +26,8 @@ from l2o.amalgamation.optimizee import (
 from l2o.rules.base import State, UpdateRule
 
 SCALE_LIMIT = 3.0  # random scaling: s = exp(U(-3, 3)) (Lv et al. 2017)
+# Squared distances to a teacher must not overflow either, in coordinates divided by any scale.
+DISTANCE_MARGIN = 1e3
 
 
 class Runner(NamedTuple):
@@ -183,7 +185,8 @@ def warm_up(job: Amalgamation, weights: list, trajectory: Trajectory, batches: B
 def follow(job: Amalgamation, runners: list[Runner], batches: Batch) -> tuple[Any, list[Runner]]:
     """The teachers' steps over T batches.
 
-    A step that is not finite is not taken: the teacher waits where it is.
+    A step that is not finite, or so far that distances would not be, is not taken: the teacher
+    waits where it is.
 
     Returns:
         Parameters [T, K, D] after each step, in clean coordinates, and the runners.
@@ -198,7 +201,8 @@ def follow(job: Amalgamation, runners: list[Runner], batches: Batch) -> tuple[An
             )
             move, state = rule.update(weights, gradient, old.state, layout)
             new = Runner(old.parameters - move, carried, state)
-            moved.append(choose(all_finite(new), new, old))
+            reach = tf.reduce_sum(tf.square(DISTANCE_MARGIN * new.parameters))
+            moved.append(choose(all_finite([new, reach]), new, old))
         return i + 1, moved, path.write(i, tf.stack([r.parameters for r in moved]))
 
     path = tf.TensorArray(runners[0].parameters.dtype, size=steps)
