@@ -23,8 +23,12 @@ _WARM, _STEPS = 4, 20
 _LAYOUT = Layout(("a", "b", "c", "d"), ((), (3,), (2, 2), (1, 2, 1, 1, 1)))
 _RANKS = [0, 1, 1, 1, 2, 2, 2, 2, 4, 4]
 _TEACHERS = (Adam(0.01), RMSProp(0.02), SGD(0.3))
-_CHOICE = Choice(_TEACHERS)
-_POLICIES = [RNNProp(), _CHOICE]
+
+
+@pytest.fixture(params=["rnnprop", "choice"])
+def rule(request):
+    """A fresh policy: it keeps its layers, in Keras' float type of their first use."""
+    return RNNProp() if request.param == "rnnprop" else Choice(_TEACHERS)
 
 
 def gradients(count=_WARM + _STEPS, layout=_LAYOUT, dtype="float64") -> np.ndarray:
@@ -113,7 +117,6 @@ def split_memory(state) -> tuple[dict, dict]:
     return memory, {k: v for k, v in state.coordinate.items() if not is_memory(k)}
 
 
-@pytest.mark.parametrize("rule", _POLICIES, ids=lambda rule: rule.name)
 def test_warm_up_moves_moments_and_count_but_not_memory(rule):
     weights = rule.initial_weights(0)
     state = rule.initial_state(_LAYOUT)
@@ -131,7 +134,6 @@ def test_warm_up_moves_moments_and_count_but_not_memory(rule):
     assert all(np.any(value) for value in split_memory(after)[0].values())
 
 
-@pytest.mark.parametrize("rule", _POLICIES, ids=lambda rule: rule.name)
 def test_observing_and_updating_keep_the_states_structure(rule):
     """A compiled loop carries the state: structure, shapes and types must stay."""
     weights, gradient = rule.initial_weights(0), gradients(1, dtype="float32")[0]
@@ -147,10 +149,9 @@ def test_number_of_weights():
     # Inputs: K updates, time, five ranks; outputs: K.
     k = len(_TEACHERS)
     expected = 4 * 20 * (k + 6 + 20 + 1) + 4 * 20 * (20 + 20 + 1) + 21 * k
-    assert sum(math.prod(w.shape) for w in _CHOICE.initial_weights(0)) == expected
+    assert sum(math.prod(w.shape) for w in Choice(_TEACHERS).initial_weights(0)) == expected
 
 
-@pytest.mark.parametrize("rule", _POLICIES, ids=lambda rule: rule.name)
 def test_initial_weights_derive_from_the_seed(rule):
     one, again, other = (rule.initial_weights(seed) for seed in (3, 3, 4))
     for a, b in zip(one, again, strict=True):
@@ -161,7 +162,6 @@ def test_initial_weights_derive_from_the_seed(rule):
         assert not np.any(np.asarray(one[k]) == np.asarray(other[k]))
 
 
-@pytest.mark.parametrize("rule", _POLICIES, ids=lambda rule: rule.name)
 def test_initializers(rule):
     *cells, head, head_bias = [np.asarray(w) for w in rule.initial_weights(0)]
     assert not head_bias.any()
@@ -174,11 +174,10 @@ def test_initializers(rule):
         np.testing.assert_array_equal(bias, np.repeat([0, 1, 0, 0], 20))  # unit forget bias
 
 
-@pytest.mark.parametrize("rule", _POLICIES, ids=lambda rule: rule.name)
 def test_permuting_coordinates_permutes_the_steps(rule, float64):
     """Coordinates of one rank may change places; for RNNProp all of them."""
     weights, values = randomized(rule.initial_weights(0)), gradients(6)
-    if rule is _CHOICE:
+    if rule.name == "choice":
         order = np.array([0, 3, 1, 2, 7, 5, 4, 6, 9, 8])
     else:
         order = np.random.default_rng(2).permutation(_LAYOUT.size)
@@ -189,14 +188,15 @@ def test_permuting_coordinates_permutes_the_steps(rule, float64):
 
 
 def test_choice_tells_ranks_apart_but_not_tensors(float64):
-    weights, values = randomized(_CHOICE.initial_weights(0)), gradients(6)
+    rule, values = Choice(_TEACHERS), gradients(6)
+    weights = randomized(rule.initial_weights(0))
     order = np.array([4, 5, 6, 7, 0, 8, 9, 1, 2, 3])  # whole tensors change places
     layout = Layout(("c", "a", "d", "b"), ((2, 2), (), (1, 1, 1, 2), (3,)))
-    steps, _ = run(_CHOICE, weights, values)
-    moved, _ = run(_CHOICE, weights, values[:, order], layout=layout)
+    steps, _ = run(rule, weights, values)
+    moved, _ = run(rule, weights, values[:, order], layout=layout)
     np.testing.assert_allclose(moved, steps[:, order], rtol=1e-10)
     flat = Layout(("all",), ((_LAYOUT.size,),))
-    other, _ = run(_CHOICE, weights, values, layout=flat)
+    other, _ = run(rule, weights, values, layout=flat)
     np.testing.assert_allclose(other[:, 1:4], steps[:, 1:4], rtol=1e-10)
     for rank in (0, 2, 4):
         coordinates = np.equal(_RANKS, rank)
@@ -216,17 +216,17 @@ def test_choice_steps_lie_in_the_hull_of_its_teachers():
 
 @pytest.mark.parametrize("chosen", range(len(_TEACHERS)))
 def test_choice_is_stable_at_logits_of_a_thousand(chosen):
-    bias = np.full(len(_TEACHERS), -1000.0, "float32")
+    rule, bias = Choice(_TEACHERS), np.full(len(_TEACHERS), -1000.0, "float32")
     bias[chosen] = 1000
-    weights = [*_CHOICE.initial_weights(0)[:-1], tf.constant(bias)]
+    weights = [*rule.initial_weights(0)[:-1], tf.constant(bias)]
     values = gradients(5, dtype="float32")
     with tf.GradientTape() as tape:
         tape.watch(weights)
-        state, total = _CHOICE.initial_state(_LAYOUT), 0.0
+        state, total = rule.initial_state(_LAYOUT), 0.0
         for gradient in values:
-            step, state = _CHOICE.update(weights, gradient, state, _LAYOUT)
+            step, state = rule.update(weights, gradient, state, _LAYOUT)
             total += tf.reduce_sum(step)
-    steps, _ = run(_CHOICE, weights, values)
+    steps, _ = run(rule, weights, values)
     np.testing.assert_allclose(steps, run(_TEACHERS[chosen], [], values)[0], rtol=1e-6)
     assert all(np.isfinite(g).all() for g in tape.gradient(total, weights))
 
