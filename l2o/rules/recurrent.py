@@ -68,9 +68,12 @@ class CoordinateLSTM:
 
     def initial_memory(self, coordinates: int) -> dict:
         """Hidden and cell states [D, units] at rest."""
+        # The layers hold variables. Made here they are not made first while a step is compiled,
+        # which fails on several replicas.
+        cells = self._layers[:-1]
         return {
-            f"{kind}{k}": ops.zeros((coordinates, self.units))
-            for k in range(self.layers)
+            f"{kind}{k}": ops.zeros((coordinates, cell.units))
+            for k, cell in enumerate(cells)
             for kind in ("hidden", "cell")
         }
 
