@@ -64,7 +64,9 @@ def clip(gradient: Sequence, weights: Sequence) -> list:
 
     def cut(g, w):
         longest = CLIP_RATIO * tf.maximum(tf.norm(w), CLIP_FLOOR)
-        norm = tf.norm(g)
+        largest = tf.reduce_max(tf.abs(g))
+        largest = tf.where(largest > 0, largest, 1)
+        norm = largest * tf.norm(g / largest)  # the squares of g itself may overflow
         return tf.where(norm > longest, g * (longest / tf.where(norm > 0, norm, 1)), g)
 
     return [cut(g, w) for g, w in zip(gradient, weights, strict=True)]
