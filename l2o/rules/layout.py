@@ -62,6 +62,27 @@ class Layout:
         ranks = [min(len(shape), MAX_RANK) for shape in self.shapes]
         return np.repeat(np.array(ranks, dtype="int32"), self.sizes)
 
+    def pieces(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """Where coordinates `start` to `stop` lie: tensor, and its coordinates from and to."""
+        cuts = [
+            (k, max(start - offset, 0), min(stop - offset, size))
+            for k, (offset, size) in enumerate(zip(self.offsets, self.sizes, strict=True))
+        ]
+        return [(k, first, last) for k, first, last in cuts if first < last]
+
+    def block(self, start: int, stop: int) -> Layout:
+        """The layout of coordinates `start` to `stop` alone; a tensor that is cut keeps its rank.
+
+        It is what a coordinatewise rule needs to run on a part of the vector.
+        """
+        names, shapes = [], []
+        for k, first, last in self.pieces(start, stop):
+            names.append(self.names[k])
+            ones = (1,) * (len(self.shapes[k]) - 1)
+            cut = last - first < self.sizes[k]
+            shapes.append((last - first, *ones) if cut else self.shapes[k])
+        return Layout(tuple(names), tuple(shapes))
+
     def flatten(self, tensors: Sequence):
         """Joins K tensors into one vector [D].
 

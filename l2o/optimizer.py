@@ -1,0 +1,472 @@
+"""AmalgamatedOptimizer: a Keras optimizer around any trained policy or teacher.
+
+A rule is pure and works on one flat vector; a Keras optimizer owns variables. Here every model
+variable has a state of its own (for placement, saving, and variables without a gradient), joined
+only inside the step: one call of the rule moves all variables.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from l2o import pretrained
+from l2o.checkpoint import Policy, PolicyError, load_policy
+from l2o.rules import Layout, State, UpdateRule, rule_from_config
+
+# A coordinatewise rule runs on this many coordinates at a time, which bounds its activations
+# (some 1.5 kB a coordinate for RNNProp) whatever the size of the model.
+BLOCK = 2**20
+WEIGHT_DECAY_LIMIT = 1e-4
+
+
+@dataclass
+class _Slots:
+    """The variables of an optimizer; no list or dictionary, which Keras would wrap and track.
+
+    Attributes:
+        weights: The policy's.
+        states: One a model variable: its coordinate rows and its tensor row.
+        shared: The state that belongs to all.
+        skipped: Number of skipped steps.
+    """
+
+    weights: list[keras.Variable]
+    states: list[State]
+    shared: dict[str, keras.Variable]
+    skipped: keras.Variable
+
+
+@keras.saving.register_keras_serializable(package="l2o")
+class AmalgamatedOptimizer(keras.optimizers.Optimizer):
+    """A Keras optimizer that takes the steps of a trained policy.
+
+    For the first `warmup_steps` steps it is SGD at `warmup_learning_rate` while the policy watches
+    the gradients (Huang et al. 2022, Appendix C); then it subtracts `learning_rate` times the
+    policy's step. A step whose gradients are not all finite is skipped for all variables and
+    counted in `skipped_steps`; a warning says so once, at the end of `fit` where it is compiled.
+
+    State is float32 whatever the variables' dtype: for RNNProp 82 numbers a parameter, 328 bytes.
+
+    Args:
+        policy: A `Policy`, as from `l2o.load_policy`, or an `UpdateRule` that has no weights.
+        learning_rate: A float or a Keras schedule. It scales the policy's step, not the warm-up.
+        warmup_steps: Number of SGD steps at the start.
+        warmup_learning_rate: SGD's rate.
+        **kwargs: As for every Keras optimizer. Keras multiplies `weight_decay` by
+            `learning_rate`, which is about 1 here: the same number means a thousand times what it
+            means to Adam at 1e-3.
+
+    Raises:
+        ValueError: If the weights do not fit the rule, or a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | UpdateRule,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1.0,
+        warmup_steps: int = 100,
+        warmup_learning_rate: float = 0.01,
+        **kwargs,
+    ):
+        super().__init__(
+            float(learning_rate) if isinstance(learning_rate, int) else learning_rate, **kwargs
+        )
+        if not isinstance(warmup_steps, int) or warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be an integer >= 0. Received: {warmup_steps}")
+        if not 0 <= warmup_learning_rate < math.inf:
+            raise ValueError(f"warmup_learning_rate must be >= 0. Received: {warmup_learning_rate}")
+        if self.weight_decay is not None and self.weight_decay > WEIGHT_DECAY_LIMIT:
+            warnings.warn(
+                f"weight_decay={self.weight_decay} is multiplied by learning_rate, which is about "
+                f"1 for a policy and not 1e-3: more than {WEIGHT_DECAY_LIMIT} is a lot",
+                stacklevel=2,
+            )
+        self.warmup_steps = warmup_steps
+        self.warmup_learning_rate = float(warmup_learning_rate)
+        self._policy = policy if isinstance(policy, Policy) else Policy(policy)
+        self._start = _initial_state(self._policy)
+        self._slots: _Slots | None = None
+        self._warned = False
+        # One for each set of variables that come with gradients, mostly a single one.
+        self._move = lru_cache(maxsize=None)(partial(_compiled_move, self._policy.rule))
+
+    @classmethod
+    def load(cls, path_or_name: Path | str, **kwargs) -> AmalgamatedOptimizer:
+        """An optimizer with the policy of a policy directory, or with a shipped policy.
+
+        Args:
+            path_or_name: The directory, or the policy's name.
+            **kwargs: As for the class.
+
+        Raises:
+            PolicyError: If the directory cannot be read, or there is neither that nor such a name.
+        """
+        path = Path(path_or_name)
+        return cls(load_policy(path if path.exists() else pretrained.path_of(str(path))), **kwargs)
+
+    @property
+    def policy(self) -> Policy:
+        """The rule, with the weights it runs on at present."""
+        if self._slots is None:
+            return self._policy
+        weights = [ops.convert_to_numpy(v) for v in self._slots.weights]
+        return Policy(self._policy.rule, weights, self._policy.card)
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were skipped because a gradient was not finite."""
+        return 0 if self._slots is None else int(ops.convert_to_numpy(self._slots.skipped))
+
+    def build(self, variables: Sequence) -> None:
+        """Creates the state of `variables`, each beside its variable."""
+        if self.built:
+            return
+        super().build(variables)
+        start = self._start
+        skipped = self._add("skipped_steps", np.zeros((), "int32"))
+        weights = [self._add(f"policy_{k}", w) for k, w in enumerate(self._policy.weights)]
+        shared = {name: self._add(name, value) for name, value in start.shared.items()}
+        self._slots = _Slots(weights, [], shared, skipped)
+        for variable in variables:
+            path = getattr(variable, "path", variable.name).replace("/", "_").replace(":", "_")
+            size = math.prod(variable.shape)
+            with _beside(self, variable):
+                coordinate, tensor = (
+                    {name: self._add(f"{path}_{name}", row, rows) for name, row in part.items()}
+                    for part, rows in ((start.coordinate, size), (start.tensor, 1))
+                )
+            self._slots.states.append(State(coordinate, tensor, {}))
+
+    def _add(self, name: str, value: np.ndarray, rows: int | None = None) -> keras.Variable:
+        """A variable of `value`; where `rows` is given, of that many copies of its only row."""
+        return self.add_variable(
+            value.shape if rows is None else (rows, *value.shape[1:]),
+            initializer=lambda shape, dtype: ops.broadcast_to(ops.cast(value, dtype), shape),
+            dtype=str(value.dtype),
+            aggregation="only_first_replica",
+            name=name,
+        )
+
+    def apply(self, grads, trainable_variables=None) -> None:
+        """One step; see `keras.optimizers.Optimizer.apply`."""
+        super().apply(grads, trainable_variables)
+        if _runs_eagerly():
+            self._warn_of_skipped_steps()
+
+    def finalize_variable_values(self, var_list) -> None:
+        """Called by `fit` at its end."""
+        super().finalize_variable_values(var_list)
+        self._warn_of_skipped_steps()
+
+    def _warn_of_skipped_steps(self) -> None:
+        if not self._warned and self.skipped_steps:
+            self._warned = True
+            warnings.warn(
+                f"{self.name}: gradients were not finite; {self.skipped_steps} of "
+                f"{int(self._iterations)} steps so far were skipped (see skipped_steps)",
+                stacklevel=3,
+            )
+
+    def _apply_weight_decay(self, variables) -> None:
+        """Nothing: decay is part of the step, so that it is skipped with it."""
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate) -> None:
+        with _no_grad():
+            if keras.backend.backend() == "tensorflow":
+                pairs = zip(grads, trainable_variables, strict=True)
+                grads = [gradient for gradient, _ in self._all_reduce_sum_gradients(pairs)]
+            pairs = zip(grads, trainable_variables, strict=True)
+            pairs = [(g, v) for g, v in pairs if math.prod(v.shape)]
+            if pairs:
+                self._take_step([g for g, _ in pairs], [v for _, v in pairs], learning_rate)
+
+    def _take_step(self, gradients: list, variables: list, learning_rate) -> None:
+        states = [self._slots.states[self._get_variable_index(v)] for v in variables]
+        held = (states, self._slots.shared, self._slots.skipped)
+        steps, moved = self._move(Layout.of(variables))(
+            _values(self._slots.weights),
+            [ops.cast(_value(g), _dtype()) for g in gradients],
+            _values(held),
+            [self._decay(v) for v in variables],
+            ops.less(_value(self.iterations), self.warmup_steps),
+            ops.cast(_value(learning_rate), _dtype()),
+            ops.cast(self.warmup_learning_rate, _dtype()),
+        )
+        self._write(variables, steps, keras.tree.flatten(held), keras.tree.flatten(moved))
+
+    def _decay(self, variable):
+        """What weight decay subtracts at a learning rate of 1, or None."""
+        if not self.weight_decay or not self._use_weight_decay(variable):
+            return None
+        return self.weight_decay * ops.cast(_value(variable), _dtype())
+
+    def _write(self, variables: list, steps: list, slots: list, values: list) -> None:
+        if keras.backend.backend() != "tensorflow":
+            self._write_here(variables, steps, slots, values)
+            return
+        import tensorflow as tf
+
+        variables, slots = ([_native(v) for v in each] for each in (variables, slots))
+        tf.__internal__.distribute.interim.maybe_merge_call(
+            self._write_everywhere, self._distribution_strategy, variables, steps, slots, values
+        )
+
+    def _write_here(self, variables, steps, slots, values) -> None:
+        for variable, step in zip(variables, steps, strict=True):
+            self.assign_sub(variable, ops.cast(step, variable.dtype))
+        for slot, value in zip(slots, values, strict=True):
+            self.assign(slot, value)
+
+    def _write_everywhere(self, distribution, variables, steps, slots, values) -> None:
+        """On every replica."""
+        for variable, step in zip(variables, steps, strict=True):
+            distribution.extended.update(variable, self.assign_sub, args=(step,), group=False)
+        for slot, value in zip(slots, values, strict=True):
+            distribution.extended.update(slot, self.assign, args=(value,), group=False)
+
+    def load_own_variables(self, store) -> None:
+        """Takes over saved variables; see `keras.optimizers.Optimizer.load_own_variables`.
+
+        Raises:
+            ValueError: If they are not this optimizer's. (Keras warns and goes on without.)
+        """
+        saved = {str(k): tuple(store[str(k)].shape) for k in range(len(store.keys()))}
+        here = {str(k): (v.path, tuple(v.shape)) for k, v in enumerate(self.variables)}
+        if not saved:
+            return
+        wrong = [
+            f"{here[k][0] if k in here else f'number {k}'} "
+            f"(saved: {saved.get(k, 'no')}, here: {here[k][1] if k in here else 'no'})"
+            for k in {**here, **saved}
+            if k not in here or saved.get(k) != here[k][1]
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            hint = "" if self.built else (
+                ". It has no state yet: call optimizer.build(model.trainable_variables) first"
+            )  # fmt: skip
+            raise ValueError(
+                f"The variables saved for the optimizer are not those of '{self.name}', which has "
+                f"{len(here)} where {len(saved)} were saved. They differ in {', '.join(wrong[:5])}"
+                f"{more}{hint}. To load a model's weights alone, do so before compiling it."
+            )
+        super().load_own_variables(store)
+
+    def get_config(self) -> dict[str, Any]:
+        """The settings, the policy's weights included; JSON can hold it."""
+        policy = self.policy
+        return super().get_config() | {
+            "policy": {
+                "rule": policy.rule.get_config(),
+                "weights": [_encoded(w) for w in policy.weights],
+                "card": policy.card,
+            },
+            "warmup_steps": self.warmup_steps,
+            "warmup_learning_rate": self.warmup_learning_rate,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects=None) -> AmalgamatedOptimizer:
+        """The optimizer of a `get_config`.
+
+        Raises:
+            ValueError: If the policy in it is none.
+        """
+        config = dict(config)
+        if isinstance(config.get("policy"), dict):
+            config["policy"] = _policy_from_config(config["policy"])
+        return super().from_config(config, custom_objects=custom_objects)
+
+
+def _dtype() -> str:
+    """The dtype of state and steps: float32 in mixed precision too."""
+    return "float64" if keras.config.floatx() == "float64" else "float32"
+
+
+def _initial_state(policy: Policy) -> State:
+    """The state of one coordinate, of one tensor and of all, before the first step.
+
+    A rule starts all coordinates alike, and all tensors: what it does to a scalar is then enough.
+
+    Raises:
+        ValueError: If the weights do not fit the rule.
+    """
+    if not isinstance(policy.rule, UpdateRule):
+        raise ValueError(f"policy must be a Policy or an UpdateRule. Received: {policy.rule!r}")
+    fitting = [tuple(w.shape) for w in policy.rule.initial_weights(0)]
+    received = [tuple(w.shape) for w in policy.weights]
+    if received != fitting:
+        raise ValueError(
+            f"Rule '{policy.rule.name}' needs weights of shapes {fitting}; l2o.load_policy gives a "
+            f"trained policy with its weights. Received: {received}"
+        )
+    state = policy.rule.initial_state(Layout(("",), ((),)))
+    return State(*({k: ops.convert_to_numpy(v) for k, v in part.items()} for part in state))
+
+
+def _compiled_move(rule: UpdateRule, layout: Layout) -> Callable:
+    """`_move` for a rule and a layout, as fast as the backend has it."""
+    move = partial(_move, rule, layout)
+    if keras.backend.backend() == "tensorflow" and sys.platform != "darwin":
+        import tensorflow as tf
+
+        return tf.function(move, jit_compile=True, autograph=False)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(move)
+    return move
+
+
+def _move(rule, layout, weights, gradients, held, decays, warm, rate, warmup_rate):
+    """One step of all variables; pure.
+
+    Args:
+        rule: The update rule.
+        layout: Of the variables.
+        weights: The rule's.
+        gradients: One a variable.
+        held: States of the variables, shared state, number of skipped steps.
+        decays: What weight decay subtracts at a rate of 1, one a variable; or None.
+        warm: Whether this is a step of the warm-up, a bool scalar.
+        rate: Of the rule and of the decay.
+        warmup_rate: Of the warm-up's SGD.
+
+    Returns:
+        What is to be subtracted from each variable, and the new `held`.
+    """
+    states, shared, skipped = held
+    finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in gradients]))
+
+    def observe(gradient, state, layout):
+        return warmup_rate * gradient, rule.observe(weights, gradient, state, layout)
+
+    def update(gradient, state, layout):
+        step, state = rule.update(weights, gradient, state, layout)
+        return rate * step, state
+
+    def run(function):
+        return _by_blocks(rule, function, layout, gradients, states, shared)
+
+    def rest():
+        return [ops.zeros_like(g) for g in gradients], states, shared
+
+    steps, states, shared = ops.cond(
+        finite, lambda: ops.cond(warm, lambda: run(observe), lambda: run(update)), rest
+    )
+    steps = [
+        step if decay is None else step + ops.where(finite, rate * decay, 0.0)
+        for step, decay in zip(steps, decays, strict=True)
+    ]
+    return steps, (states, shared, skipped + ops.cast(ops.logical_not(finite), skipped.dtype))
+
+
+def _by_blocks(rule, function, layout, gradients, states, shared):
+    """Runs `function(gradient, state, layout)` over all coordinates, in blocks if there are many.
+
+    Returns:
+        Steps, states and shared state, in the form they came in.
+    """
+    size = min(layout.size, BLOCK) if rule.coordinatewise else layout.size
+    tensor = {k: ops.concatenate([s.tensor[k] for s in states]) for k in states[0].tensor}
+    flat = [ops.reshape(g, (-1,)) for g in gradients]
+    steps = [[] for _ in states]
+    coordinate = [{name: [] for name in state.coordinate} for state in states]
+    for start in range(0, layout.size, size):
+        stop = min(start + size, layout.size)
+        pieces = layout.pieces(start, stop)
+        rows = {
+            name: ops.concatenate([states[k].coordinate[name][a:b] for k, a, b in pieces])
+            for name in states[0].coordinate
+        }
+        gradient = ops.concatenate([flat[k][a:b] for k, a, b in pieces])
+        step, state = function(gradient, State(rows, tensor, shared), layout.block(start, stop))
+        for k, a, b in pieces:
+            offset = layout.offsets[k] - start
+            steps[k].append(step[a + offset : b + offset])
+            for name, values in state.coordinate.items():
+                coordinate[k][name].append(values[a + offset : b + offset])
+    join = lambda parts: parts[0] if len(parts) == 1 else ops.concatenate(parts)  # noqa: E731
+    steps = [ops.reshape(join(s), shape) for s, shape in zip(steps, layout.shapes, strict=True)]
+    states = [
+        State(
+            {name: join(parts) for name, parts in coordinate[k].items()},
+            {name: values[k : k + 1] for name, values in state.tensor.items()},
+            {},
+        )
+        for k in range(len(states))
+    ]
+    return steps, states, state.shared
+
+
+def _native(variable):
+    """The backend's own variable in a Keras variable; anything else as it is."""
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def _value(variable):
+    """What a variable holds, a tensor; on several replicas, this one's."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.convert_to_tensor(_native(variable))
+    return ops.convert_to_tensor(_native(variable))
+
+
+def _values(variables):
+    return keras.tree.map_structure(_value, variables)
+
+
+def _beside(optimizer: AmalgamatedOptimizer, variable):
+    """Where new variables lie on the device of `variable`."""
+    if keras.backend.backend() != "tensorflow":
+        return nullcontext()
+    return optimizer._distribution_strategy.extended.colocate_vars_with(_native(variable))
+
+
+def _no_grad():
+    if keras.backend.backend() != "torch":
+        return nullcontext()
+    import torch
+
+    return torch.no_grad()
+
+
+def _runs_eagerly() -> bool:
+    """Whether values can be looked at here."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.executing_eagerly()
+    return keras.backend.backend() == "torch"
+
+
+def _encoded(array: np.ndarray) -> dict[str, Any]:
+    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+    return {"shape": list(array.shape), "dtype": str(array.dtype), "base64": data}
+
+
+def _decoded(config: dict[str, Any]) -> np.ndarray:
+    data = base64.b64decode(config["base64"], validate=True)
+    return np.frombuffer(data, config["dtype"]).reshape(config["shape"])
+
+
+def _policy_from_config(config: dict[str, Any]) -> Policy:
+    try:
+        weights = [_decoded(w) for w in config["weights"]]
+        return Policy(rule_from_config(config["rule"]), weights, dict(config["card"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise PolicyError(f"The optimizer's policy cannot be read: {error!r}") from error
