@@ -126,7 +126,7 @@ def test_warm_up_moves_moments_and_count_but_not_memory(rule):
     assert float(state.shared["count"]) == _WARM
     assert len(memory) == 4 and moments
     for value in memory.values():
-        assert value.shape == (_LAYOUT.size, 20)
+        assert value.shape == (20, _LAYOUT.size)
         assert not np.any(value)
     for value in moments.values():
         assert np.all(np.asarray(value) != 0)

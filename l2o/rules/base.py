@@ -14,8 +14,8 @@ class State(NamedTuple):
     """What a rule remembers between steps.
 
     Attributes:
-        coordinate: Tensors [D, ...], one row a coordinate.
-        tensor: Tensors [K, ...], one row a parameter tensor.
+        coordinate: Tensors [..., D], one column a coordinate; all coordinates start alike.
+        tensor: Tensors [..., K], one column a parameter tensor; all tensors start alike.
         shared: Tensors of any shape that belong to all coordinates, such as the step count.
     """
 

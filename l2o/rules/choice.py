@@ -67,19 +67,18 @@ class Choice(UpdateRule):
             teacher.update([], gradient, self._of(state, k), layout)
             for k, teacher in enumerate(self.teachers)
         ]
-        steps = ops.stack([step for step, _ in moves], axis=-1)
+        steps = ops.stack([step for step, _ in moves])
         count = step_count(state) + 1
         time = ops.cast(ops.minimum(count / self.horizon, 1.0), steps.dtype)
         inputs = ops.concatenate(
             [
                 steps,
-                ops.broadcast_to(time, (layout.size, 1)),
-                ops.one_hot(layout.ranks, MAX_RANK + 1, dtype=steps.dtype),
-            ],
-            axis=-1,
+                ops.broadcast_to(time, (1, layout.size)),
+                ops.one_hot(layout.ranks, MAX_RANK + 1, axis=0, dtype=steps.dtype),
+            ]
         )
         logits, memory = self.network(weights, inputs, _under("memory", state.coordinate))
-        step = ops.sum(ops.softmax(logits, axis=-1) * steps, axis=-1)
+        step = ops.sum(ops.softmax(logits, axis=0) * steps, axis=0)
         states = [state for _, state in moves]
         return step, self._joined(states, _prefixed("memory", memory), count)
 

@@ -59,7 +59,7 @@ class RNNProp(UpdateRule):
             first, second, step_count(state), self.beta1, self.beta2, self.bias_correction
         )
         root = ops.sqrt(power + self.epsilon)
-        inputs = ops.stack([mean / root, gradient / root], axis=-1)
+        inputs = ops.stack([mean / root, gradient / root])
         output, memory = self.network(weights, inputs, coordinate)
         coordinate = {"first": first, "second": second} | memory
-        return self.scale * output[:, 0], State(coordinate, {}, state.shared)
+        return self.scale * output[0], State(coordinate, {}, state.shared)
