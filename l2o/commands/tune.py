@@ -10,8 +10,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from problems import get_problem, load_dataset
-
 from l2o.commands.terminal import Progress, duration, quiet_start
 from l2o.evaluation.tuning import (
     RATES,
@@ -24,6 +22,7 @@ from l2o.evaluation.tuning import (
 )
 from l2o.files import write_atomically
 from l2o.rules.pools import TEACHERS, TUNED_RATES, get_teacher
+from problems import get_problem, load_dataset
 
 
 @dataclass(frozen=True)

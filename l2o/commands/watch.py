@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from l2o.amalgamation.curriculum import Progress as Curriculum
 from l2o.amalgamation.trainer import Phase, inner_steps_left
 from l2o.commands.terminal import Progress, duration
@@ -29,7 +27,7 @@ def expected_seconds(phases: tuple[Phase, ...], optimizee, data, batch_size: int
         *map(tf.constant, (data.train.images[:batch_size], data.train.labels[:batch_size]))
     )
     gradient = tf.function(lambda p: loss_and_gradient(optimizee, p, carried, batch)[1])
-    gradient(parameters)
+    gradient(parameters).numpy()
     times = []
     for _ in range(10):
         start = time.perf_counter()
@@ -39,7 +37,7 @@ def expected_seconds(phases: tuple[Phase, ...], optimizee, data, batch_size: int
     for phase in phases:
         _, (training, validation) = inner_steps_left((phase,), 0, Curriculum())
         teachers = len(phase.teachers) if phase.teachers is not None else 2
-        total += np.median(times) * (
+        total += min(times) * (
             training * (TRAINING_GRADIENTS + teachers) + validation * VALIDATION_GRADIENTS
         )
     return float(total)
