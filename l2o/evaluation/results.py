@@ -1,0 +1,126 @@
+"""The results of evaluations: one tidy row an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from l2o.evaluation.tables import TableError, read_table, write_table
+
+VERSION = 1
+
+
+class Key(NamedTuple):
+    """What tells one evaluation from another."""
+
+    problem: str
+    data: str
+    optimizer: str
+    origin: str
+    replicate: int
+    repeat: int
+    seed: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """One epoch of one evaluation.
+
+    Attributes:
+        version: Of this table's form.
+        problem: Name of the problem.
+        data: The dataset really used; "digits for mnist" where it stood in.
+        optimizer: Name, with the rate where it is not the tuned one: "adam", "adam@0.01".
+        origin: What the name stands for: a digest of rule and weights.
+        replicate: Which training of the policy, from 1; 1 for what is not trained.
+        repeat: Which evaluation of it, from 1.
+        seed: Fixes initial parameters and batches: the same for every optimizer of a repeat.
+        epochs: How many were asked for.
+        epoch: After how many epochs this was measured; 0 is before the first step.
+        steps: Steps so far, warm-up included.
+        seconds: Training time so far; measuring is not counted.
+        train_loss, train_accuracy: Means over the epoch's batches, each before its step; at epoch
+            0 those of the first batch.
+        validation_loss, validation_accuracy, test_loss, test_accuracy: After the epoch.
+        diverged_at: The step with the first loss that was not finite, or -1. It ends the
+            evaluation; the losses of that epoch are infinite.
+        epsilon: Privacy spent so far at `delta`; infinite where training is not private.
+        delta: 0 where training is not private.
+        privacy: Accountant and sampling assumption; empty where training is not private.
+
+    Raises:
+        ValueError: If the version is another.
+    """
+
+    version: int
+    problem: str
+    data: str
+    optimizer: str
+    origin: str
+    replicate: int
+    repeat: int
+    seed: int
+    epochs: int
+    epoch: int
+    steps: int
+    seconds: float
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    diverged_at: int
+    epsilon: float
+    delta: float
+    privacy: str
+
+    def __post_init__(self):
+        if self.version != VERSION:
+            raise ValueError(f"version {self.version}; this reads version {VERSION}")
+
+    @property
+    def key(self) -> Key:
+        """The evaluation this is an epoch of."""
+        return Key(*(getattr(self, name) for name in Key._fields))
+
+
+def read_results(*paths: Path | str) -> list[Result]:
+    """Reads tables of results, or directories with a `results.csv`, into one.
+
+    Raises:
+        TableError: If one cannot be read, an evaluation is not whole, or two tables tell
+            different things of the same evaluation.
+    """
+    merged: dict[Key, list[Result]] = {}
+    for path in map(Path, paths):
+        path = path / "results.csv" if path.is_dir() else path
+        for key, rows in by_evaluation(read_table(path, Result)).items():
+            epochs = [row.epoch for row in rows]
+            whole = rows[-1].diverged_at >= 0 or epochs[-1] == key.epochs
+            if epochs != list(range(len(rows))) or not whole:
+                raise TableError(f"{path}: evaluation {describe(key)} is not whole")
+            if merged.setdefault(key, rows) != rows:
+                raise TableError(f"{path}: evaluation {describe(key)} differs from another table's")
+    return [row for rows in merged.values() for row in rows]
+
+
+def write_results(path: Path | str, results: Sequence[Result]) -> None:
+    """Writes a table of results in one piece, in the order given."""
+    write_table(path, results, Result)
+
+
+def by_evaluation(results: Iterable[Result]) -> dict[Key, list[Result]]:
+    """The epochs of each evaluation, in order."""
+    evaluations: dict[Key, list[Result]] = {}
+    for result in results:
+        evaluations.setdefault(result.key, []).append(result)
+    return {key: sorted(rows, key=lambda r: r.epoch) for key, rows in evaluations.items()}
+
+
+def describe(key: Key) -> str:
+    """An evaluation in words."""
+    return f"{key.problem} with {key.optimizer} (replicate {key.replicate}, repeat {key.repeat})"
