@@ -1,0 +1,299 @@
+"""Kinds of plots: dots by optimizer, curves by epoch, one statistic against another, times.
+
+A figure has a panel for each case. Every optimizer keeps its colour, line style and marker through
+all figures; tuned teachers are grey, so that what is learned stands out, in print too.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from math import ceil, isfinite, isnan
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from l2o.evaluation.stability import Stability
+from l2o.evaluation.summary import Case, Evaluation, Summary, log_loss, oracle
+from l2o.evaluation.targets import Times
+
+Cases = Mapping[Case, Sequence[Summary]]
+
+# Okabe and Ito's colours, told apart by readers who do not see colours alike; without yellow,
+# which white swallows, and black, which is the oracle's.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+_GREYS = ("#444444", "#777777", "#999999")
+_LINES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+_MARKERS = "osD^vP*X<>h"  # eleven, prime to the others: the three repeat after 132
+_RC = {
+    "font.size": 8.5,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e3e3e3",
+    "legend.frameon": False,
+    "lines.markersize": 4.5,
+}
+_WIDTH = 4.3  # inches, of a panel
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an optimizer is drawn everywhere."""
+
+    color: str
+    linestyle: str | tuple
+    marker: str
+
+
+def styles(cases: Cases) -> dict[str, Style]:
+    """A style for each optimizer's label; teachers share greys."""
+    teachers, others = {}, {}
+    for summaries in cases.values():
+        for s in summaries:
+            (teachers if s.teacher else others)[s.label] = None
+    found = {}
+    for labels, colours in ((others, _COLOURS), (teachers, _GREYS)):
+        kinds = zip(cycle(colours), cycle(_LINES), cycle(_MARKERS))  # noqa: B905  (endless)
+        for label, kind in zip(sorted(labels), islice(kinds, len(labels)), strict=True):
+            found[label] = Style(*kind)
+    return found
+
+
+def png(draw: Callable[[], Figure]) -> bytes:
+    """A figure as PNG."""
+    with rc_context(_RC):
+        buffer = io.BytesIO()
+        draw().savefig(buffer, format="png", dpi=150, facecolor="white")
+    return buffer.getvalue()
+
+
+def panels(cases: Iterable[Case], height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with a panel a case, two in a row, each with its title."""
+    cases = list(cases)
+    columns = min(2, len(cases))
+    rows = ceil(len(cases) / columns)
+    figure = Figure((_WIDTH * max(columns, 1.4), height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, case in zip(grid, cases, strict=False):
+        axes.set_title(_title(case))
+    for axes in grid[len(cases) :]:
+        axes.remove()
+    return figure, list(grid[: len(cases)])
+
+
+def _title(case: Case) -> str:
+    return case.title.replace(", ON ", "\nON ")
+
+
+def dots(
+    cases: Cases,
+    look: Mapping[str, Style],
+    value: Callable[[Evaluation], float],
+    statistic: Callable[[Summary], Stability],
+    label: str,
+) -> Figure:
+    """A dot an evaluation, a line an optimizer, the mean with its 95% interval below the dots.
+
+    The dashed line is the oracle's mean. Intervals may be longer than the panel is wide.
+    """
+    most = max(len(summaries) for summaries in cases.values())
+    figure, grid = panels(cases, 0.27 * most + 0.95)
+    for axes, summaries in zip(grid, cases.values(), strict=True):
+        best = oracle(summaries)
+        if best is not None:
+            axes.axvline(statistic(best).mean, color="#444444", linestyle="--", linewidth=0.8)
+        ordered = sorted(summaries, key=lambda s: _last_if_none(statistic(s).mean))
+        shown = []
+        for row, s in enumerate(ordered):
+            style, stability = look[s.label], statistic(s)
+            values = [x for x in map(value, s.evaluations) if isfinite(x)]
+            shown += values
+            axes.plot(values, [row - 0.17] * len(values), linestyle="none", marker=style.marker,
+                      color=style.color, alpha=0.55, markeredgewidth=0, markersize=4)  # fmt: skip
+            axes.plot(stability.mean, row + 0.2, marker="|", color=style.color, markersize=7,
+                      markeredgewidth=2)  # fmt: skip
+            if not isnan(stability.low):
+                axes.plot([stability.low, stability.high], [row + 0.2] * 2, color=style.color,
+                          linewidth=1.6)  # fmt: skip
+            if not values:
+                axes.text(0.02, row, "all diverged", va="center", fontsize=8, style="italic",
+                          transform=axes.get_yaxis_transform())  # fmt: skip
+        if shown:
+            margin = 0.15 * (max(shown) - min(shown)) or 0.1
+            axes.set_xlim(min(shown) - margin, max(shown) + margin)
+        axes.set_yticks(range(len(ordered)), [counted(s, s is best) for s in ordered])
+        axes.set_ylim(len(ordered) - 0.5, -0.6)
+        axes.set_xlabel(label)
+    return figure
+
+
+def curves(
+    cases: Cases,
+    look: Mapping[str, Style],
+    value: Callable[[int, Evaluation], float],
+    label: str,
+    cropped: bool = True,
+) -> Figure:
+    """A mean curve by epoch for each optimizer, with a band of one standard deviation.
+
+    Teachers other than the oracle are thin and without names. Cropped, a panel starts at the
+    first epoch and shows the range that the oracle moves in; else all is shown.
+
+    Args:
+        value: Of an epoch of an evaluation.
+    """
+    figure, grid = panels(cases, 2.75)
+    for axes, (case, summaries) in zip(grid, cases.items(), strict=True):
+        best = oracle(summaries)
+        first = 1 if cropped else 0
+        epochs, spans = np.arange(first, case.epochs + 1), []
+        for s in summaries:
+            whole = [e for e in s.evaluations if e.chosen is not None]
+            if not whole:
+                continue
+            table = np.array([[value(epoch, e) for epoch in epochs] for e in whole])
+            mean, deviation = table.mean(0), table.std(0, ddof=1) if len(whole) > 1 else 0.0
+            if s.teacher and s is not best:
+                axes.plot(epochs, mean, color="#bbbbbb", linewidth=0.7, zorder=1)
+                continue
+            style = Style("#000000", (0, (4, 1.5)), "") if s is best else look[s.label]
+            axes.plot(epochs, mean, color=style.color, linestyle=style.linestyle,
+                      marker=style.marker, markevery=max(1, case.epochs // 8),
+                      linewidth=1.5, zorder=3 if s is best else 2)  # fmt: skip
+            axes.fill_between(epochs, mean - deviation, mean + deviation, color=style.color,
+                              alpha=0.12, linewidth=0)  # fmt: skip
+            spans.append((s is best, mean))
+        if cropped and spans:
+            _crop(axes, spans)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if best is not None:
+            axes.set_title(f"{_title(case)}\noracle: {best.label} (n = {len(best.evaluations)})")
+    _legend(figure, cases, look)
+    return figure
+
+
+def _crop(axes: Axes, spans: list[tuple[bool, np.ndarray]]) -> None:
+    reference = [mean for is_best, mean in spans if is_best] or [mean for _, mean in spans]
+    ends = [mean[-1] for _, mean in spans]
+    low = min(min(map(np.min, reference)), *ends)
+    high = max(max(map(np.max, reference)), *ends)
+    margin = 0.12 * (high - low) or 0.1
+    axes.set_ylim(low - margin, high + margin)
+
+
+def scatter(
+    cases: Cases,
+    look: Mapping[str, Style],
+    across: Callable[[Summary], float],
+    up: Callable[[Summary], float],
+    labels: tuple[str, str],
+) -> Figure:
+    """A marker an optimizer: one statistic against another."""
+    figure, grid = panels(cases, 2.75)
+    for axes, summaries in zip(grid, cases.values(), strict=True):
+        for s in summaries:
+            style = look[s.label]
+            axes.plot(across(s), up(s), color=style.color, marker=style.marker, markersize=7,
+                      linestyle="none", markeredgecolor="white", markeredgewidth=0.5)  # fmt: skip
+        axes.set_xlim(left=0)
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+    _legend(figure, cases, look, teachers=True)
+    return figure
+
+
+def durations(
+    cases: Mapping[Case, Sequence[Sequence[Times]]],
+    look: Mapping[str, Style],
+    unit: str,
+) -> Figure:
+    """When each evaluation reached each target: hollow the easier, filled the harder.
+
+    Args:
+        cases: For each case and target, the optimizers' times.
+        unit: "steps" or "seconds".
+    """
+    most = max(len(groups[-1]) for groups in cases.values())
+    figure, grid = panels(cases, 0.27 * most + 1.0)
+    for axes, groups in zip(grid, cases.values(), strict=True):
+        axes.set_title(axes.get_title(), pad=16)  # room for a word over the panel
+        labels = [times.label for times in groups[-1]]
+        finite = [getattr(time, unit) for times in groups for t in times for time in t.each
+                  if time.reached]  # fmt: skip
+        never = 1.15 * max(finite, default=1.0)
+        for hollow, times in zip((True, False), groups, strict=True):
+            for t in times:
+                style, row = look[t.label], labels.index(t.label) + (-0.18 if hollow else 0.18)
+                values = [getattr(time, unit) for time in t.each if time.reached]
+                axes.plot(values, [row] * len(values), linestyle="none", marker=style.marker,
+                          color=style.color, markersize=4.5,
+                          markerfacecolor="white" if hollow else style.color)  # fmt: skip
+                if t.reached < len(t.each):
+                    axes.text(never, row, f"{len(t.each) - t.reached}", fontsize=7, ha="center",
+                              va="center", color="#666666" if hollow else "black",
+                              fontweight="normal" if hollow else "bold")  # fmt: skip
+        axes.axvline(1.07 * max(finite, default=1.0), color="#999999", linewidth=0.7)
+        axes.set_xlim(0, 1.22 * max(finite, default=1.0))
+        axes.text(never, -0.75, "never", ha="center", va="bottom", fontsize=7.5)
+        axes.set_yticks(range(len(labels)), [f"{t.label} ({len(t.each)})" for t in groups[-1]])
+        axes.set_ylim(len(labels) - 0.5, -0.7)
+        axes.set_xlabel("training time, seconds" if unit == "seconds" else "steps")
+    return figure
+
+
+def counted(summary: Summary, is_oracle: bool = False) -> str:
+    """An optimizer with its number of evaluations, and how many of them diverged."""
+    diverged = f", {summary.diverged} diverged" if summary.diverged else ""
+    star = "oracle: " if is_oracle else ""
+    return f"{star}{summary.label} ({len(summary.evaluations)}{diverged})"
+
+
+def _legend(
+    figure: Figure, cases: Cases, look: Mapping[str, Style], teachers: bool = False
+) -> None:
+    """One legend below all panels: optimizers with their numbers of evaluations."""
+    groups: dict[str, list[Summary]] = {}
+    for summaries in cases.values():
+        for s in summaries:
+            if teachers or not s.teacher:
+                groups.setdefault(s.label, []).append(s)
+    handles = []
+    for label in sorted(groups, key=list(look).index):
+        n = "/".join(map(str, sorted({len(s.evaluations) for s in groups[label]})))
+        diverged = sum(s.diverged for s in groups[label])
+        text = f"{label} (n = {n}" + (f"; {diverged} diverged)" if diverged else ")")
+        handles.append(_line(look[label], text, joined=not teachers))
+    if not teachers and any(s.teacher for summaries in cases.values() for s in summaries):
+        handles.append(_line(Style("#000000", (0, (4, 1.5)), ""), "oracle"))
+        handles.append(_line(Style("#bbbbbb", "-", ""), "other teachers", width=0.7))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
+
+
+def _line(style: Style, label: str, joined: bool = True, width: float = 1.5) -> Line2D:
+    return Line2D([], [], color=style.color, marker=style.marker, label=label, linewidth=width,
+                  linestyle=style.linestyle if joined else "none")  # fmt: skip
+
+
+def _last_if_none(value: float) -> tuple[bool, float]:
+    return isnan(value), value
+
+
+def log_validation(epoch: int, evaluation: Evaluation) -> float:
+    """Log validation loss after an epoch."""
+    return log_loss(evaluation.rows[epoch].validation_loss)
+
+
+def accuracy(epoch: int, evaluation: Evaluation) -> float:
+    """Validation accuracy after an epoch, in percent."""
+    return 100 * evaluation.rows[epoch].validation_accuracy
