@@ -30,8 +30,8 @@ _CURVES = (
 )
 _TIMES = (
     "A marker is an evaluation: hollow when it reached 95% of the oracle's fall from epoch 0, "
-    "filled when it reached the oracle's mean best. At the right, how many never did. Measured "
-    "once an epoch."
+    "filled when it reached the oracle's mean best; larger where several coincide. At the right, "
+    "how many never did. Measured once an epoch."
 )
 
 
@@ -94,7 +94,7 @@ def drawings(
         ("figure-2", "Figure 2: learned baselines", _DOTS, both, dots(both),
          f"a learned baseline ({', '.join(BASELINES[:-1])})"),
         ("figure-3", "Figure 3: learned optimizers and the oracle, by epoch",
-         f"{_CURVES} Cropped to the oracle's range from epoch 1.", usual,
+         f"{_CURVES} Cropped to the oracle's range.", usual,
          curves(usual, plots.log_validation, _BY_EPOCH), "an evaluation of a usual problem"),
         ("figure-4", "Figure 4: evaluation stability and performance",
          "Further left is steadier from evaluation to evaluation, further down is better.",
@@ -116,13 +116,14 @@ def drawings(
          "replicates of policies trained under perturbation, with their cards"),
         ("figure-7", "Figure 7: samples of the datasets", "The first test images of each.", samples,
          lambda: _samples(samples), "the datasets' images at hand"),
-        ("figure-8", "Figure 8: larger evaluations", f"{_CURVES} Cropped.", larger,
+        ("figure-8", "Figure 8: larger evaluations",
+         f"{_CURVES} Cropped to the oracle's range.", larger,
          curves(larger, plots.log_validation, _BY_EPOCH),
          f"an evaluation of {' or '.join(LARGER)}"),
         ("figure-e3-uncropped", "Appendix E.3: by epoch, uncropped", _CURVES, cases,
          curves(cases, plots.log_validation, _BY_EPOCH, cropped=False), "an evaluation"),
         ("figure-e3-accuracy", "Appendix E.3: validation accuracy by epoch",
-         _CURVES.replace("Lower", "Higher") + " Cropped to the oracle's range from epoch 1.", cases,
+         _CURVES.replace("Lower", "Higher") + " Cropped to the oracle's range.", cases,
          curves(cases, plots.accuracy, "validation accuracy (%)"), "an evaluation"),
         ("time-to-target-steps", "Time to target, in steps", _TIMES, reached,
          lambda: plots.durations(reached, look, "steps"), "an oracle: a tuned teacher"),
@@ -181,12 +182,15 @@ def _perturbed(cases, cards) -> dict[Case, dict[str, list[tuple[float, Summary]]
 def _by_magnitude(perturbed) -> Figure:
     figure, grid = plots.panels(perturbed, 2.75)
     for axes, kinds in zip(grid, perturbed.values(), strict=True):
-        for (kind, points), marker in zip(sorted(kinds.items()), "osD^vP", strict=False):
+        looks = zip(sorted(kinds.items()), plots.COLOURS, "osD^vP", strict=False)
+        for (kind, points), colour, marker in looks:
             points = sorted(points, key=lambda point: point[0])
-            n = sum(s.performance.replicates for _, s in points)
+            n = "/".join(map(str, sorted({s.performance.replicates for _, s in points})))
             axes.plot([m for m, _ in points], [s.performance.meta for _, s in points],
-                      marker=marker, label=f"{kind} ({n} replicates)")  # fmt: skip
+                      color=colour, marker=marker,
+                      label=f"{kind} (n = {n} replicates each)")  # fmt: skip
         axes.set_xscale("symlog", linthresh=1e-5)
+        axes.set_ylim(bottom=0)
         axes.set_xlabel("magnitude of the perturbation")
         axes.set_ylabel("meta-stability (standard deviation)")
         axes.legend()

@@ -194,7 +194,8 @@ _PAGE = """<!doctype html>
 <style>{style}</style>
 </head>
 <body>
-<header><h1>{title}</h1><nav>{links}</nav></header>
+<header><h1>{title}</h1><nav>{links}</nav>
+<p class="narrow">Wide tables and figures scroll sideways.</p></header>
 <main>
 {body}</main>
 </body>
@@ -227,7 +228,11 @@ th { color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line);
   vertical-align: bottom; }
 thead th { white-space: normal; min-width: 4.2rem; }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--paper);
-  text-align: left; }
+  text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 7.5rem;
+  max-width: 13rem; }
+.narrow { display: none; color: var(--soft); font-size: .9rem; }
+@media (max-width: 40rem) { .narrow { display: block; } th:first-child, td:first-child { max-width: 8.5rem; }
+  th, td { padding: .3rem .45rem; } h1 { font-size: 1.45rem; } }
 tbody tr:nth-child(even) td { background: var(--stripe); }
 figure { margin: 1rem 0 0; }
 figure .wide { background: #ffffff; border: 1px solid var(--line); border-radius: 6px; }

@@ -7,10 +7,11 @@ all figures; tuned teachers are grey, so that what is learned stands out, in pri
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from math import ceil, isfinite, isnan
+from math import ceil, isfinite, isnan, log2
 
 import numpy as np
 from matplotlib import rc_context
@@ -18,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from l2o.evaluation.stability import Stability
 from l2o.evaluation.summary import Case, Evaluation, Summary, log_loss, oracle
@@ -27,7 +29,7 @@ Cases = Mapping[Case, Sequence[Summary]]
 
 # Okabe and Ito's colours, told apart by readers who do not see colours alike; without yellow,
 # which white swallows, and black, which is the oracle's.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _GREYS = ("#444444", "#777777", "#999999")
 _LINES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = "osD^vP*X<>h"  # eleven, prime to the others: the three repeat after 132
@@ -61,7 +63,7 @@ def styles(cases: Cases) -> dict[str, Style]:
         for s in summaries:
             (teachers if s.teacher else others)[s.label] = None
     found = {}
-    for labels, colours in ((others, _COLOURS), (teachers, _GREYS)):
+    for labels, colours in ((others, COLOURS), (teachers, _GREYS)):
         kinds = zip(cycle(colours), cycle(_LINES), cycle(_MARKERS))  # noqa: B905  (endless)
         for label, kind in zip(sorted(labels), islice(kinds, len(labels)), strict=True):
             found[label] = Style(*kind)
@@ -69,11 +71,13 @@ def styles(cases: Cases) -> dict[str, Style]:
 
 
 def png(draw: Callable[[], Figure]) -> bytes:
-    """A figure as PNG."""
+    """A figure as PNG, of 256 colours: a quarter of the size, and no difference to see."""
+    drawn, small = io.BytesIO(), io.BytesIO()
     with rc_context(_RC):
-        buffer = io.BytesIO()
-        draw().savefig(buffer, format="png", dpi=150, facecolor="white")
-    return buffer.getvalue()
+        draw().savefig(drawn, format="png", dpi=150, facecolor="white")
+    image = Image.open(drawn).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    return small.getvalue()
 
 
 def panels(cases: Iterable[Case], height: float) -> tuple[Figure, list[Axes]]:
@@ -146,7 +150,8 @@ def curves(
     """A mean curve by epoch for each optimizer, with a band of one standard deviation.
 
     Teachers other than the oracle are thin and without names. Cropped, a panel starts at the
-    first epoch and shows the range that the oracle moves in; else all is shown.
+    first epoch and shows the range that the oracle moves in after a fifth of the epochs; else
+    all is shown.
 
     Args:
         value: Of an epoch of an evaluation.
@@ -184,12 +189,13 @@ def curves(
 
 
 def _crop(axes: Axes, spans: list[tuple[bool, np.ndarray]]) -> None:
-    reference = [mean for is_best, mean in spans if is_best] or [mean for _, mean in spans]
-    ends = [mean[-1] for _, mean in spans]
-    low = min(min(map(np.min, reference)), *ends)
-    high = max(max(map(np.max, reference)), *ends)
-    margin = 0.12 * (high - low) or 0.1
-    axes.set_ylim(low - margin, high + margin)
+    """Shows where the oracle goes after a fifth of the epochs, and who ends up near or beyond."""
+    reference = next((mean for is_best, mean in spans if is_best), spans[0][1])
+    direction = np.sign(reference[-1] - reference[0])
+    ends = [mean[-1] for _, mean in spans if (mean[-1] - reference[0]) * direction >= 0]
+    shown = [*reference[(len(reference) - 1) // 5 :], *ends]
+    margin = 0.12 * (max(shown) - min(shown)) or 0.1
+    axes.set_ylim(min(shown) - margin, max(shown) + margin)
 
 
 def scatter(
@@ -220,6 +226,8 @@ def durations(
 ) -> Figure:
     """When each evaluation reached each target: hollow the easier, filled the harder.
 
+    Where several coincide the marker is larger. At the right, how many never did.
+
     Args:
         cases: For each case and target, the optimizers' times.
         unit: "steps" or "seconds".
@@ -235,10 +243,11 @@ def durations(
         for hollow, times in zip((True, False), groups, strict=True):
             for t in times:
                 style, row = look[t.label], labels.index(t.label) + (-0.18 if hollow else 0.18)
-                values = [getattr(time, unit) for time in t.each if time.reached]
-                axes.plot(values, [row] * len(values), linestyle="none", marker=style.marker,
-                          color=style.color, markersize=4.5,
-                          markerfacecolor="white" if hollow else style.color)  # fmt: skip
+                counts = Counter(getattr(time, unit) for time in t.each if time.reached)
+                for x, count in counts.items():
+                    axes.plot(x, row, marker=style.marker, color=style.color,
+                              markersize=min(3.5 + 1.2 * log2(count), 9),
+                              markerfacecolor="white" if hollow else style.color)  # fmt: skip
                 if t.reached < len(t.each):
                     axes.text(never, row, f"{len(t.each) - t.reached}", fontsize=7, ha="center",
                               va="center", color="#666666" if hollow else "black",
@@ -277,7 +286,9 @@ def _legend(
     if not teachers and any(s.teacher for summaries in cases.values() for s in summaries):
         handles.append(_line(Style("#000000", (0, (4, 1.5)), ""), "oracle"))
         handles.append(_line(Style("#bbbbbb", "-", ""), "other teachers", width=0.7))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
+    columns = min(3, len(handles))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    figure.set_figheight(figure.get_figheight() + 0.2 * ceil(len(handles) / columns))
 
 
 def _line(style: Style, label: str, joined: bool = True, width: float = 1.5) -> Line2D:

@@ -130,8 +130,8 @@ def _overview(cases) -> list[Block]:
                      reference.test_accuracy * 100 if reference else nan,
                      *((d.mean, (d.low, d.high)) if d else (nan, (nan, nan)))])  # fmt: skip
     columns = [Column("problem"), Column("best optimizer"), Column("log validation loss"),
-               Column("test accuracy, %", 2), Column("oracle"), Column("oracle's log loss"),
-               Column("oracle's test accuracy, %", 2), Column("paired difference"),
+               Column("test accuracy, %", 2), Column("oracle"), Column("oracle's loss"),
+               Column("oracle's accuracy, %", 2), Column("paired difference"),
                Column("95% interval", interval=True)]  # fmt: skip
     return [
         *([Notice(warnings)] if warnings else []),
