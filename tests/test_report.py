@@ -10,9 +10,9 @@ import pytest
 from made_results import made_evaluation
 
 from l2o.evaluation import plots
+from l2o.evaluation.comparison import difference, summarize, summary_table
 from l2o.evaluation.figures import drawings
 from l2o.evaluation.report import write_report
-from l2o.evaluation.summary import difference, summarize, summary_table
 
 
 def rows(*evaluations):
@@ -20,14 +20,15 @@ def rows(*evaluations):
 
 
 def small():
-    """Two teachers, a policy of two replicates, a baseline; two problems, one of them private."""
+    """All teachers, a policy of two replicates, a baseline; two problems, one of them private."""
     found = []
     for problem, epsilon in (("mnist_cnn", inf), ("mnist_dp", 0.2)):
         for repeat in (1, 2):
             shift = 0.02 * repeat
             same = {"problem": problem, "repeat": repeat, "epsilon": epsilon}
             found += made_evaluation("adam", [2.3, 0.3 + shift, 0.2 + shift, 0.25], **same)
-            found += made_evaluation("sgd", [2.3, 0.9 + shift, 0.6, 0.5 - shift], **same)
+            for teacher in ("rmsprop", "sgd", "momentum", "addsign", "powersign"):
+                found += made_evaluation(teacher, [2.3, 0.9 + shift, 0.6, 0.5 - shift], **same)
             found += made_evaluation("rnnprop", [2.3, 0.4, 0.3 + shift, 0.3], **same)
             for replicate in (1, 2):
                 losses = [2.3, 0.3, 0.2 + shift, 0.05 + 0.05 * replicate + 0.1 * shift]
@@ -196,7 +197,7 @@ def test_csv_holds_the_numbers_in_full(written):
     output, _ = written
     with open(output / "tables" / "results.csv", newline="") as file:
         found = {(r["problem"], r["optimizer"]): r for r in csv.DictReader(file)}
-    assert len(found) == 8
+    assert len(found) == 16
     adam = found["mnist_cnn", "adam (oracle)"]
     assert float(adam["log validation loss"]) == pytest.approx((log(0.22) + log(0.24)) / 2)
     assert adam["ε"] == "" and float(found["mnist_dp", "sgd"]["ε"]) == pytest.approx(0.6)
@@ -308,8 +309,18 @@ def test_first_figure_compares_schemes_and_the_oracle_alone():
     assert names == ["choice-large (4)", "oracle: adam (2)"]
 
 
+def test_a_teacher_alone_is_not_called_the_oracle(tmp_path):
+    found = rows(made_evaluation("adam", [2.0, 1.0]), made_evaluation("choice-large", [2.0, 0.9]))
+    assert "adam (best teacher)" in summary_table(found)
+    names = [text.get_text() for text in drawn(found, "figure-1").axes[0].get_yticklabels()]
+    assert names == ["choice-large (1)", "best teacher: adam (1)"]
+    write_report(found, tmp_path)
+    overview = (tmp_path / "report.md").read_text().split("\n## ")[1]
+    assert "no oracle, as of the six teachers only adam was evaluated" in overview
+
+
 def test_styles_differ_and_do_not_depend_on_other_figures():
     cases = summarize(rows(*(made_evaluation(f"policy-{k}", [2.0, 1.0]) for k in range(20))))
-    look = plots.styles(cases)
+    look = plots.look(cases).styles
     assert len(look) == 20
     assert len({(s.color, s.marker, str(s.linestyle)) for s in look.values()}) == 20

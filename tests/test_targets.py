@@ -5,7 +5,7 @@ from math import exp, inf, log
 import pytest
 from made_results import made_evaluation
 
-from l2o.evaluation.summary import oracle, summarize
+from l2o.evaluation.comparison import oracle, summarize
 from l2o.evaluation.targets import targets, times
 
 

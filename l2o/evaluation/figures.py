@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from l2o.evaluation import plots
-from l2o.evaluation.summary import Case, Summary, oracle
+from l2o.evaluation.comparison import Case, Summary, oracle
 from l2o.evaluation.targets import times
 
 SCHEMES = ("choice", "mean", "minmax")
@@ -21,12 +21,13 @@ _PERFORMANCE = "best log validation loss (loss in nats)"
 _BY_EPOCH = "log validation loss (loss in nats)"
 _DOTS = (
     "A marker is an evaluation, the line below its 95% interval with the mean; the dashed line is "
-    "the oracle's mean. The number of evaluations follows each name. Further left is better. "
-    "Intervals may be longer than the panel is wide."
+    "the mean of the oracle, the tuned teacher that is best on validation. The number of "
+    "evaluations follows each name. Further left is better. Intervals may be longer than the panel "
+    "is wide."
 )
 _CURVES = (
-    "Mean over evaluations; the band is one standard deviation. Dashed black is the oracle: the "
-    "tuned teacher that is best on validation. Lower is better."
+    "Mean over evaluations; the band is one standard deviation. Dashed black is the oracle, "
+    "the tuned teacher that is best on validation. Lower is better."
 )
 _TIMES = (
     "A marker is an evaluation: hollow when it reached 95% of the oracle's fall from epoch 0, "
@@ -65,7 +66,7 @@ def drawings(
         cards: Policies' cards by their origin.
         samples: Images by dataset, uint8 [n, height, width, channels].
     """
-    look = plots.styles(cases)
+    look = plots.look(cases)
     usual = {case: found for case, found in cases.items() if case.problem not in LARGER}
     larger = {case: found for case, found in cases.items() if case.problem in LARGER}
     schemes = _only(cases, SCHEMES)

@@ -231,7 +231,8 @@ th:first-child, td:first-child { position: sticky; left: 0; background: var(--pa
   text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 7.5rem;
   max-width: 13rem; }
 .narrow { display: none; color: var(--soft); font-size: .9rem; }
-@media (max-width: 40rem) { .narrow { display: block; } th:first-child, td:first-child { max-width: 8.5rem; }
+@media (max-width: 40rem) { .narrow { display: block; }
+  th:first-child, td:first-child { max-width: 8.5rem; }
   th, td { padding: .3rem .45rem; } h1 { font-size: 1.45rem; } }
 tbody tr:nth-child(even) td { background: var(--stripe); }
 figure { margin: 1rem 0 0; }

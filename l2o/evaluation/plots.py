@@ -21,8 +21,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from l2o.evaluation.comparison import (
+    Case,
+    Evaluation,
+    Summary,
+    log_loss,
+    oracle,
+    oracle_name,
+)
 from l2o.evaluation.stability import Stability
-from l2o.evaluation.summary import Case, Evaluation, Summary, log_loss, oracle
 from l2o.evaluation.targets import Times
 
 Cases = Mapping[Case, Sequence[Summary]]
@@ -56,8 +63,32 @@ class Style:
     marker: str
 
 
-def styles(cases: Cases) -> dict[str, Style]:
-    """A style for each optimizer's label; teachers share greys."""
+_ORACLE = Style("#000000", (0, (4, 1.5)), "")
+
+
+@dataclass(frozen=True)
+class Look:
+    """What all figures of a report share.
+
+    Attributes:
+        styles: By optimizer's label.
+        cases: All cases and optimizers, also those that one figure leaves out.
+    """
+
+    styles: Mapping[str, Style]
+    cases: Cases
+
+    def oracle(self, case: Case) -> Summary | None:
+        """The best teacher of a case."""
+        return oracle(self.cases[case])
+
+    def oracle_name(self, case: Case) -> str:
+        """What to call it."""
+        return oracle_name(self.cases[case])
+
+
+def look(cases: Cases) -> Look:
+    """A style for each optimizer; teachers share greys."""
     teachers, others = {}, {}
     for summaries in cases.values():
         for s in summaries:
@@ -67,7 +98,7 @@ def styles(cases: Cases) -> dict[str, Style]:
         kinds = zip(cycle(colours), cycle(_LINES), cycle(_MARKERS))  # noqa: B905  (endless)
         for label, kind in zip(sorted(labels), islice(kinds, len(labels)), strict=True):
             found[label] = Style(*kind)
-    return found
+    return Look(found, cases)
 
 
 def png(draw: Callable[[], Figure]) -> bytes:
@@ -100,7 +131,7 @@ def _title(case: Case) -> str:
 
 def dots(
     cases: Cases,
-    look: Mapping[str, Style],
+    look: Look,
     value: Callable[[Evaluation], float],
     statistic: Callable[[Summary], Stability],
     label: str,
@@ -111,14 +142,14 @@ def dots(
     """
     most = max(len(summaries) for summaries in cases.values())
     figure, grid = panels(cases, 0.27 * most + 0.95)
-    for axes, summaries in zip(grid, cases.values(), strict=True):
-        best = oracle(summaries)
+    for axes, (case, summaries) in zip(grid, cases.items(), strict=True):
+        best, name = look.oracle(case), f"{look.oracle_name(case)}: "
         if best is not None:
             axes.axvline(statistic(best).mean, color="#444444", linestyle="--", linewidth=0.8)
         ordered = sorted(summaries, key=lambda s: _last_if_none(statistic(s).mean))
         shown = []
         for row, s in enumerate(ordered):
-            style, stability = look[s.label], statistic(s)
+            style, stability = look.styles[s.label], statistic(s)
             values = [x for x in map(value, s.evaluations) if isfinite(x)]
             shown += values
             axes.plot(values, [row - 0.17] * len(values), linestyle="none", marker=style.marker,
@@ -134,7 +165,8 @@ def dots(
         if shown:
             margin = 0.15 * (max(shown) - min(shown)) or 0.1
             axes.set_xlim(min(shown) - margin, max(shown) + margin)
-        axes.set_yticks(range(len(ordered)), [counted(s, s is best) for s in ordered])
+        names = [name * (s is best) + counted(s) for s in ordered]
+        axes.set_yticks(range(len(ordered)), names)
         axes.set_ylim(len(ordered) - 0.5, -0.6)
         axes.set_xlabel(label)
     return figure
@@ -142,7 +174,7 @@ def dots(
 
 def curves(
     cases: Cases,
-    look: Mapping[str, Style],
+    look: Look,
     value: Callable[[int, Evaluation], float],
     label: str,
     cropped: bool = True,
@@ -158,7 +190,7 @@ def curves(
     """
     figure, grid = panels(cases, 2.75)
     for axes, (case, summaries) in zip(grid, cases.items(), strict=True):
-        best = oracle(summaries)
+        best = look.oracle(case)
         first = 1 if cropped else 0
         epochs, spans = np.arange(first, case.epochs + 1), []
         for s in summaries:
@@ -170,20 +202,22 @@ def curves(
             if s.teacher and s is not best:
                 axes.plot(epochs, mean, color="#bbbbbb", linewidth=0.7, zorder=1)
                 continue
-            style = Style("#000000", (0, (4, 1.5)), "") if s is best else look[s.label]
+            style = _ORACLE if s is best else look.styles[s.label]
             axes.plot(epochs, mean, color=style.color, linestyle=style.linestyle,
                       marker=style.marker, markevery=max(1, case.epochs // 8),
                       linewidth=1.5, zorder=3 if s is best else 2)  # fmt: skip
             axes.fill_between(epochs, mean - deviation, mean + deviation, color=style.color,
                               alpha=0.12, linewidth=0)  # fmt: skip
             spans.append((s is best, mean))
+        if not axes.lines:
+            axes.text(0.5, 0.5, "all diverged", ha="center", transform=axes.transAxes)
         if cropped and spans:
             _crop(axes, spans)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if best is not None:
-            axes.set_title(f"{_title(case)}\noracle: {best.label} (n = {len(best.evaluations)})")
+            axes.set_title(f"{_title(case)}\n{look.oracle_name(case)}: {counted(best, 'n = ')}")
     _legend(figure, cases, look)
     return figure
 
@@ -200,7 +234,7 @@ def _crop(axes: Axes, spans: list[tuple[bool, np.ndarray]]) -> None:
 
 def scatter(
     cases: Cases,
-    look: Mapping[str, Style],
+    look: Look,
     across: Callable[[Summary], float],
     up: Callable[[Summary], float],
     labels: tuple[str, str],
@@ -209,7 +243,7 @@ def scatter(
     figure, grid = panels(cases, 2.75)
     for axes, summaries in zip(grid, cases.values(), strict=True):
         for s in summaries:
-            style = look[s.label]
+            style = look.styles[s.label]
             axes.plot(across(s), up(s), color=style.color, marker=style.marker, markersize=7,
                       linestyle="none", markeredgecolor="white", markeredgewidth=0.5)  # fmt: skip
         axes.set_xlim(left=0)
@@ -221,7 +255,7 @@ def scatter(
 
 def durations(
     cases: Mapping[Case, Sequence[Sequence[Times]]],
-    look: Mapping[str, Style],
+    look: Look,
     unit: str,
 ) -> Figure:
     """When each evaluation reached each target: hollow the easier, filled the harder.
@@ -242,7 +276,10 @@ def durations(
         never = 1.15 * max(finite, default=1.0)
         for hollow, times in zip((True, False), groups, strict=True):
             for t in times:
-                style, row = look[t.label], labels.index(t.label) + (-0.18 if hollow else 0.18)
+                style, row = (
+                    look.styles[t.label],
+                    labels.index(t.label) + (-0.18 if hollow else 0.18),
+                )
                 counts = Counter(getattr(time, unit) for time in t.each if time.reached)
                 for x, count in counts.items():
                     axes.plot(x, row, marker=style.marker, color=style.color,
@@ -261,16 +298,13 @@ def durations(
     return figure
 
 
-def counted(summary: Summary, is_oracle: bool = False) -> str:
+def counted(summary: Summary, unit: str = "") -> str:
     """An optimizer with its number of evaluations, and how many of them diverged."""
     diverged = f", {summary.diverged} diverged" if summary.diverged else ""
-    star = "oracle: " if is_oracle else ""
-    return f"{star}{summary.label} ({len(summary.evaluations)}{diverged})"
+    return f"{summary.label} ({unit}{len(summary.evaluations)}{diverged})"
 
 
-def _legend(
-    figure: Figure, cases: Cases, look: Mapping[str, Style], teachers: bool = False
-) -> None:
+def _legend(figure: Figure, cases: Cases, look: Look, teachers: bool = False) -> None:
     """One legend below all panels: optimizers with their numbers of evaluations."""
     groups: dict[str, list[Summary]] = {}
     for summaries in cases.values():
@@ -278,14 +312,17 @@ def _legend(
             if teachers or not s.teacher:
                 groups.setdefault(s.label, []).append(s)
     handles = []
-    for label in sorted(groups, key=list(look).index):
+    for label in sorted(groups, key=list(look.styles).index):
         n = "/".join(map(str, sorted({len(s.evaluations) for s in groups[label]})))
         diverged = sum(s.diverged for s in groups[label])
         text = f"{label} (n = {n}" + (f"; {diverged} diverged)" if diverged else ")")
-        handles.append(_line(look[label], text, joined=not teachers))
-    if not teachers and any(s.teacher for summaries in cases.values() for s in summaries):
-        handles.append(_line(Style("#000000", (0, (4, 1.5)), ""), "oracle"))
+        handles.append(_line(look.styles[label], text, joined=not teachers))
+    names = sorted({look.oracle_name(case) for case in cases if look.oracle(case)})
+    if names and not teachers:
+        handles.append(_line(_ORACLE, " or ".join(names)))
         handles.append(_line(Style("#bbbbbb", "-", ""), "other teachers", width=0.7))
+    if not handles:
+        return
     columns = min(3, len(handles))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
     figure.set_figheight(figure.get_figheight() + 0.2 * ceil(len(handles) / columns))

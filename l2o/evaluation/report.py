@@ -10,6 +10,16 @@ from typing import Any
 
 import numpy as np
 
+from l2o.evaluation.comparison import (
+    Case,
+    Summary,
+    difference,
+    no_oracle,
+    notes,
+    oracle,
+    oracle_name,
+    summarize,
+)
 from l2o.evaluation.figures import Drawing, drawings, perturbation
 from l2o.evaluation.page import (
     Block,
@@ -25,7 +35,6 @@ from l2o.evaluation.page import (
 )
 from l2o.evaluation.plots import png
 from l2o.evaluation.results import Result
-from l2o.evaluation.summary import Case, Summary, difference, notes, oracle, summarize
 from l2o.evaluation.targets import targets, times
 from l2o.files import write_atomically
 
@@ -114,6 +123,11 @@ def _overview(cases) -> list[Block]:
         for s in found
         if s.diverged
     ]
+    warnings += [
+        f"{case.problem}: {no_oracle(found)}; the best of these stands in for it."
+        for case, found in cases.items()
+        if no_oracle(found)
+    ]
     absent = [
         f"Not evaluated on {case.title}: "
         + ", ".join(label for label in labels if label not in {s.label for s in found})
@@ -158,8 +172,9 @@ def _case(case: Case, found: Sequence[Summary], private: bool) -> list[Block]:
                Column("95% interval", interval=True), Column("final log training loss"),
                Column("validation accuracy, %", 2), Column("test accuracy, %", 2),
                Column("seconds", 1), Column("ε")]  # fmt: skip
+    name = f" ({oracle_name(found)})"
     rows = [
-        [s.label + (" (oracle)" if s is best else ""), len(s.evaluations), s.diverged,
+        [s.label + name * (s is best), len(s.evaluations), s.diverged,
          s.performance.mean, (s.performance.low, s.performance.high), s.final_train,
          100 * s.validation_accuracy, 100 * s.test_accuracy, s.seconds,
          s.epsilon if isfinite(s.epsilon) else nan]
@@ -181,9 +196,10 @@ def _case(case: Case, found: Sequence[Summary], private: bool) -> list[Block]:
                 t = of[row[0]]
                 row += [f"{t.reached} of {len(t.each)}", float(t.steps), float(t.seconds)]
         losses = " and ".join(f"{t.loss:.4f} ({t.name})" for t in targets(found))
-        blocks += [f"Time to target: median steps and seconds, warm-up included, until the "
-                   f"validation loss is at the oracle's ({best.label}): {losses}. Measured once "
-                   "an epoch; never means that half or more of the evaluations did not.",
+        blocks += ["Time to target: median steps and seconds, warm-up included, until the "
+                   f"validation loss is at that of the {oracle_name(found)}, {best.label}: "
+                   f"{losses}. Measured once an epoch; never means that half or more of the "
+                   "evaluations did not.",
                    Table("time_to_target", columns, rows, prefix)]  # fmt: skip
     elif best is None:
         blocks.append("No tuned teacher without divergence is in these results: there is no "
@@ -194,10 +210,10 @@ def _case(case: Case, found: Sequence[Summary], private: bool) -> list[Block]:
 def _against_oracle(found, best: Summary, prefix) -> list[Block]:
     pairs = [(s, difference(s, best)) for s in found if s is not best]
     rows = [[s.label, d.mean, (d.low, d.high), d.pairs, d.unpaired] for s, d in pairs]
-    columns = [Column("optimizer"), Column("minus oracle"), Column("95% interval", interval=True),
+    columns = [Column("optimizer"), Column("difference"), Column("95% interval", interval=True),
                Column("pairs"), Column("left out")]  # fmt: skip
-    return [f"Paired differences of the best log validation loss to the oracle, {best.label}: "
-            "pairs share problem and seed; below zero is better than the oracle.",
+    return [f"Paired differences of the best log validation loss to the {oracle_name(found)}, "
+            f"{best.label}: pairs share problem and seed; below zero is better than it.",
             Table("against_oracle", columns, rows, prefix)]  # fmt: skip
 
 

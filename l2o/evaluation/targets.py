@@ -12,7 +12,7 @@ from statistics import median
 
 import numpy as np
 
-from l2o.evaluation.summary import Evaluation, Summary, log_loss, oracle
+from l2o.evaluation.comparison import Evaluation, Summary, log_loss, oracle
 
 FALL = 0.95
 

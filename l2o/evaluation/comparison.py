@@ -189,10 +189,28 @@ def _mean(values: Iterable[float]) -> float:
 def oracle(summaries: Iterable[Summary]) -> Summary | None:
     """The tuned teacher with the best mean best log validation loss; None without teachers.
 
-    It is chosen on validation and reported on test. A teacher that diverged is not chosen.
+    The best of those that were evaluated: `oracle_name` says whether that is all of them. It is
+    chosen on validation and reported on test. A teacher that diverged is not chosen.
     """
     teachers = [s for s in summaries if s.teacher and not s.diverged and s.performance.evaluations]
     return min(teachers, key=lambda s: s.performance.mean, default=None)
+
+
+def oracle_name(summaries: Iterable[Summary]) -> str:
+    """What to call the best teacher: the oracle only where all six were evaluated."""
+    return "oracle" if len(_teachers(summaries)) == len(TEACHERS) else "best teacher"
+
+
+def no_oracle(summaries: Iterable[Summary]) -> str:
+    """Why a case has no oracle; empty if it has, or has nothing that could be taken for one."""
+    present = _teachers(summaries)
+    if len(present) in (0, len(TEACHERS)):
+        return ""
+    return f"no oracle, as of the six teachers only {', '.join(present)} was evaluated"
+
+
+def _teachers(summaries: Iterable[Summary]) -> list[str]:
+    return sorted({s.evaluations[0].key.optimizer for s in summaries if s.teacher})
 
 
 def difference(first: Summary, second: Summary) -> Difference:
@@ -208,11 +226,11 @@ def summary_table(results: Iterable[Result]) -> str:
     """The results as plain text of at most 100 columns: a block a problem, a line an optimizer."""
     blocks = []
     for case, summaries in summarize(results).items():
-        best = oracle(summaries)
+        best, best_name = oracle(summaries), oracle_name(summaries)
         private = any(isfinite(s.epsilon) for s in summaries)
         lines = [case.title[:100], _HEAD + ("      ε" if private else "")]
         for summary in summaries:
-            name = summary.label + (" (oracle)" if summary is best else "")
+            name = summary.label + (f" ({best_name})" if summary is best else "")
             line = _line(name, summary)
             lines.append(line + (f" {number(summary.epsilon, 3):>6}" if private else ""))
         for note in notes(summaries):
@@ -240,7 +258,7 @@ def _line(name: str, summary: Summary) -> str:
 
 def notes(summaries: Sequence[Summary]) -> list[str]:
     """What a reader of these summaries must know, a sentence each."""
-    lines = []
+    lines = [no_oracle(summaries)] if no_oracle(summaries) else []
     for s in summaries:
         if s.diverged:
             steps = ", ".join(str(e.diverged_at) for e in s.evaluations if e.diverged_at >= 0)
