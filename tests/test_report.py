@@ -139,6 +139,12 @@ def test_table_keeps_its_width_and_names_substituted_data():
     assert "ON DIGITS FOR MNIST" in text
 
 
+def test_missing_cells_are_said():
+    found = rows(*(made_evaluation("choice", [3.0, 1.0 + i + j], replicate=i, repeat=j)
+                   for i, j in [(1, 1), (1, 2), (2, 1)]))  # fmt: skip
+    assert "choice: replicates have 1 to 2 evaluations" in summary_table(found)
+
+
 # --- the report -------------------------------------------------------------------------------
 
 
@@ -161,6 +167,12 @@ class Links(HTMLParser):
 def written(tmp_path_factory):
     output = tmp_path_factory.mktemp("report")
     return output, write_report(small(), output)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures cost time; tests of the text do without."""
+    monkeypatch.setattr("l2o.evaluation.report.png", lambda draw: b"")
 
 
 def test_files_are_what_was_returned(written):
@@ -221,7 +233,7 @@ def test_a_single_evaluation_still_makes_a_report(tmp_path):
     assert "there is no oracle" in text
 
 
-def test_divergence_and_substituted_data_are_said_first(tmp_path):
+def test_divergence_and_substituted_data_are_said_first(tmp_path, undrawn):
     found = rows(
         made_evaluation("adam", [2.0, 1.0, inf], data="digits for mnist"),
         made_evaluation("sgd", [2.0, 1.0, 0.5], data="digits for mnist"),
@@ -239,7 +251,7 @@ def test_all_diverged_makes_a_report(tmp_path):
     assert "1 of 1 evaluations of adam diverged" in (tmp_path / "report.md").read_text()
 
 
-def test_names_are_text_not_markup(tmp_path):
+def test_names_are_text_not_markup(tmp_path, undrawn):
     write_report(made_evaluation("<b>|x</b>", [2.0, 1.0]), tmp_path)
     links = Links()
     links.feed((tmp_path / "report.html").read_text())
@@ -309,7 +321,7 @@ def test_first_figure_compares_schemes_and_the_oracle_alone():
     assert names == ["choice-large (4)", "oracle: adam (2)"]
 
 
-def test_a_teacher_alone_is_not_called_the_oracle(tmp_path):
+def test_a_teacher_alone_is_not_called_the_oracle(tmp_path, undrawn):
     found = rows(made_evaluation("adam", [2.0, 1.0]), made_evaluation("choice-large", [2.0, 0.9]))
     assert "adam (best teacher)" in summary_table(found)
     names = [text.get_text() for text in drawn(found, "figure-1").axes[0].get_yticklabels()]

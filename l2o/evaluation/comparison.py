@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -216,7 +216,7 @@ def _teachers(summaries: Iterable[Summary]) -> list[str]:
 def difference(first: Summary, second: Summary) -> Difference:
     """Paired difference of the best log validation losses; pairs share problem and seed."""
     sides = [
-        {(e.key.replicate, (e.key.seed, e.key.repeat)): e.best for e in side.evaluations}
+        {(e.key.replicate, e.key.seed): e.best for e in side.evaluations}
         for side in (first, second)
     ]
     return paired_difference(*sides)
@@ -265,6 +265,12 @@ def notes(summaries: Sequence[Summary]) -> list[str]:
             lines.append(
                 f"{s.label}: {s.diverged} of {len(s.evaluations)} DIVERGED (at step {steps}); "
                 "in no mean"
+            )
+        counts = Counter(e.key.replicate for e in s.evaluations)
+        if len(set(counts.values())) > 1:
+            lines.append(
+                f"{s.label}: replicates have {min(counts.values())} to {max(counts.values())} "
+                "evaluations"
             )
     several = [s.label for s in summaries if s.performance.replicates > 1]
     if several:

@@ -67,8 +67,9 @@ def drawings(
         samples: Images by dataset, uint8 [n, height, width, channels].
     """
     look = plots.look(cases)
-    usual = {case: found for case, found in cases.items() if case.problem not in LARGER}
-    larger = {case: found for case, found in cases.items() if case.problem in LARGER}
+    long = {case: found for case, found in cases.items() if case.epochs > 1}
+    usual = {case: found for case, found in long.items() if case.problem not in LARGER}
+    larger = {case: found for case, found in long.items() if case.problem in LARGER}
     schemes = _only(cases, SCHEMES)
     baselines = _only(cases, BASELINES)
     both = _only({case: cases[case] for case in baselines}, BASELINES + SCHEMES)
@@ -96,7 +97,7 @@ def drawings(
          f"a learned baseline ({', '.join(BASELINES[:-1])})"),
         ("figure-3", "Figure 3: learned optimizers and the oracle, by epoch",
          f"{_CURVES} Cropped to the oracle's range.", usual,
-         curves(usual, plots.log_validation, _BY_EPOCH), "an evaluation of a usual problem"),
+         curves(usual, plots.log_validation, _BY_EPOCH), "an evaluation of more than one epoch"),
         ("figure-4", "Figure 4: evaluation stability and performance",
          "Further left is steadier from evaluation to evaluation, further down is better.",
          evaluation, scatter(evaluation, lambda s: s.performance.evaluation,
@@ -124,8 +125,9 @@ def drawings(
         ("figure-e3-uncropped", "Appendix E.3: by epoch, uncropped", _CURVES, cases,
          curves(cases, plots.log_validation, _BY_EPOCH, cropped=False), "an evaluation"),
         ("figure-e3-accuracy", "Appendix E.3: validation accuracy by epoch",
-         _CURVES.replace("Lower", "Higher") + " Cropped to the oracle's range.", cases,
-         curves(cases, plots.accuracy, "validation accuracy (%)"), "an evaluation"),
+         _CURVES.replace("Lower", "Higher") + " Cropped to the oracle's range.", long,
+         curves(long, plots.accuracy, "validation accuracy (%)"),
+         "an evaluation of more than one epoch"),
         ("time-to-target-steps", "Time to target, in steps", _TIMES, reached,
          lambda: plots.durations(reached, look, "steps"), "an oracle: a tuned teacher"),
         ("time-to-target-seconds", "Time to target, in seconds", _TIMES, reached,

@@ -62,9 +62,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: name of its file without ending, caption, PNG."""
+    """A figure: name of its file without ending, title, caption, PNG."""
 
     file: str
+    title: str
     caption: str
     png: bytes
 
@@ -136,7 +137,7 @@ def _markdown_block(block: Block) -> str:
                 for line in lines
             )
         case Picture():
-            return f"![{block.caption}](figures/{block.file}.png)\n\n{block.caption}"
+            return f"![{block.title}](figures/{block.file}.png)\n\n{block.caption}"
         case Notice():
             return "\n>\n".join(f"> **{line}**" for line in block.lines)
         case Remarks():
@@ -173,7 +174,7 @@ def _html_block(block: Block) -> str:
                     f"<tbody>{rows}</tbody></table></div>")  # fmt: skip
         case Picture():
             data, caption = base64.b64encode(block.png).decode(), escape(block.caption)
-            return (f'<figure><div class="wide"><img alt="{caption}" '
+            return (f'<figure><div class="wide"><img alt="{escape(block.title)}" '
                     f'src="data:image/png;base64,{data}"></div>'
                     f"<figcaption>{caption}</figcaption></figure>")  # fmt: skip
         case Notice():

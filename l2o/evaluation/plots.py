@@ -39,7 +39,8 @@ Cases = Mapping[Case, Sequence[Summary]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _GREYS = ("#444444", "#777777", "#999999")
 _LINES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-_MARKERS = "osD^vP*X<>h"  # eleven, prime to the others: the three repeat after 132
+# Seven markers of each kind, which with six or three colours and four lines repeat late.
+_MARKERS, _TEACHERS_MARKERS = "os^vDp*", "PX<>hd8"
 _RC = {
     "font.size": 8.5,
     "axes.titlesize": 9.5,
@@ -94,8 +95,11 @@ def look(cases: Cases) -> Look:
         for s in summaries:
             (teachers if s.teacher else others)[s.label] = None
     found = {}
-    for labels, colours in ((others, COLOURS), (teachers, _GREYS)):
-        kinds = zip(cycle(colours), cycle(_LINES), cycle(_MARKERS))  # noqa: B905  (endless)
+    for labels, colours, markers in (
+        (others, COLOURS, _MARKERS),
+        (teachers, _GREYS, _TEACHERS_MARKERS),
+    ):
+        kinds = zip(cycle(colours), cycle(_LINES), cycle(markers))  # noqa: B905  (endless)
         for label, kind in zip(sorted(labels), islice(kinds, len(labels)), strict=True):
             found[label] = Style(*kind)
     return Look(found, cases)
@@ -147,7 +151,7 @@ def dots(
         if best is not None:
             axes.axvline(statistic(best).mean, color="#444444", linestyle="--", linewidth=0.8)
         ordered = sorted(summaries, key=lambda s: _last_if_none(statistic(s).mean))
-        shown = []
+        shown, ends = [], []
         for row, s in enumerate(ordered):
             style, stability = look.styles[s.label], statistic(s)
             values = [x for x in map(value, s.evaluations) if isfinite(x)]
@@ -157,14 +161,17 @@ def dots(
             axes.plot(stability.mean, row + 0.2, marker="|", color=style.color, markersize=7,
                       markeredgewidth=2)  # fmt: skip
             if not isnan(stability.low):
+                ends += [stability.low, stability.high]
                 axes.plot([stability.low, stability.high], [row + 0.2] * 2, color=style.color,
                           linewidth=1.6)  # fmt: skip
             if not values:
                 axes.text(0.02, row, "all diverged", va="center", fontsize=8, style="italic",
                           transform=axes.get_yaxis_transform())  # fmt: skip
         if shown:
-            margin = 0.15 * (max(shown) - min(shown)) or 0.1
-            axes.set_xlim(min(shown) - margin, max(shown) + margin)
+            span = max(shown) - min(shown) or 0.2
+            low = max(min([*shown, *ends]), min(shown) - span / 2)
+            high = min(max([*shown, *ends]), max(shown) + span / 2)
+            axes.set_xlim(low - 0.08 * span, high + 0.08 * span)
         names = [name * (s is best) + counted(s) for s in ordered]
         axes.set_yticks(range(len(ordered)), names)
         axes.set_ylim(len(ordered) - 0.5, -0.6)
@@ -246,6 +253,7 @@ def scatter(
             style = look.styles[s.label]
             axes.plot(across(s), up(s), color=style.color, marker=style.marker, markersize=7,
                       linestyle="none", markeredgecolor="white", markeredgewidth=0.5)  # fmt: skip
+        axes.margins(0.12)
         axes.set_xlim(left=0)
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
@@ -320,7 +328,8 @@ def _legend(figure: Figure, cases: Cases, look: Look, teachers: bool = False) ->
     names = sorted({look.oracle_name(case) for case in cases if look.oracle(case)})
     if names and not teachers:
         handles.append(_line(_ORACLE, " or ".join(names)))
-        handles.append(_line(Style("#bbbbbb", "-", ""), "other teachers", width=0.7))
+        if any(s.teacher and s is not look.oracle(c) for c, found in cases.items() for s in found):
+            handles.append(_line(Style("#bbbbbb", "-", ""), "other teachers", width=0.7))
     if not handles:
         return
     columns = min(3, len(handles))

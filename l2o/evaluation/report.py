@@ -88,9 +88,9 @@ def report(
 ) -> list[Section]:  # fmt: skip
     """The report's sections, figures drawn."""
     sections = [Section("Overview", _overview(cases))]
-    sections += [
-        Section(f.title, [Picture(f.file, f.caption, png(f.draw))]) for f in figures if f.draw
-    ]
+    for f in figures:
+        if f.draw:
+            sections.append(Section(f.title, [Picture(f.file, f.title, f.caption, png(f.draw))]))
     private = any(isfinite(s.epsilon) for found in cases.values() for s in found)
     sections += [Section(case.title, _case(case, found, private)) for case, found in cases.items()]
     sections.append(Section("Stability", _stability(cases)))
@@ -123,10 +123,13 @@ def _overview(cases) -> list[Block]:
         for s in found
         if s.diverged
     ]
+    stand_ins = defaultdict(list)
+    for case, found in cases.items():
+        if no_oracle(found):
+            stand_ins[no_oracle(found)].append(case.problem)
     warnings += [
-        f"{case.problem}: {no_oracle(found)}; the best of these stands in for it."
-        for case, found in cases.items()
-        if no_oracle(found)
+        f"{', '.join(problems)}: {reason}; the best of what there is stands in for it."
+        for reason, problems in stand_ins.items()
     ]
     absent = [
         f"Not evaluated on {case.title}: "
@@ -149,7 +152,8 @@ def _overview(cases) -> list[Block]:
                Column("95% interval", interval=True)]  # fmt: skip
     return [
         *([Notice(warnings)] if warnings else []),
-        f"{count} evaluations of {len(labels)} optimizers on {len(cases)} problems. Losses are "
+        f"Evaluations: {count}, of {len(labels)} optimizers in {len(cases)} settings (a setting is "
+        "a problem, its data and a number of epochs). Losses are "
         "cross-entropy in nats, their logarithms natural; lower is better. The epoch with the best "
         "validation loss is chosen, and test is reported at that epoch. The oracle is, for each "
         "problem, the tuned teacher with the best mean on validation. The best optimizer below is "
@@ -158,7 +162,7 @@ def _overview(cases) -> list[Block]:
         "paired difference. In time to target they never reached what they had not reached "
         "before. A teacher with one is not chosen as oracle.",
         Table("overview", columns, rows),
-        Remarks(absent),
+        *([Remarks(absent)] if absent else []),
     ]
 
 
@@ -182,7 +186,9 @@ def _case(case: Case, found: Sequence[Summary], private: bool) -> list[Block]:
     ]  # fmt: skip
     if not private:  # in all tables or in none: they share a file
         columns, rows = columns[:-1], [row[:-1] for row in rows]
-    blocks += [Table("results", columns, rows, prefix), Remarks(notes(found))]
+    blocks.append(Table("results", columns, rows, prefix))
+    if notes(found):
+        blocks.append(Remarks(notes(found)))
     if best is not None and len(found) > 1:
         blocks += _against_oracle(found, best, prefix)
     goals = times(found)
