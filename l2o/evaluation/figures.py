@@ -87,7 +87,7 @@ def drawings(
 
     def scatter(of, across, name):
         return lambda: plots.scatter(of, look, across, lambda s: s.performance.mean,
-                                     (name, f"mean {_PERFORMANCE}"))  # fmt: skip
+                                     (name, "best log val. loss (loss in nats)"))  # fmt: skip
 
     a_scheme = f"a policy named after its scheme ({', '.join(SCHEMES)})"
     found = [

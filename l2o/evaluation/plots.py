@@ -174,6 +174,7 @@ def dots(
             axes.set_xlim(low - 0.08 * span, high + 0.08 * span)
         names = [name * (s is best) + counted(s) for s in ordered]
         axes.set_yticks(range(len(ordered)), names)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_ylim(len(ordered) - 0.5, -0.6)
         axes.set_xlabel(label)
     return figure
