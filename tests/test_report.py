@@ -130,7 +130,7 @@ def test_table_says_what_it_must():
 
 def test_table_keeps_its_width_and_names_substituted_data():
     found = rows(
-        *(made_evaluation(f"a-very-long-name-of-a-policy-{k}", [3.0, 1e-9 + k, 1e5], repeat=j,
+        *(made_evaluation(f"a-very-long-name-of-a-policy-{k}", [3.0, 1e-9 + k, 1e5], replicate=j,
                           problem="mnist_deeper_strided", data="digits for mnist", epsilon=0.1)
           for k in range(9) for j in (1, 2)),
     )  # fmt: skip
