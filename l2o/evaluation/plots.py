@@ -253,7 +253,8 @@ def scatter(
         for s in summaries:
             style = look.styles[s.label]
             axes.plot(across(s), up(s), color=style.color, marker=style.marker, markersize=7,
-                      linestyle="none", markeredgecolor="white", markeredgewidth=0.5)  # fmt: skip
+                      linestyle="none", markeredgecolor="white", markeredgewidth=0.5,
+                      clip_on=False)  # fmt: skip
         axes.margins(0.12)
         axes.set_xlim(left=0)
         axes.set_xlabel(labels[0])
