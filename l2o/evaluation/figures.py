@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from l2o.evaluation import plots
-from l2o.evaluation.comparison import Case, Summary, oracle
+from l2o.evaluation.comparison import Case, Evaluation, Summary, log_loss, oracle
 from l2o.evaluation.targets import times
 
 SCHEMES = ("choice", "mean", "minmax")
@@ -97,7 +97,7 @@ def drawings(
          f"a learned baseline ({', '.join(BASELINES[:-1])})"),
         ("figure-3", "Figure 3: learned optimizers and the oracle, by epoch",
          f"{_CURVES} Cropped to the oracle's range.", usual,
-         curves(usual, plots.log_validation, _BY_EPOCH), "an evaluation of more than one epoch"),
+         curves(usual, _log_validation, _BY_EPOCH), "an evaluation of more than one epoch"),
         ("figure-4", "Figure 4: evaluation stability and performance",
          "Further left is steadier from evaluation to evaluation, further down is better.",
          evaluation, scatter(evaluation, lambda s: s.performance.evaluation,
@@ -120,13 +120,13 @@ def drawings(
          lambda: _samples(samples), "the datasets' images at hand"),
         ("figure-8", "Figure 8: larger evaluations",
          f"{_CURVES} Cropped to the oracle's range.", larger,
-         curves(larger, plots.log_validation, _BY_EPOCH),
+         curves(larger, _log_validation, _BY_EPOCH),
          f"an evaluation of {' or '.join(LARGER)}"),
         ("figure-e3-uncropped", "Appendix E.3: by epoch, uncropped", _CURVES, cases,
-         curves(cases, plots.log_validation, _BY_EPOCH, cropped=False), "an evaluation"),
+         curves(cases, _log_validation, _BY_EPOCH, cropped=False), "an evaluation"),
         ("figure-e3-accuracy", "Appendix E.3: validation accuracy by epoch",
          _CURVES.replace("Lower", "Higher") + " Cropped to the oracle's range.", long,
-         curves(long, plots.accuracy, "validation accuracy (%)"),
+         curves(long, _accuracy, "validation accuracy (%)"),
          "an evaluation of more than one epoch"),
         ("time-to-target-steps", "Time to target, in steps", _TIMES, reached,
          lambda: plots.durations(reached, look, "steps"), "an oracle: a tuned teacher"),
@@ -210,3 +210,13 @@ def _samples(samples: Mapping[str, np.ndarray], count: int = 10) -> Figure:
             axes.imshow(image.squeeze(), cmap="gray")
         row[0].text(-0.2, 0.5, name, ha="right", va="center", transform=row[0].transAxes)
     return figure
+
+
+def _log_validation(epoch: int, evaluation: Evaluation) -> float:
+    """Log validation loss after an epoch."""
+    return log_loss(evaluation.rows[epoch].validation_loss)
+
+
+def _accuracy(epoch: int, evaluation: Evaluation) -> float:
+    """Validation accuracy after an epoch, in percent."""
+    return 100 * evaluation.rows[epoch].validation_accuracy

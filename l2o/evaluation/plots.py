@@ -25,7 +25,6 @@ from l2o.evaluation.comparison import (
     Case,
     Evaluation,
     Summary,
-    log_loss,
     oracle,
     oracle_name,
 )
@@ -346,13 +345,3 @@ def _line(style: Style, label: str, joined: bool = True, width: float = 1.5) -> 
 
 def _last_if_none(value: float) -> tuple[bool, float]:
     return isnan(value), value
-
-
-def log_validation(epoch: int, evaluation: Evaluation) -> float:
-    """Log validation loss after an epoch."""
-    return log_loss(evaluation.rows[epoch].validation_loss)
-
-
-def accuracy(epoch: int, evaluation: Evaluation) -> float:
-    """Validation accuracy after an epoch, in percent."""
-    return 100 * evaluation.rows[epoch].validation_accuracy
