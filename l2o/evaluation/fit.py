@@ -247,12 +247,12 @@ class Fit:
         inputs, labels = self._held_out[which]
         count = int(labels.shape[0])
 
-        def add(start, loss, correct):
+        def add(start, loss, hits):
             stop = tf.minimum(start + _SCORING_BATCH, count)
             batch = Batch(inputs[start:stop], labels[start:stop])
             mean, _, outputs = self._optimizee.outcome(parameters, carried, batch, training=False)
             right = tf.reduce_sum(tf.cast(correct(outputs, batch.labels), tf.int32))
-            return stop, loss + mean * tf.cast(stop - start, mean.dtype), correct + right
+            return stop, loss + mean * tf.cast(stop - start, mean.dtype), hits + right
 
         loss = tf.zeros((), parameters.dtype)
         loop = tf.while_loop(lambda start, *_: start < count, add, (0, loss, 0))
