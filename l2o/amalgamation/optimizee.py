@@ -99,13 +99,13 @@ class KerasOptimizee:
         return np.concatenate(parameters), [v.numpy() for v in model.non_trainable_variables]
 
     def loss(self, parameters, carried, batch, training):
-        return self.outcome(parameters, carried, batch, training)[:2]
+        return self.outcome(self.layout.unflatten(parameters), carried, batch, training)[:2]
 
-    def outcome(self, parameters, carried, batch, training):
-        """As `loss`, with the network's outputs [B, ...] as a third."""
+    def outcome(self, tensors, carried, batch, training):
+        """As `loss`, of the layout's tensors, with the network's outputs [B, ...] as a third."""
         with exact_moments():
             outputs, carried, penalties = self.model.stateless_call(
-                self.layout.unflatten(parameters),
+                tensors,
                 carried,
                 as_inputs(batch.inputs),
                 training=training,

@@ -99,6 +99,7 @@ def _main(arguments: list[str] | None) -> int:
         return _report(options)
     with quiet_start():
         import tensorflow as tf
+    tf.get_logger().setLevel("ERROR")
     if options.list:
         return _list()
     return _evaluate(options, tf)

@@ -83,11 +83,13 @@ def plain_gradient(
     optimizee: KerasOptimizee, parameters, carried: list, batch: Batch, key
 ) -> Gradient:
     """The gradient of a batch's mean loss; `key` (seed and step, int [2]) is not needed."""
+    tensors = optimizee.layout.unflatten(parameters)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(parameters)
-        loss, carried, outputs = optimizee.outcome(parameters, carried, batch, training=True)
+        tape.watch(tensors)
+        loss, carried, outputs = optimizee.outcome(tensors, carried, batch, training=True)
+    gradient = optimizee.layout.flatten(tape.gradient(loss, tensors))
     accuracy = tf.reduce_mean(tf.cast(correct(outputs, batch.labels), loss.dtype))
-    return Gradient(loss, accuracy, tape.gradient(loss, parameters), carried)
+    return Gradient(loss, accuracy, gradient, carried)
 
 
 class Fit:
@@ -246,11 +248,12 @@ class Fit:
         """Mean loss and accuracy over all held-out examples, the last smaller batch included."""
         inputs, labels = self._held_out[which]
         count = int(labels.shape[0])
+        tensors = self._optimizee.layout.unflatten(parameters)
 
         def add(start, loss, hits):
             stop = tf.minimum(start + _SCORING_BATCH, count)
             batch = Batch(inputs[start:stop], labels[start:stop])
-            mean, _, outputs = self._optimizee.outcome(parameters, carried, batch, training=False)
+            mean, _, outputs = self._optimizee.outcome(tensors, carried, batch, training=False)
             right = tf.reduce_sum(tf.cast(correct(outputs, batch.labels), tf.int32))
             return stop, loss + mean * tf.cast(stop - start, mean.dtype), hits + right
 

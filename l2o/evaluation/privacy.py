@@ -17,6 +17,7 @@ import keras
 import tensorflow as tf
 
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
+from l2o.evaluation.convolution import vectorized_convolution
 from l2o.evaluation.fit import Gradient, correct
 
 ACCOUNTING = "RDP accountant; Poisson sampling assumed, batches are slices of a permutation"
@@ -53,15 +54,16 @@ class DPSGD:
         """
         query = _query_class()(self.clip, self.clip * self.noise_multiplier, key)
         settings = query.initial_global_state()
+        tensors = optimizee.layout.unflatten(parameters)
         limit = query.derive_sample_params(settings)
 
         def one(example: Batch):
             """Loss, outputs and clipped gradient of a single example."""
             alone = Batch(example.inputs[None], example.labels[None])
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(parameters)
-                loss, _, outputs = optimizee.outcome(parameters, carried, alone, training=True)
-            gradient = tape.gradient(loss, parameters)
+            with tf.GradientTape(watch_accessed_variables=False) as tape, vectorized_convolution():
+                tape.watch(tensors)
+                loss, _, outputs = optimizee.outcome(tensors, carried, alone, training=True)
+            gradient = optimizee.layout.flatten(tape.gradient(loss, tensors))
             return loss, outputs[0], query.preprocess_record(limit, gradient)
 
         losses, outputs, clipped = tf.vectorized_map(one, batch)
