@@ -73,8 +73,8 @@ def _gradient_seconds(task: Task) -> tuple[float, object]:
 def _step_seconds(contender: Contender, layout) -> float:
     """A step of a policy, a coordinate."""
     stepper = contender.stepper()
-    state = tf.nest.map_structure(tf.convert_to_tensor, stepper.initial_state(layout))
     vector = tf.constant(np.random.default_rng(0).normal(size=layout.size).astype("float32"))
+    state = tf.nest.map_structure(tf.convert_to_tensor, stepper.initial_state(vector, layout))
     step = tf.function(lambda p, s: stepper.step(p, vector, s, layout)[0])
     return _fastest(lambda: step(vector, state).numpy()) / layout.size
 

@@ -141,7 +141,8 @@ class Fit:
             report: Told now and then how many steps are behind.
         """
         parameters, carried = self._optimizee.initial(seed)
-        held = (parameters, carried, self._stepper.initial_state(self._optimizee.layout))
+        state = self._stepper.initial_state(parameters, self._optimizee.layout)
+        held = (parameters, carried, state)
         held = tf.nest.map_structure(tf.convert_to_tensor, held)
         if self._steps is None:
             self._steps = self._compiled(held)
@@ -210,39 +211,33 @@ class Fit:
         return scores + [np.nan] * (4 - len(scores))
 
     def _run_steps(self, indices, warmup, key, parameters, carried, state):
-        stepper, layout = self._stepper, self._optimizee.layout
+        layout, rate = self._optimizee.layout, self._warmup.learning_rate
+        steps = tf.shape(indices)[0]
 
-        def proceed(i, loss, limit):
-            return (i < limit) & tf.math.is_finite(loss)
-
-        def gradient(i, parameters, carried):
-            batch = take(self._train, indices[i])
-            step = tf.stack([key[0], key[1] + tf.cast(i, key.dtype)])
-            return self._gradient(self._optimizee, parameters, carried, batch, step)
-
-        def warm(i, loss, record, parameters, carried, state):
-            seen = gradient(i, parameters, carried)
-            state = stepper.observe(parameters, seen.gradient, state, layout)
-            parameters -= self._warmup.learning_rate * seen.gradient
-            return note(i, seen, record, parameters, state)
+        def proceed(i, loss, *_):
+            return (i < steps) & tf.math.is_finite(loss)
 
         def step(i, loss, record, parameters, carried, state):
-            seen = gradient(i, parameters, carried)
-            parameters, state = stepper.step(parameters, seen.gradient, state, layout)
-            return note(i, seen, record, parameters, state)
+            batch = take(self._train, indices[i])
+            now = tf.stack([key[0], key[1] + tf.cast(i, key.dtype)])
+            seen = self._gradient(self._optimizee, parameters, carried, batch, now)
 
-        def note(i, seen, record, parameters, state):
+            def warm():
+                moved = self._stepper.observe(parameters, seen.gradient, state, layout)
+                return parameters - rate * seen.gradient, moved
+
+            def move():
+                return self._stepper.step(parameters, seen.gradient, state, layout)
+
             loss, accuracy = (tf.cast(x, tf.float32) for x in (seen.loss, seen.accuracy))
             record = record.write(i, tf.stack([loss, accuracy]))
+            parameters, state = tf.cond(i < warmup, warm, move)
             return i + 1, loss, record, parameters, seen.carried, state
 
-        steps = tf.shape(indices)[0]
         record = tf.TensorArray(tf.float32, size=steps, element_shape=(2,))
         loop = (0, 0.0, record, parameters, carried, state)
-        loop = tf.while_loop(lambda i, loss, *_: proceed(i, loss, warmup), warm, loop)
-        loop = tf.while_loop(lambda i, loss, *_: proceed(i, loss, steps), step, loop)
-        done, _, record, parameters, carried, state = loop
-        return record.stack(), done, parameters, carried, state
+        done, _, record, *held = tf.while_loop(proceed, step, loop)
+        return record.stack(), done, *held
 
     def _run_score(self, parameters, carried, which: int):
         """Mean loss and accuracy over all held-out examples, the last smaller batch included."""

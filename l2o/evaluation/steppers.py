@@ -15,7 +15,7 @@ from l2o.rules.layout import Layout
 class Stepper(Protocol):
     """What the loop sees of an optimizer. Parameters and gradients are vectors [D]."""
 
-    def initial_state(self, layout: Layout) -> Any:
+    def initial_state(self, parameters, layout: Layout) -> Any:
         """The state before the first step, a nest of tensors."""
 
     def observe(self, parameters, gradient, state, layout: Layout) -> Any:
@@ -31,7 +31,7 @@ class RuleStepper:
     def __init__(self, rule: UpdateRule, weights: Sequence = ()):
         self.rule, self.weights = rule, list(weights)
 
-    def initial_state(self, layout):
+    def initial_state(self, parameters, layout):
         return self.rule.initial_state(layout)
 
     def observe(self, parameters, gradient, state, layout):
@@ -52,18 +52,19 @@ class KerasStepper:
     """
 
     def __init__(self, build: Callable[[], keras.optimizers.Optimizer]):
-        self._optimizer, self._variables = build(), []
+        self._build, self._optimizer, self._variables = build, None, []
 
-    def initial_state(self, layout):
+    def initial_state(self, parameters, layout):
+        tensors = layout.unflatten(parameters)
         if not self._variables:
-            pairs = zip(layout.names, layout.shapes, strict=True)
-            self._variables = [
-                keras.Variable(tf.zeros(shape), name=name.replace("/", "_"))
-                for name, shape in pairs
-            ]
-            self._optimizer.build(self._variables)
-            self._initial = [tf.constant(v.numpy()) for v in self._optimizer.variables]
-        return self._initial
+            pairs = zip(tensors, layout.names, strict=True)
+            self._variables = [keras.Variable(t, name=n.replace("/", "_")) for t, n in pairs]
+        for variable, value in zip(self._variables, tensors, strict=True):
+            variable.assign(value)
+        fresh = self._build()  # anew each time: some keep a copy of the parameters
+        fresh.build(self._variables)
+        self._optimizer = self._optimizer or fresh
+        return [tf.convert_to_tensor(v.numpy()) for v in fresh.variables]
 
     def observe(self, parameters, gradient, state, layout):
         return self.step(parameters, gradient, state, layout)[1]
