@@ -108,6 +108,7 @@ def _main(arguments: list[str] | None) -> int:
 def _evaluate(options: argparse.Namespace, tf) -> int:
     from l2o.commands.forecast import Forecast
     from l2o.evaluation.contenders import ORACLE
+    from l2o.evaluation.fit import Warmup
     from l2o.evaluation.privacy import ACCOUNTING, PrivacyError
     from l2o.evaluation.run import Plan, ResultsDirectory, evaluate, missing
     from l2o.evaluation.summary import as_text, summarize
@@ -132,6 +133,12 @@ def _evaluate(options: argparse.Namespace, tf) -> int:
     print(f"Optimizers: {', '.join(dict.fromkeys(c.name for c in contenders))}")
     print(f"Results: {directory.path / 'results.csv'}, {wanted - len(todo)} of {wanted} "
           "evaluations are there", flush=True)  # fmt: skip
+    for task in tasks:
+        if (steps := plan.epochs * task.steps_per_epoch) <= Warmup().steps:
+            print(
+                f"Note: the {steps} steps of {task.problem.name} on {task.data} are all warm-up, "
+                f"{Warmup().steps} steps of SGD: optimizers cannot differ; give more --epochs"
+            )
     if todo:
         forecast = Forecast(todo, plan)
         device = f"{len(gpus)} GPU" if gpus else "the CPU"

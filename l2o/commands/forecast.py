@@ -27,33 +27,32 @@ class Forecast:
     """
 
     def __init__(self, todo: Sequence[tuple[Task, int, Contender]], plan: Plan):
-        self._begun = time.monotonic()
         self._starts, self._costs, self.total = {}, {}, 0.0
-        gradients, layouts, steps = {}, {}, {}
+        problems, policies = {}, {}
         for task, repeat, contender in todo:
-            name = task.problem.name
-            if name not in gradients:
-                gradients[name], layouts[name] = _gradient_seconds(task)
-            if contender.learned and contender.name not in steps:
-                steps[contender.name] = _step_seconds(contender, layouts[name])
-            size = layouts[name].size * steps.get(contender.name, 0.0)
+            name, steps = task.problem.name, plan.epochs * task.steps_per_epoch
+            if name not in problems:
+                problems[name] = _gradient_seconds(task)
+            gradient, layout = problems[name]
+            if contender.learned and contender.origin not in policies:
+                policies[contender.origin] = _step_seconds(contender, layout)
             held_out = len(task.dataset.validation) + len(task.dataset.test)
-            scoring = held_out / task.problem.batch_size * gradients[name] * _FORWARD_SHARE
-            cost = (gradients[name] + size) * plan.epochs * task.steps_per_epoch
-            cost += scoring * (plan.epochs + 1)
-            first = (name, contender) not in self._costs
-            self._costs[name, contender] = cost / (plan.epochs * task.steps_per_epoch)
+            scoring = held_out / task.problem.batch_size * gradient * _FORWARD_SHARE
+            if (name, contender) not in self._costs:
+                self.total += _TRACING_SECONDS
             self._starts[name, contender, repeat] = self.total
-            self.total += cost + first * _TRACING_SECONDS
+            seconds = gradient + layout.size * policies.get(contender.origin, 0.0)
+            self._costs[name, contender] = seconds + scoring * (plan.epochs + 1) / steps
+            self.total += self._costs[name, contender] * steps
         self._begun = time.monotonic()
 
     def at(self, task: Task, contender: Contender, repeat: int, steps: int) -> tuple[float, float]:
         """Expected seconds of what is behind, and seconds left, `steps` into an evaluation."""
         name = task.problem.name
         done = self._starts[name, contender, repeat] + steps * self._costs[name, contender]
-        spent = time.monotonic() - self._begun
-        speed = spent / done if done > 0 and spent > 10 else 1.0
-        return done, (self.total - done) * speed
+        # The forecast counts as a tenth of the whole that went as expected.
+        spent, prior = time.monotonic() - self._begun, 0.1 * self.total
+        return done, (self.total - done) * (spent + prior) / (done + prior)
 
 
 def _gradient_seconds(task: Task) -> tuple[float, object]:

@@ -80,8 +80,11 @@ def get_contenders(text: str) -> list[Contender]:
         return [_keras(head[len(_KERAS) :], rate)]
     if text in pretrained.available():
         return [_policy(text, load_policy(pretrained.path_of(text)))]
-    name, _, path = text.rpartition("=")
-    return _directory(name, Path(path))
+    name, _, path = ("", "", text) if Path(text).is_dir() else text.rpartition("=")
+    contenders = _directory(name, Path(path))
+    if (taken := contenders[0].name) in (ORACLE, *TEACHERS):
+        raise ContenderError(f"A policy cannot be called {taken}; name it, as in other={path}")
+    return contenders
 
 
 def newest_run(runs: Path) -> Path | None:
