@@ -1,0 +1,300 @@
+"""What evaluations came to: outcomes of each, statistics of each optimizer, a plain table."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite, isnan, log, nan
+from textwrap import wrap
+from typing import NamedTuple
+
+import numpy as np
+
+from l2o.evaluation.results import Key, Result, by_evaluation
+from l2o.evaluation.stability import (
+    LOG_OFFSET,
+    Difference,
+    Stability,
+    mixed_effects,
+    optimization_stability,
+    paired_difference,
+)
+from l2o.rules.pools import TEACHERS
+
+
+class Case(NamedTuple):
+    """What makes evaluations comparable."""
+
+    problem: str
+    data: str
+    epochs: int
+
+    @property
+    def substituted(self) -> bool:
+        """Whether other data stood in for the problem's."""
+        return " for " in self.data
+
+    @property
+    def title(self) -> str:
+        """The case in words."""
+        unit = "epoch" if self.epochs == 1 else "epochs"
+        substituted = f", ON {self.data.upper()}" if self.substituted else ""
+        return f"{self.problem}, {self.epochs} {unit}{substituted}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation. Where it diverged its outcomes are nan, and it is only counted."""
+
+    key: Key
+    label: str
+    rows: tuple[Result, ...]
+
+    @property
+    def case(self) -> Case:
+        """The evaluations this can be compared with."""
+        return Case(self.key.problem, self.key.data, self.key.epochs)
+
+    @property
+    def teacher(self) -> bool:
+        """Whether the optimizer is one of the teachers at its tuned rate."""
+        return self.key.optimizer in TEACHERS
+
+    @property
+    def diverged_at(self) -> int:
+        """The step with the first loss that was not finite, or -1."""
+        return self.rows[-1].diverged_at
+
+    @cached_property
+    def chosen(self) -> Result | None:
+        """The epoch with the best validation loss, from the first on; None where it diverged."""
+        finite = [row for row in self.rows[1:] if isfinite(row.validation_loss)]
+        return min(finite, key=lambda r: r.validation_loss) if self._whole and finite else None
+
+    @property
+    def _whole(self) -> bool:
+        return self.diverged_at < 0
+
+    @property
+    def best(self) -> float:
+        """Best log validation loss."""
+        return nan if self.chosen is None else log_loss(self.chosen.validation_loss)
+
+    @property
+    def final_train(self) -> float:
+        """Log training loss of the last epoch."""
+        return log_loss(self.rows[-1].train_loss) if self._whole else nan
+
+    @property
+    def jitter(self) -> float:
+        """Optimization stability."""
+        return optimization_stability([row.validation_loss for row in self.rows[1:]])
+
+
+def log_loss(loss: float) -> float:
+    """Logarithm of a loss that may be zero."""
+    return log(loss + LOG_OFFSET)
+
+
+def evaluations(results: Iterable[Result]) -> list[Evaluation]:
+    """The evaluations of a table, each with its optimizer's label.
+
+    An optimizer's name is its label, with which its replicates stand together, unless the name
+    has meant two things under one replicate number: then the origin's first letters tell them
+    apart.
+    """
+    groups = by_evaluation(results)
+    origins = defaultdict(set)
+    for key in groups:
+        origins[key.optimizer, key.replicate].add(key.origin)
+    unclear = {name for (name, _), found in origins.items() if len(found) > 1}
+    return [
+        Evaluation(key, f"{key.optimizer} [{key.origin[:6]}]" if key.optimizer in unclear
+                   else key.optimizer, tuple(rows))
+        for key, rows in groups.items()
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Summary:
+    """An optimizer's evaluations on one case, and their statistics; nan where all diverged.
+
+    Attributes:
+        performance: Of the best log validation loss.
+        optimization: Of the optimization stability.
+        final_train: Mean log training loss of the last epoch.
+        validation_accuracy, test_accuracy: Means, at the epoch chosen on validation.
+        seconds: Mean training time of an evaluation.
+        epsilon: Privacy spent by the end, the largest; infinite where training is not private.
+        diverged: How many evaluations diverged: they are in no mean.
+    """
+
+    case: Case
+    label: str
+    evaluations: tuple[Evaluation, ...]
+    performance: Stability
+    optimization: Stability
+    final_train: float
+    validation_accuracy: float
+    test_accuracy: float
+    seconds: float
+    epsilon: float
+    diverged: int
+
+    @property
+    def teacher(self) -> bool:
+        """Whether this is one of the teachers at its tuned rate."""
+        return self.evaluations[0].teacher
+
+
+def summarize(results: Iterable[Result]) -> dict[Case, list[Summary]]:
+    """Statistics of every optimizer on every case, the best mean first."""
+    groups: dict[Case, dict[str, list[Evaluation]]] = {}
+    for evaluation in evaluations(results):
+        groups.setdefault(evaluation.case, {}).setdefault(evaluation.label, []).append(evaluation)
+    return {
+        case: sorted(
+            (_summary(case, label, members) for label, members in labels.items()),
+            key=lambda s: (isnan(s.performance.mean), s.performance.mean, s.label),
+        )
+        for case, labels in groups.items()
+    }
+
+
+def _summary(case: Case, label: str, members: Sequence[Evaluation]) -> Summary:
+    replicates = [e.key.replicate for e in members]
+    whole = [e for e in members if e.chosen is not None]
+    return Summary(
+        case=case,
+        label=label,
+        evaluations=tuple(members),
+        performance=mixed_effects([e.best for e in members], replicates),
+        optimization=mixed_effects([e.jitter for e in members], replicates),
+        final_train=_mean(e.final_train for e in whole),
+        validation_accuracy=_mean(e.chosen.validation_accuracy for e in whole),
+        test_accuracy=_mean(e.chosen.test_accuracy for e in whole),
+        seconds=_mean(e.rows[-1].seconds for e in whole),
+        epsilon=max(e.rows[-1].epsilon for e in members),
+        diverged=sum(e.diverged_at >= 0 for e in members),
+    )
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return float(np.mean(values)) if values else nan
+
+
+def oracle(summaries: Iterable[Summary]) -> Summary | None:
+    """The tuned teacher with the best mean best log validation loss; None without teachers.
+
+    The best of those that were evaluated: `oracle_name` says whether that is all of them. It is
+    chosen on validation and reported on test. A teacher that diverged is not chosen.
+    """
+    teachers = [s for s in summaries if s.teacher and not s.diverged and s.performance.evaluations]
+    return min(teachers, key=lambda s: s.performance.mean, default=None)
+
+
+def oracle_name(summaries: Iterable[Summary]) -> str:
+    """What to call the best teacher: the oracle only where all six were evaluated."""
+    return "oracle" if len(_teachers(summaries)) == len(TEACHERS) else "best teacher"
+
+
+def no_oracle(summaries: Iterable[Summary]) -> str:
+    """Why a case has no oracle; empty if it has, or has nothing that could be taken for one."""
+    present = _teachers(summaries)
+    if len(present) in (0, len(TEACHERS)):
+        return ""
+    return f"no oracle, as of the six teachers only {', '.join(present)} was evaluated"
+
+
+def _teachers(summaries: Iterable[Summary]) -> list[str]:
+    return sorted({s.evaluations[0].key.optimizer for s in summaries if s.teacher})
+
+
+def difference(first: Summary, second: Summary) -> Difference:
+    """Paired difference of the best log validation losses; pairs share problem and seed."""
+    sides = [
+        {(e.key.replicate, e.key.seed): e.best for e in side.evaluations}
+        for side in (first, second)
+    ]
+    return paired_difference(*sides)
+
+
+def summary_table(results: Iterable[Result]) -> str:
+    """The results as plain text of at most 100 columns: a block a problem, a line an optimizer."""
+    blocks = []
+    for case, summaries in summarize(results).items():
+        best, best_name = oracle(summaries), oracle_name(summaries)
+        private = any(isfinite(s.epsilon) for s in summaries)
+        lines = [case.title[:100], _HEAD + ("      ε" if private else "")]
+        for summary in summaries:
+            name = summary.label + (f" ({best_name})" if summary is best else "")
+            line = _line(name, summary)
+            lines.append(line + (f" {number(summary.epsilon, 3):>6}" if private else ""))
+        for note in notes(summaries):
+            lines += wrap(note, 98, initial_indent="  ", subsequent_indent="    ")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+_HEAD = (
+    f"  {'optimizer':<24}{'n':>3}  {'log val. loss [95% interval]':<28}"
+    f"{'log train':>10} {'test acc.':>9} {'seconds':>8}"
+)
+
+
+def _line(name: str, summary: Summary) -> str:
+    if len(name) > 24:
+        name = name[:23] + "…"
+    loss = interval(summary.performance)
+    return (
+        f"  {name:<24}{len(summary.evaluations):>3}  {loss:<28}"
+        f"{number(summary.final_train, 3):>10} {percent(summary.test_accuracy):>9} "
+        f"{number(summary.seconds, 1):>8}"
+    )
+
+
+def notes(summaries: Sequence[Summary]) -> list[str]:
+    """What a reader of these summaries must know, a sentence each."""
+    lines = [no_oracle(summaries)] if no_oracle(summaries) else []
+    for s in summaries:
+        if s.diverged:
+            steps = ", ".join(str(e.diverged_at) for e in s.evaluations if e.diverged_at >= 0)
+            lines.append(
+                f"{s.label}: {s.diverged} of {len(s.evaluations)} DIVERGED (at step {steps}); "
+                "in no mean"
+            )
+        counts = Counter(e.key.replicate for e in s.evaluations)
+        if len(set(counts.values())) > 1:
+            lines.append(
+                f"{s.label}: replicates have {min(counts.values())} to {max(counts.values())} "
+                "evaluations"
+            )
+    several = [s.label for s in summaries if s.performance.replicates > 1]
+    if several:
+        lines.append(f"Intervals are over replicates for {', '.join(several)}")
+    privacy = {(e.rows[-1].delta, e.rows[-1].privacy) for s in summaries for e in s.evaluations
+               if isfinite(e.rows[-1].epsilon)}  # fmt: skip
+    lines += [f"ε at δ = {delta:g}: {how}" for delta, how in sorted(privacy)]
+    return lines
+
+
+def interval(s: Stability | Difference, digits: int = 3) -> str:
+    """A mean and its interval: "-2.950 [-3.010, -2.890]"; "none" where there is no mean."""
+    if isnan(s.mean):
+        return "none"
+    if isnan(s.low):
+        return f"{number(s.mean, digits)} [one value]"
+    return f"{number(s.mean, digits)} [{number(s.low, digits)}, {number(s.high, digits)}]"
+
+
+def number(value: float, digits: int) -> str:
+    """A number, or a dash where there is none."""
+    return f"{value:.{digits}f}" if isfinite(value) else "-"
+
+
+def percent(value: float) -> str:
+    """An accuracy in percent, or a dash."""
+    return f"{100 * value:.2f}%" if isfinite(value) else "-"

@@ -1,0 +1,338 @@
+"""Summaries, tables, figures and the page, from made-up results with known answers."""
+
+import csv
+import re
+from html.parser import HTMLParser
+from math import inf, isnan, log
+
+import numpy as np
+import pytest
+from made_results import made_evaluation
+
+from l2o.evaluation import plots
+from l2o.evaluation.comparison import difference, summarize, summary_table
+from l2o.evaluation.figures import drawings
+from l2o.evaluation.report import write_report
+
+
+def rows(*evaluations):
+    return [row for evaluation in evaluations for row in evaluation]
+
+
+def small():
+    """All teachers, a policy of two replicates, a baseline; two problems, one of them private."""
+    found = []
+    for problem, epsilon in (("mnist_cnn", inf), ("mnist_dp", 0.2)):
+        for repeat in (1, 2):
+            shift = 0.02 * repeat
+            same = {"problem": problem, "repeat": repeat, "epsilon": epsilon}
+            found += made_evaluation("adam", [2.3, 0.3 + shift, 0.2 + shift, 0.25], **same)
+            for teacher in ("rmsprop", "sgd", "momentum", "addsign", "powersign"):
+                found += made_evaluation(teacher, [2.3, 0.9 + shift, 0.6, 0.5 - shift], **same)
+            found += made_evaluation("rnnprop", [2.3, 0.4, 0.3 + shift, 0.3], **same)
+            for replicate in (1, 2):
+                losses = [2.3, 0.3, 0.2 + shift, 0.05 + 0.05 * replicate + 0.1 * shift]
+                found += made_evaluation("choice-large", losses, replicate=replicate, **same)
+    return found
+
+
+# --- summaries --------------------------------------------------------------------------------
+
+
+def test_outcomes_are_taken_at_the_epoch_chosen_on_validation():
+    losses = [3.0, 0.5, 0.2, 0.4]
+    ((summary,),) = summarize(made_evaluation("adam", losses)).values()
+    assert summary.performance.mean == pytest.approx(log(0.2))
+    assert summary.final_train == pytest.approx(log(0.9 * 0.4))
+    assert summary.validation_accuracy == pytest.approx(1 / 1.2)
+    assert summary.test_accuracy == pytest.approx(1 / 1.2 - 0.01)
+    assert summary.seconds == 6.0
+
+
+def test_epoch_0_is_not_chosen():
+    ((summary,),) = summarize(made_evaluation("adam", [0.1, 0.5, 0.4])).values()
+    assert summary.performance.mean == pytest.approx(log(0.4))
+
+
+def test_diverged_evaluations_are_counted_and_in_no_mean():
+    whole = made_evaluation("adam", [3.0, 0.5, 0.2])
+    broken = made_evaluation("adam", [3.0, 0.01, inf], repeat=2)
+    ((with_broken,),) = summarize(rows(whole, broken)).values()
+    ((alone,),) = summarize(whole).values()
+    assert (with_broken.diverged, len(with_broken.evaluations)) == (1, 2)
+    assert with_broken.performance.excluded == 1
+    for name in ("final_train", "validation_accuracy", "test_accuracy", "seconds"):
+        assert getattr(with_broken, name) == getattr(alone, name)
+    assert with_broken.performance.mean == alone.performance.mean
+    assert with_broken.optimization.mean == alone.optimization.mean
+
+
+def test_all_diverged_comes_last_without_numbers():
+    found = rows(made_evaluation("adam", [3.0, 0.01, inf]), made_evaluation("sgd", [3.0, 2.0, 1.0]))
+    (summaries,) = summarize(found).values()
+    assert [s.label for s in summaries] == ["sgd", "adam"]
+    assert isnan(summaries[1].performance.mean) and isnan(summaries[1].seconds)
+
+
+def test_replicates_stand_together_and_give_meta_stability():
+    found = summarize(small())
+    by = {s.label: s for s in next(iter(found.values()))}
+    assert by["choice-large"].performance.replicates == 2
+    assert by["choice-large"].performance.meta > 0
+    assert isnan(by["adam"].performance.meta)
+
+
+def test_a_name_that_meant_two_things_is_told_apart_by_origin():
+    found = rows(
+        made_evaluation("policy", [3.0, 1.0], origin="aaaaaaaa"),
+        made_evaluation("policy", [3.0, 2.0], origin="bbbbbbbb"),
+    )
+    (summaries,) = summarize(found).values()
+    assert [s.label for s in summaries] == ["policy [aaaaaa]", "policy [bbbbbb]"]
+
+
+@pytest.mark.parametrize("other", [{"problem": "b"}, {"data": "b for a"}, {"epochs": 2}])
+def test_what_cannot_be_compared_is_kept_apart(other):
+    first = made_evaluation("adam", [3.0, 1.0])
+    second = made_evaluation("adam", [3.0, 1.0, 0.5] if "epochs" in other else [3.0, 1.0], **other)
+    assert len(summarize(rows(first, second))) == 2
+
+
+def test_paired_difference_pairs_by_seed():
+    found = rows(
+        *(made_evaluation("adam", [3.0, loss], repeat=k) for k, loss in enumerate([1.0, 0.1], 1)),
+        *(made_evaluation("nadam", [3.0, loss], repeat=k) for k, loss in enumerate([2.0, 0.2], 1)),
+    )
+    (summaries,) = summarize(found).values()
+    by = {s.label: s for s in summaries}
+    gap = difference(by["adam"], by["nadam"])
+    assert gap.mean == pytest.approx(-log(2))
+    assert gap.high - gap.low == pytest.approx(0, abs=1e-6)
+
+
+# --- the plain table --------------------------------------------------------------------------
+
+
+def test_table_says_what_it_must():
+    found = small() + made_evaluation("adam@0.5", [2.3, 3.0, inf], epochs=3)
+    text = summary_table(found)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    adam = next(line for line in lines if line.startswith("  adam (oracle)"))
+    mean = (log(0.22) + log(0.24)) / 2
+    assert re.search(rf"\b2  {mean:.3f} \[", adam) and "6.0" in adam
+    assert "adam@0.5: 1 of 1 DIVERGED (at step 107)" in text
+    assert "Intervals are over replicates for choice-large" in text
+    plain, private = text.split("\n\n")
+    assert "ε" not in plain
+    assert "0.600" in private and "ε at δ = 1e-05: RDP, Poisson" in private
+
+
+def test_table_keeps_its_width_and_names_substituted_data():
+    found = rows(
+        *(made_evaluation(f"a-very-long-name-of-a-policy-{k}", [3.0, 1e-9 + k, 1e5], repeat=j,
+                          problem="mnist_deeper_strided", data="digits for mnist", epsilon=0.1)
+          for k in range(9) for j in (1, 2)),
+    )  # fmt: skip
+    text = summary_table(found)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "ON DIGITS FOR MNIST" in text
+
+
+def test_missing_cells_are_said():
+    found = rows(*(made_evaluation("choice", [3.0, 1.0 + i + j], replicate=i, repeat=j)
+                   for i, j in [(1, 1), (1, 2), (2, 1)]))  # fmt: skip
+    assert "choice: replicates have 1 to 2 evaluations" in summary_table(found)
+
+
+# --- the report -------------------------------------------------------------------------------
+
+
+class Links(HTMLParser):
+    """Everything a page refers to, and its text."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.tags, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.found += [value for name, value in attrs if name in ("src", "href", "srcset", "data")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    output = tmp_path_factory.mktemp("report")
+    return output, write_report(small(), output)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures cost time; tests of the text do without."""
+    monkeypatch.setattr("l2o.evaluation.report.png", lambda draw: b"")
+
+
+def test_files_are_what_was_returned(written):
+    output, paths = written
+    assert {p for p in output.rglob("*") if p.is_file()} == set(paths)
+    pictures = [p for p in paths if p.suffix == ".png"]
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in pictures)
+    names = {p.stem for p in pictures}
+    assert {"every-optimizer", "figure-1", "figure-2", "figure-3", "figure-4", "figure-4-meta",
+            "figure-5", "figure-e3-uncropped", "figure-e3-accuracy", "time-to-target-steps",
+            "time-to-target-seconds"} == names  # fmt: skip
+
+
+def test_page_needs_nothing_else(written):
+    output, paths = written
+    page = (output / "report.html").read_text()
+    links = Links()
+    links.feed(page)
+    inside = [link for link in links.found if link.startswith("data:image/png;base64,")]
+    assert len(inside) == sum(p.suffix == ".png" for p in paths)
+    assert all(link.startswith("#s") for link in links.found if link not in inside)
+    assert "script" not in links.tags and "link" not in links.tags
+    assert "url(" not in page and "@import" not in page
+
+
+def test_markdown_refers_to_files_that_are_there(written):
+    output, _ = written
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", (output / "report.md").read_text())
+    assert len(pictures) == 11
+    assert all((output / picture).is_file() for picture in pictures)
+
+
+def test_csv_holds_the_numbers_in_full(written):
+    output, _ = written
+    with open(output / "tables" / "results.csv", newline="") as file:
+        found = {(r["problem"], r["optimizer"]): r for r in csv.DictReader(file)}
+    assert len(found) == 16
+    adam = found["mnist_cnn", "adam (oracle)"]
+    assert float(adam["log validation loss"]) == pytest.approx((log(0.22) + log(0.24)) / 2)
+    assert adam["ε"] == "" and float(found["mnist_dp", "sgd"]["ε"]) == pytest.approx(0.6)
+
+
+def test_what_results_do_not_contain_is_named(written):
+    output, _ = written
+    lacking = (output / "report.md").read_text().split("## What these results do not contain")[1]
+    for name in ("Figure 6", "Figure 7", "Figure 8", "Table 4", "Table 6"):
+        assert name in lacking
+    for name in ("Figure 1:", "Figure 3:", "Figure 5:"):
+        assert name not in lacking
+
+
+def test_a_single_evaluation_still_makes_a_report(tmp_path):
+    write_report(made_evaluation("nadam", [2.0, 1.0]), tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    lacking = text.split("## What these results do not contain")[1]
+    for name in ("Figure 1", "Figure 2", "Figure 4", "Figure 5", "Time to target"):
+        assert name in lacking
+    assert "there is no oracle" in text
+
+
+def test_divergence_and_substituted_data_are_said_first(tmp_path, undrawn):
+    found = rows(
+        made_evaluation("adam", [2.0, 1.0, inf], data="digits for mnist"),
+        made_evaluation("sgd", [2.0, 1.0, 0.5], data="digits for mnist"),
+        made_evaluation("sgd", [2.0, 1.0, 0.5], problem="mnist_mlp"),
+    )
+    write_report(found, tmp_path)
+    overview = (tmp_path / "report.md").read_text().split("\n## ")[1]
+    assert "mnist_cnn ran on substituted data: digits for mnist" in overview
+    assert "1 of 1 evaluations of adam diverged" in overview
+    assert "Not evaluated on mnist_mlp, 2 epochs: adam" in overview
+
+
+def test_all_diverged_makes_a_report(tmp_path):
+    write_report(made_evaluation("adam", [2.0, 1.0, inf]), tmp_path)
+    assert "1 of 1 evaluations of adam diverged" in (tmp_path / "report.md").read_text()
+
+
+def test_names_are_text_not_markup(tmp_path, undrawn):
+    write_report(made_evaluation("<b>|x</b>", [2.0, 1.0]), tmp_path)
+    links = Links()
+    links.feed((tmp_path / "report.html").read_text())
+    assert "b" not in links.tags and "<b>|x</b>" in links.text
+    row = next(r for r in (tmp_path / "report.md").read_text().splitlines() if r"\|x" in r)
+    assert row.startswith("| ")
+
+
+def test_cards_and_images_add_their_tables_and_figures(tmp_path):
+    found, cards = [], {}
+    for magnitude in (1e-3, 1e-2):
+        for replicate in (1, 2):
+            origin = f"{magnitude}/{replicate}"
+            cards[origin] = {"strategy": "choice", "pool": "large", "updates": 100 * replicate,
+                             "seconds": 3600.0 * replicate,
+                             "perturbation": {"kind": "input", "magnitude": magnitude}}  # fmt: skip
+            for repeat in (1, 2):
+                losses = [2.0, 0.1 * replicate + 0.03 * repeat]
+                found += made_evaluation(f"choice-{magnitude}", losses, origin=origin,
+                                         replicate=replicate, repeat=repeat)  # fmt: skip
+    samples = {
+        "mnist": np.zeros((3, 8, 8, 1), np.uint8),
+        "cifar": np.zeros((12, 8, 8, 3), np.uint8),
+    }
+    paths = write_report(found, tmp_path, cards, samples)
+    assert {"figure-6.png", "figure-7.png", "table-4.csv", "table-6.csv"} <= {p.name for p in paths}
+    with open(tmp_path / "tables" / "table-4.csv", newline="") as file:
+        cost = next(csv.DictReader(file))
+    assert (float(cost["meta-updates"]), float(cost["hours"])) == (150, 1.5)
+
+
+def test_no_results_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no results"):
+        write_report([], tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# --- figures ----------------------------------------------------------------------------------
+
+
+def drawn(found, file):
+    return next(d for d in drawings(summarize(found)) if d.file == file).draw()
+
+
+def test_dots_name_optimizers_numbers_and_unit():
+    figure = drawn(small() + made_evaluation("adam@1", [2.3, 3.0, 2.0, inf]), "every-optimizer")
+    axes = figure.axes[0]
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names[0] == "choice-large (4)" and "oracle: adam (2)" in names
+    assert names[-1] == "adam@1 (1, 1 diverged)"
+    assert "nats" in axes.get_xlabel()
+
+
+def test_curves_show_means_of_logs():
+    figure = drawn(small(), "figure-3")
+    expected = [(log(0.32) + log(0.34)) / 2, (log(0.22) + log(0.24)) / 2, log(0.25)]
+    lines = [line for line in figure.axes[0].lines if line.get_color() == "#000000"]
+    assert np.allclose(lines[0].get_ydata(), expected)
+    uncropped = drawn(small(), "figure-e3-uncropped").axes[0]
+    assert all(len(line.get_xdata()) == 4 for line in uncropped.lines)
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "choice-large (n = 4)" in legend and "oracle" in legend
+
+
+def test_first_figure_compares_schemes_and_the_oracle_alone():
+    names = [text.get_text() for text in drawn(small(), "figure-1").axes[0].get_yticklabels()]
+    assert names == ["choice-large (4)", "oracle: adam (2)"]
+
+
+def test_a_teacher_alone_is_not_called_the_oracle(tmp_path, undrawn):
+    found = rows(made_evaluation("adam", [2.0, 1.0]), made_evaluation("choice-large", [2.0, 0.9]))
+    assert "adam (best teacher)" in summary_table(found)
+    names = [text.get_text() for text in drawn(found, "figure-1").axes[0].get_yticklabels()]
+    assert names == ["choice-large (1)", "best teacher: adam (1)"]
+    write_report(found, tmp_path)
+    overview = (tmp_path / "report.md").read_text().split("\n## ")[1]
+    assert "no oracle, as of the six teachers only adam was evaluated" in overview
+
+
+def test_styles_differ_and_do_not_depend_on_other_figures():
+    cases = summarize(rows(*(made_evaluation(f"policy-{k}", [2.0, 1.0]) for k in range(20))))
+    look = plots.look(cases).styles
+    assert len(look) == 20
+    assert len({(s.color, s.marker, str(s.linestyle)) for s in look.values()}) == 20
