@@ -14,8 +14,8 @@ from l2o.commands.evaluate import main
 from l2o.evaluation import run as running
 from l2o.evaluation.contenders import ContenderError, get_contenders, newest_run
 from l2o.evaluation.results import Result, by_evaluation, read_results, write_results
-from l2o.evaluation.run import Plan, ResultsDirectory, Task, evaluate, missing, steps_file
-from l2o.evaluation.summary import as_text, oracle, summarize
+from l2o.evaluation.run import Plan, Task, evaluate, missing
+from l2o.evaluation.store import ResultsDirectory, steps_file
 from l2o.evaluation.tables import TableError
 from l2o.rules import TEACHERS, TUNED_RATES, Choice, RNNProp, get_pool
 from problems import PROBLEMS, Dataset, Split, get_problem
@@ -59,7 +59,7 @@ def error_of(capsys, *words: str) -> str:
 
 def make_policy(path: Path, seed: int = 0, rule=None) -> Path:
     rule = rule or RNNProp(units=2)
-    save_policy(path, rule, rule.initial_weights(seed), {})
+    save_policy(path, rule, rule.initial_weights(seed), {"updates": 7})
     return path
 
 
@@ -155,8 +155,8 @@ def test_evaluation_from_nothing_to_table_and_again(here, capsys):
     out = capsys.readouterr().out
     assert "Expected time" in out
     assert "2 steps of mnist_mlp on mnist are all warm-up" in out
-    table = out[out.index("\nmnist_mlp, data: mnist") :]
-    assert [line.split()[0] for line in table.splitlines()[3:5]] == ["mine", "adam"]
+    table = out[out.index("\nmnist_mlp, 1 epoch") :]
+    assert {line.split()[0] for line in table.splitlines()[3:5]} == {"mine", "adam"}
     results = read_results(here / "results" / "smoke")
     evaluations = by_evaluation(results)
     assert len(evaluations) == 2 * 2 * 2
@@ -178,7 +178,7 @@ def test_evaluation_from_nothing_to_table_and_again(here, capsys):
     assert call(*command) == 0
     out = capsys.readouterr().out
     assert "8 of 8 evaluations are there" in out and "Expected" not in out
-    assert out[out.index("\nmnist_mlp, data: mnist") :] == table
+    assert out[out.index("\nmnist_mlp, 1 epoch") :] == table
     assert (here / "results" / "smoke" / "results.csv").read_text() == before
 
 
@@ -210,28 +210,11 @@ def test_a_stopped_evaluation_keeps_what_was_over_and_goes_on(here, capsys, monk
     assert {r.optimizer for r in read_results("results/smoke")} == {"adam", "sgd", "rmsprop"}
 
 
-def test_oracle_is_chosen_on_validation_and_reported_on_test():
-    results = []
-    for k, name in enumerate(TEACHERS):  # the later the better on validation, the worse on test
-        for epoch, loss in enumerate((2.0, 1 - k / 10, 3.0)):
-            results.append(a_row(optimizer=name, epoch=epoch, epochs=2, validation_loss=loss,
-                                 test_accuracy=0.9 - epoch / 10 - k / 100))  # fmt: skip
-    rows = summarize(results)
-    assert oracle(rows[:-1], "p") is None  # not without all six
-    best = oracle(rows, "p")
-    assert best.optimizer == "powersign"
-    assert best.best == pytest.approx(np.log(0.5))
-    assert best.test_accuracy == pytest.approx(0.75)
-    text = as_text(rows, with_oracle=True).splitlines()
-    assert text[-1].split()[:4] == ["oracle", "(powersign)", "-0.6931", "75.00%"]
-    assert "oracle" not in as_text(rows, with_oracle=False)
-
-
 def test_divergence_is_a_result(here, capsys):
     words = ("--preset", "smoke", "--epochs", "60", "--problem", "mnist_mlp")
     assert call(*words, "--optimizer", "sgd@1e38") == 0
-    assert "1 (1 diverged)" in capsys.readouterr().out
-    assert read_results("results/smoke")[-1].diverged_at > 100
+    assert "1 of 1 DIVERGED (at step 101)" in capsys.readouterr().out
+    assert read_results("results/smoke")[-1].diverged_at == 101
 
 
 def test_data_that_stands_in_is_said_in_the_table(here, capsys, monkeypatch):
@@ -240,7 +223,7 @@ def test_data_that_stands_in_is_said_in_the_table(here, capsys, monkeypatch):
 
     monkeypatch.setattr(problems, "load_dataset", digits)
     assert call("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "adam") == 0
-    assert "mnist_mlp, data: digits for mnist" in capsys.readouterr().out
+    assert "mnist_mlp, 1 epoch, ON DIGITS FOR MNIST" in capsys.readouterr().out
     assert {r.data for r in read_results("results/smoke")} == {"digits for mnist"}
 
 
@@ -250,6 +233,24 @@ def test_list_names_what_there_is(here, capsys):
     out = capsys.readouterr().out
     for name in (*PROBLEMS, *TEACHERS, "keras:AdamW", "runs/mine"):
         assert name in out
+
+
+def test_report_has_what_the_evaluation_kept(here, capsys, monkeypatch):
+    make_policy(here / "mine")
+    words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "mine")
+    assert call(*words) == 0
+    given = {}
+
+    def write_report(results, output, cards, samples):
+        given.update(results=results, output=output, cards=cards, samples=samples)
+        return [output / "report.html"]
+
+    monkeypatch.setattr("l2o.evaluation.report.write_report", write_report)
+    assert call("--report", "results/smoke") == 0
+    assert "results/smoke/report/report.html" in capsys.readouterr().out
+    assert given["results"] == read_results("results/smoke")
+    assert given["cards"] == {given["results"][0].origin: {"updates": 7}}
+    assert given["samples"]["mnist"].shape == (7, 28, 28, 1)
 
 
 # --- what is wrong ------------------------------------------------------------------------------

@@ -107,11 +107,11 @@ def _main(arguments: list[str] | None) -> int:
 
 def _evaluate(options: argparse.Namespace, tf) -> int:
     from l2o.commands.forecast import Forecast
-    from l2o.evaluation.contenders import ORACLE
+    from l2o.evaluation.comparison import summary_table
     from l2o.evaluation.fit import Warmup
-    from l2o.evaluation.privacy import ACCOUNTING, PrivacyError
-    from l2o.evaluation.run import Plan, ResultsDirectory, evaluate, missing
-    from l2o.evaluation.summary import as_text, summarize
+    from l2o.evaluation.privacy import PrivacyError
+    from l2o.evaluation.run import Plan, evaluate, missing
+    from l2o.evaluation.store import ResultsDirectory
     from l2o.evaluation.tables import TableError
 
     gpus = tf.config.list_physical_devices("GPU")
@@ -131,7 +131,7 @@ def _evaluate(options: argparse.Namespace, tf) -> int:
     wanted = len(tasks) * len(contenders) * plan.repeats
     print(f"Preset: {preset}{reason}: {plan.repeats} repeats of {plan.epochs} epochs")
     print(f"Optimizers: {', '.join(dict.fromkeys(c.name for c in contenders))}")
-    print(f"Results: {directory.path / 'results.csv'}, {wanted - len(todo)} of {wanted} "
+    print(f"Results: {directory.table}, {wanted - len(todo)} of {wanted} "
           "evaluations are there", flush=True)  # fmt: skip
     for task in tasks:
         if (steps := plan.epochs * task.steps_per_epoch) <= Warmup().steps:
@@ -159,12 +159,9 @@ def _evaluate(options: argparse.Namespace, tf) -> int:
             return 130
         bar.close()
     keys = {plan.key(t, c, r + 1) for t in tasks for c in contenders for r in range(plan.repeats)}
-    rows = summarize(row for row in directory.results if row.key in keys)
-    print(f"\n{as_text(rows, ORACLE in (options.optimizer or ()))}\n")
-    print("Means over n evaluations; best epoch chosen on validation, test accuracy at that epoch.")
-    if any(task.privacy for task in tasks):
-        print(f"Epsilon at delta {max(row.delta for row in rows):g}: {ACCOUNTING}.")
-    print(f"Report: python evaluate.py --report {directory.path}")
+    print(f"\n{summary_table(row for row in directory.results if row.key in keys)}")
+    print("Means over n evaluations; test accuracy at the epoch chosen on validation.")
+    print(f"Figures and a page: python evaluate.py --report {directory.path}")
     return 0
 
 
@@ -215,19 +212,23 @@ def _tasks(options: argparse.Namespace) -> list:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from l2o.evaluation.report import write_report
     from l2o.evaluation.results import read_results
+    from l2o.evaluation.store import read_cards, read_samples
     from l2o.evaluation.tables import TableError
 
-    first = options.report[0]
-    output = options.output or (first if first.is_dir() else first.parent) / "report"
+    folders = [path if path.is_dir() else path.parent for path in options.report]
+    output = options.output or folders[0] / "report"
     try:
         results = read_results(*options.report)
-        from l2o.evaluation.report import write_report
-
-        write_report(results, output)
+        if not results:
+            raise UserError(f"{', '.join(map(str, options.report))}: no results yet")
+        page, *files = write_report(results, output, read_cards(folders), read_samples(folders))
     except TableError as error:
         raise UserError(str(error)) from error
-    print(f"Written to {output}")
+    except OSError as error:
+        raise UserError(f"Cannot write {output}: {error.strerror}") from error
+    print(f"Written: {page} and {len(files)} files beside it")
     return 0
 
 

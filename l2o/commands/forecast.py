@@ -40,9 +40,10 @@ class Forecast:
                 policies[contender.origin] = _step_seconds(contender, layout)
             held_out = len(task.dataset.validation) + len(task.dataset.test)
             scoring = held_out / task.problem.batch_size * gradient * _FORWARD_SHARE
+            before = self.total
             if (name, contender) not in self._costs:
                 self.total += _COMPILING * compiling
-            self._starts[name, contender, repeat] = self.total
+            self._starts[name, contender, repeat] = before, self.total
             seconds = gradient + layout.size * policies.get(contender.origin, 0.0)
             self._costs[name, contender] = seconds + scoring * (plan.epochs + 1) / steps
             self.total += self._costs[name, contender] * steps
@@ -51,7 +52,8 @@ class Forecast:
     def at(self, task: Task, contender: Contender, repeat: int, steps: int) -> tuple[float, float]:
         """Expected seconds of what is behind, and seconds left, `steps` into an evaluation."""
         name = task.problem.name
-        done = self._starts[name, contender, repeat] + steps * self._costs[name, contender]
+        before, compiled = self._starts[name, contender, repeat]
+        done = compiled + steps * self._costs[name, contender] if steps else before
         # The forecast counts as a tenth of the whole that went as expected.
         spent, prior = time.monotonic() - self._begun, 0.1 * self.total
         return done, (self.total - done) * (spent + prior) / (done + prior)

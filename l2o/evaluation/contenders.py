@@ -7,8 +7,9 @@ import inspect
 import json
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -36,6 +37,7 @@ class Contender:
         stepper: Makes a stepper; one serves one network.
         replicate: Which training of the policy, from 1.
         learned: Whether it is a policy, which costs far more a coordinate than the others.
+        card: The policy's.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Contender:
     stepper: Callable[[], Stepper]
     replicate: int = 1
     learned: bool = False
+    card: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 def keras_optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:
@@ -150,7 +153,7 @@ def _policy(name: str, policy: Policy, replicate: int = 1) -> Contender:
     def stepper() -> Stepper:
         return RuleStepper(policy.rule, policy.weights)
 
-    return Contender(name, origin, stepper, replicate, learned=True)
+    return Contender(name, origin, stepper, replicate, True, policy.card)
 
 
 def _directory(name: str, path: Path) -> list[Contender]:

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import io
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
 
 from l2o.amalgamation.optimizee import KerasOptimizee, as_batch
 from l2o.evaluation.contenders import Contender
 from l2o.evaluation.fit import Course, Fit, plain_gradient
 from l2o.evaluation.privacy import ACCOUNTING, DELTA, DPSGD, check_network
-from l2o.evaluation.results import VERSION, Key, Result, by_evaluation, read_results, write_results
-from l2o.evaluation.tables import TableError
-from l2o.files import write_atomically
+from l2o.evaluation.results import VERSION, Key, Result
+from l2o.evaluation.store import ResultsDirectory
 
 
 @dataclass(frozen=True)
@@ -78,60 +70,6 @@ class Plan:
         )
 
 
-class ResultsDirectory:
-    """A table of results that grows, with every evaluation's steps beside it; for one process.
-
-    results.csv     one row an epoch
-    steps/*.npz     arrays `loss` and `accuracy`: of every step's batch, before its step
-
-    Args:
-        path: The directory; made if it is not there.
-
-    Raises:
-        TableError: If it cannot be written, is in use, or holds a table that cannot be read.
-    """
-
-    def __init__(self, path: Path):
-        self.path = Path(path)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 held while the process lives
-        except OSError as error:
-            raise TableError(f"Cannot write {self.path}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise TableError(f"{self.path} is in use by another process") from error
-        self.results: list[Result] = read_results(self.path) if self._table.exists() else []
-        self._known = set(by_evaluation(self.results))
-
-    @property
-    def _table(self) -> Path:
-        return self.path / "results.csv"
-
-    def __contains__(self, key: Key) -> bool:
-        return key in self._known
-
-    def add(self, key: Key, results: Sequence[Result], course: Course) -> None:
-        """Adds an evaluation: first its steps, then its rows, each in one piece."""
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, loss=course.losses, accuracy=course.accuracies)
-        write_atomically(self.path / "steps" / steps_file(key), buffer.getvalue())
-        write_results(self._table, [*self.results, *results])
-        self.results += results
-        self._known.add(key)
-
-    def close(self) -> None:
-        """Lets another process in."""
-        self._lock.close()
-
-
-def steps_file(key: Key) -> str:
-    """The name of the file with an evaluation's steps."""
-    words = re.sub(r"[^\w.-]+", "-", f"{key.problem} {key.optimizer} {key.replicate} {key.repeat}")
-    return f"{words}-{hashlib.sha256(repr(tuple(key)).encode()).hexdigest()[:8]}.npz"
-
-
 def missing(
     tasks: Sequence[Task], contenders: Sequence[Contender], plan: Plan, directory: ResultsDirectory
 ) -> list[tuple[Task, int, Contender]]:
@@ -174,7 +112,10 @@ def evaluate(
                 check_network(optimizee.model)
             splits = task.dataset.train, task.dataset.validation, task.dataset.test
             train, validation, test = map(as_batch, splits)
+            directory.keep_samples(task.dataset.name, task.dataset.test.images)
         if contender not in fits:
+            if contender.card:
+                directory.keep_card(contender.origin, contender.card)
             fits[contender] = Fit(
                 optimizee, contender.stepper(), train, validation, task.problem.batch_size, test,
                 gradient=task.privacy or plain_gradient,
