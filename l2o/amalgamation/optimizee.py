@@ -99,16 +99,20 @@ class KerasOptimizee:
         return np.concatenate(parameters), [v.numpy() for v in model.non_trainable_variables]
 
     def loss(self, parameters, carried, batch, training):
+        return self.outcome(self.layout.unflatten(parameters), carried, batch, training)[:2]
+
+    def outcome(self, tensors, carried, batch, training):
+        """As `loss`, of the layout's tensors, with the network's outputs [B, ...] as a third."""
         with exact_moments():
             outputs, carried, penalties = self.model.stateless_call(
-                self.layout.unflatten(parameters),
+                tensors,
                 carried,
                 as_inputs(batch.inputs),
                 training=training,
                 return_losses=True,
             )
         loss = tf.reduce_mean(self._loss(batch.labels, outputs))
-        return tf.add_n([loss, *penalties]), carried
+        return tf.add_n([loss, *penalties]), carried, outputs
 
     def predict(self, parameters, carried, inputs):
         """Outputs [B, ...] of the network at rest (no dropout, moving statistics)."""

@@ -125,17 +125,17 @@ def _start_worker(settings: Search) -> None:
 def _run_trial(teacher: str, rate: float, seed: int) -> Trial:
     from l2o.amalgamation.optimizee import as_batch
     from l2o.evaluation.fit import Fit
+    from l2o.evaluation.steppers import RuleStepper
 
     settings, problem, data = _worker["settings"], _worker["problem"], _worker["data"]
     fit = Fit(
         _worker["optimizee"],
-        get_teacher(teacher, rate),
-        [],
+        RuleStepper(get_teacher(teacher, rate)),
         as_batch(data.train),
         as_batch(data.validation),
         problem.batch_size,
     )
-    last = fit.run(seed, settings.epochs)[-1]
+    last = fit.run(seed, settings.epochs).epochs[-1]
     return Trial(
         settings.problem,
         data.name,

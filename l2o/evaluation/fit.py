@@ -1,27 +1,26 @@
-"""Fitting a network with an update rule: the compiled loop behind tuning and evaluation."""
+"""Fitting a network: the compiled loop behind tuning and evaluation."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.optimizee import (
-    Batch,
-    KerasOptimizee,
-    batch_indices,
-    loss_and_gradient,
-    take,
-)
-from l2o.rules.base import UpdateRule
+from l2o.amalgamation.optimizee import Batch, KerasOptimizee, batch_indices, take
+from l2o.evaluation.steppers import Stepper
 
-_EVALUATION_BATCH = 1000
+_SCORING_BATCH = 1000
+# A compiled call is a whole epoch, or as many steps as take so long: Ctrl-C waits for its end.
+_CALL_SECONDS, _FIRST_CALL_STEPS = 5.0, 20
 
 
 @dataclass(frozen=True)
 class Warmup:
-    """Plain SGD before the rule takes over, which watches meanwhile (paper, Appendix C).
+    """Plain SGD before the optimizer takes over, which watches meanwhile (paper, Appendix C).
 
     Attributes:
         steps: Number of steps.
@@ -34,116 +33,230 @@ class Warmup:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to.
+    """What one epoch came to; losses are means, accuracies in [0, 1].
 
     Attributes:
-        train_loss: Mean of the losses of the steps' batches, each before its step.
-        validation_loss: Mean loss of the validation examples after the epoch.
-        validation_accuracy: In [0, 1].
+        steps: Steps so far, warm-up included.
+        seconds: Training time so far, without compiling and measuring.
+        train_loss, train_accuracy: Over the epoch's batches, each before its step; at epoch 0
+            those of the first batch.
+        validation_loss, validation_accuracy: After the epoch, over all examples.
+        test_loss, test_accuracy: The same; NaN where there are no test examples.
         diverged_at: The step, from the start of the fit, with the first loss that is not finite.
     """
 
+    steps: int
+    seconds: float
     train_loss: float
+    train_accuracy: float
     validation_loss: float
     validation_accuracy: float
+    test_loss: float
+    test_accuracy: float
     diverged_at: int | None = None
 
 
+@dataclass(frozen=True)
+class Course:
+    """One fit.
+
+    Attributes:
+        epochs: From epoch 0, before the first step; they end where the fit diverged.
+        losses, accuracies: Of every step's batch, before its step, float32 [steps].
+    """
+
+    epochs: list[Epoch]
+    losses: np.ndarray
+    accuracies: np.ndarray
+
+
+class Gradient(NamedTuple):
+    """A training batch: its mean loss, accuracy, gradient [D] and what the network carries on."""
+
+    loss: Any
+    accuracy: Any
+    gradient: Any
+    carried: list
+
+
+def plain_gradient(
+    optimizee: KerasOptimizee, parameters, carried: list, batch: Batch, key
+) -> Gradient:
+    """The gradient of a batch's mean loss; `key` (seed and step, int [2]) is not needed."""
+    tensors = optimizee.layout.unflatten(parameters)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(tensors)
+        loss, carried, outputs = optimizee.outcome(tensors, carried, batch, training=True)
+    gradient = optimizee.layout.flatten(tape.gradient(loss, tensors))
+    accuracy = tf.reduce_mean(tf.cast(correct(outputs, batch.labels), loss.dtype))
+    return Gradient(loss, accuracy, gradient, carried)
+
+
 class Fit:
-    """A network being fitted by a rule.
+    """A network that an optimizer fits.
 
     Args:
         optimizee: The network.
-        rule: The update rule, with its `weights`.
-        weights: As from the rule's `initial_weights`.
+        stepper: The optimizer.
         train, validation: Examples.
         batch_size: Examples a step.
+        test: Examples, or None.
         warmup: Plain SGD at the start.
+        gradient: `plain_gradient`, or a private one.
     """
 
     def __init__(
         self,
         optimizee: KerasOptimizee,
-        rule: UpdateRule,
-        weights: list,
+        stepper: Stepper,
         train: Batch,
         validation: Batch,
         batch_size: int,
+        test: Batch | None = None,
         warmup: Warmup = Warmup(),
+        gradient: Callable[..., Gradient] = plain_gradient,
     ):
-        self._optimizee, self._rule, self._weights = optimizee, rule, weights
-        self._train, self._validation = train, validation
-        self._batch_size, self._warmup = batch_size, warmup
-        self._steps = tf.function(self._run_steps)
+        self._optimizee, self._stepper = optimizee, stepper
+        self._train, self._held_out = train, [validation] + ([test] if test else [])
+        self._batch_size, self._warmup, self._gradient = batch_size, warmup, gradient
+        self._steps, self._pace = None, 0.0
         self._score = tf.function(self._run_score)
 
-    def run(self, seed: int, epochs: int) -> list[Epoch]:
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches an epoch; a smaller last one is left out."""
+        return int(self._train.labels.shape[0]) // self._batch_size
+
+    def run(
+        self, seed: int, epochs: int, report: Callable[[int], None] = lambda steps: None
+    ) -> Course:
         """Fits fresh parameters; stops early, with a record of it, when the loss diverges.
 
-        Initial parameters and batches derive from `seed` alone, so that rules can be compared in
-        pairs.
+        Initial parameters and batches derive from `seed` alone, so that optimizers can be compared
+        in pairs.
+
+        Args:
+            seed: Of everything random.
+            epochs: How many.
+            report: Told now and then how many steps are behind.
         """
         parameters, carried = self._optimizee.initial(seed)
-        state = self._rule.initial_state(self._optimizee.layout)
-        examples = int(self._train.labels.shape[0])
-        per_epoch = examples // self._batch_size
-        records = []
+        state = self._stepper.initial_state(parameters, self._optimizee.layout)
+        held = (parameters, carried, state)
+        held = tf.nest.map_structure(tf.convert_to_tensor, held)
+        if self._steps is None:
+            self._steps = self._compiled(held)
+            self._call(held, seed, 0, 0)
+        scores = self._scores(held)
+        rows, records, done, seconds = [], [np.zeros((2, 0), "float32")], 0, 0.0
         for epoch in range(epochs):
-            start = epoch * per_epoch
-            indices = batch_indices([seed], examples, self._batch_size, start, per_epoch)
-            warmup = np.clip(self._warmup.steps - start, 0, per_epoch)
-            losses, done, parameters, carried, state = self._steps(
-                tf.constant(indices), int(warmup), parameters, carried, state
-            )
-            losses = losses.numpy()[: int(done)]
-            if not np.isfinite(losses[-1]):
-                records.append(Epoch(np.inf, np.inf, 0.0, start + len(losses) - 1))
+            begun = time.perf_counter()
+            held, record = self._run_epoch(held, seed, epoch, report)
+            seconds += time.perf_counter() - begun
+            records.append(record)
+            if not rows:
+                rows.append(Epoch(0, 0.0, *map(float, record[:, 0]), *scores))
+            done += record.shape[1]
+            scores = self._scores(held)
+            if not np.isfinite(record[0, -1]):
+                rows.append(self._diverged(done, seconds, done - 1))
                 break
-            loss, accuracy = (float(x) for x in self._score(parameters, carried))
-            records.append(Epoch(float(losses.mean()), loss, accuracy))
-        return records
+            if not np.isfinite(scores[: 2 * len(self._held_out) : 2]).all():
+                rows.append(self._diverged(done, seconds, done))  # the step that would be next
+                break
+            means = map(float, record.mean(1, dtype="float64"))
+            rows.append(Epoch(done, seconds, *means, *scores))
+        return Course(rows, *np.concatenate(records, axis=1))
 
-    def _run_steps(self, indices, warmup, parameters, carried, state):
-        rule, optimizee = self._rule, self._optimizee
+    def _compiled(self, held):
+        """`_run_steps` for any number of steps."""
+        indices = tf.TensorSpec([None, self._batch_size], tf.int32)
+        warmup, key = tf.TensorSpec([], tf.int32), tf.TensorSpec([2], tf.int64)
+        specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, held)
+        function = tf.function(self._run_steps, autograph=False)
+        return function.get_concrete_function(indices, warmup, key, *specs)
 
-        def proceed(i, loss, limit):
-            return (i < limit) & tf.math.is_finite(loss)
+    def _run_epoch(self, held, seed: int, epoch: int, report) -> tuple:
+        """The steps of an epoch, or as many as there are until the loss diverges."""
+        done, stop = epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch
+        records = []
+        while done < stop and (not records or np.isfinite(records[-1][0, -1])):
+            count = int(_CALL_SECONDS / self._pace) if self._pace else _FIRST_CALL_STEPS
+            begun = time.perf_counter()
+            record, held = self._call(held, seed, done, min(stop - done, max(count, 1)))
+            self._pace = (time.perf_counter() - begun) / record.shape[1]
+            records.append(record)
+            done += record.shape[1]
+            report(done)
+        return held, np.concatenate(records, axis=1)
 
-        def warm(i, loss, losses, parameters, carried, state):
-            loss, gradient, carried = self._gradient(parameters, carried, indices[i])
-            state = rule.observe(self._weights, gradient, state, optimizee.layout)
-            parameters -= self._warmup.learning_rate * gradient
-            return i + 1, loss, losses.write(i, loss), parameters, carried, state
+    def _diverged(self, steps: int, seconds: float, step: int) -> Epoch:
+        test = (np.inf, 0.0) if len(self._held_out) > 1 else (np.nan, np.nan)
+        return Epoch(steps, seconds, np.inf, 0.0, np.inf, 0.0, *test, step)
 
-        def step(i, loss, losses, parameters, carried, state):
-            loss, gradient, carried = self._gradient(parameters, carried, indices[i])
-            step, state = rule.update(self._weights, gradient, state, optimizee.layout)
-            return i + 1, loss, losses.write(i, loss), parameters - step, carried, state
+    def _call(self, held, seed: int, start: int, count: int):
+        """Runs `count` steps; losses and accuracies [2, steps], shorter where the loss diverged."""
+        examples = int(self._train.labels.shape[0])
+        indices = batch_indices([seed], examples, self._batch_size, start, count)
+        warmup = np.clip(self._warmup.steps - start, 0, count).astype("int32")
+        key = tf.constant([seed, start], tf.int64)
+        record, done, *held = self._steps(tf.constant(indices), tf.constant(warmup), key, *held)
+        return record.numpy()[: int(done)].T, tuple(held)
 
+    def _scores(self, held) -> list[float]:
+        """Losses and accuracies of validation and test."""
+        parameters, carried, _ = held
+        scores = [float(x) for k in range(len(self._held_out))
+                  for x in self._score(parameters, carried, k)]  # fmt: skip
+        return scores + [np.nan] * (4 - len(scores))
+
+    def _run_steps(self, indices, warmup, key, parameters, carried, state):
+        layout, rate = self._optimizee.layout, self._warmup.learning_rate
         steps = tf.shape(indices)[0]
-        losses = tf.TensorArray(tf.float32, size=steps)
-        loop = (0, 0.0, losses, parameters, carried, state)
-        loop = tf.while_loop(lambda i, loss, *_: proceed(i, loss, warmup), warm, loop)
-        loop = tf.while_loop(lambda i, loss, *_: proceed(i, loss, steps), step, loop)
-        done, _, losses, parameters, carried, state = loop
-        return losses.stack(), done, parameters, carried, state
 
-    def _gradient(self, parameters, carried, indices):
-        batch = take(self._train, indices)
-        return loss_and_gradient(self._optimizee, parameters, carried, batch)
+        def proceed(i, loss, *_):
+            return (i < steps) & tf.math.is_finite(loss)
 
-    def _run_score(self, parameters, carried):
-        """Mean loss and accuracy over all validation examples, the last smaller batch included."""
-        inputs, labels = self._validation
+        def step(i, loss, record, parameters, carried, state):
+            batch = take(self._train, indices[i])
+            now = tf.stack([key[0], key[1] + tf.cast(i, key.dtype)])
+            seen = self._gradient(self._optimizee, parameters, carried, batch, now)
+
+            def warm():
+                moved = self._stepper.observe(parameters, seen.gradient, state, layout)
+                return parameters - rate * seen.gradient, moved
+
+            def move():
+                return self._stepper.step(parameters, seen.gradient, state, layout)
+
+            loss, accuracy = (tf.cast(x, tf.float32) for x in (seen.loss, seen.accuracy))
+            record = record.write(i, tf.stack([loss, accuracy]))
+            parameters, state = tf.cond(i < warmup, warm, move)
+            return i + 1, loss, record, parameters, seen.carried, state
+
+        record = tf.TensorArray(tf.float32, size=steps, element_shape=(2,))
+        loop = (0, 0.0, record, parameters, carried, state)
+        done, _, record, *held = tf.while_loop(proceed, step, loop)
+        return record.stack(), done, *held
+
+    def _run_score(self, parameters, carried, which: int):
+        """Mean loss and accuracy over all held-out examples, the last smaller batch included."""
+        inputs, labels = self._held_out[which]
         count = int(labels.shape[0])
+        tensors = self._optimizee.layout.unflatten(parameters)
 
-        def add(start, loss, correct):
-            stop = tf.minimum(start + _EVALUATION_BATCH, count)
+        def add(start, loss, hits):
+            stop = tf.minimum(start + _SCORING_BATCH, count)
             batch = Batch(inputs[start:stop], labels[start:stop])
-            mean, _ = self._optimizee.loss(parameters, carried, batch, training=False)
-            guess = tf.argmax(self._optimizee.predict(parameters, carried, batch.inputs), -1)
-            right = tf.reduce_sum(tf.cast(tf.cast(guess, labels.dtype) == batch.labels, tf.int32))
-            return stop, loss + mean * tf.cast(stop - start, mean.dtype), correct + right
+            mean, _, outputs = self._optimizee.outcome(tensors, carried, batch, training=False)
+            right = tf.reduce_sum(tf.cast(correct(outputs, batch.labels), tf.int32))
+            return stop, loss + mean * tf.cast(stop - start, mean.dtype), hits + right
 
-        loop = tf.while_loop(lambda start, *_: start < count, add, (0, 0.0, 0))
-        return loop[1] / count, tf.cast(loop[2], tf.float32) / count
+        loss = tf.zeros((), parameters.dtype)
+        loop = tf.while_loop(lambda start, *_: start < count, add, (0, loss, 0))
+        return loop[1] / count, loop[2] / count
+
+
+def correct(outputs, labels):
+    """Which of the outputs [B, classes] are greatest at the label, bools [B]."""
+    return tf.argmax(outputs, -1, labels.dtype) == labels

@@ -1,0 +1,250 @@
+"""`python evaluate.py`: how good an optimizer is, on the paper's problems."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from l2o.commands.terminal import (
+    Parser,
+    Progress,
+    UserError,
+    count,
+    duration,
+    known,
+    quiet_start,
+    run_command,
+    whole,
+)
+
+PRESETS = {"paper": (10, 25), "cpu": (3, 5), "smoke": (1, 1)}  # repeats, epochs
+RUNS, RESULTS = Path("runs"), Path("results")
+ALL = "all"
+DESCRIPTION = """\
+Fits the paper's problems with optimizers and compares them (Huang et al.,
+Optimizer Amalgamation, ICLR 2022, Section 5).
+
+In each repeat all optimizers start from the same weights and see the same
+batches. What is there is not run again: a stopped evaluation goes on when the
+same command is given again."""
+EXAMPLES = """\
+optimizers:
+  runs/choice-large      the policy of a run (all replicates, where it has several)
+  mine=runs/x/policy     a policy directory, under a name of your own
+  oracle                 the six tuned teachers, and the best of them by validation loss
+  adam, adam@0.01        a teacher at its tuned rate, or at another
+  keras:AdamW, keras:Adam@0.001
+                         any Keras optimizer, at its default rate or at another
+
+examples:
+  python evaluate.py --problem mnist_dp                 your policy and Adam, with DP-SGD
+  python evaluate.py --problem mnist_cnn fmnist_cnn --optimizer runs/choice-large oracle
+  python evaluate.py --problem all --repeats 3 --epochs 10
+  python evaluate.py --list                             all problems and optimizers
+  python evaluate.py --report results/cpu               tables, figures and a page"""
+NO_POLICY = (
+    "There is no policy yet: none is shipped with this version, and {runs} holds no finished run. "
+    "Make one with: python train.py --strategy choice --pool large; or name an optimizer, as in "
+    "--optimizer adam"
+)
+
+
+def parser(problems: tuple[str, ...]) -> Parser:
+    """The command line, given the problems there are."""
+    # fmt: off
+    p = Parser(prog="evaluate.py", description=DESCRIPTION, epilog=EXAMPLES)
+    g = p.add_argument_group("what is evaluated")
+    g.add_argument("--problem", type=known((*problems, ALL)), nargs="+", default=["mnist_cnn"],
+                   metavar="NAME", help=f"default mnist_cnn. {ALL}, or some of "
+                   f"{', '.join(problems)}")
+    g.add_argument("--optimizer", nargs="+", metavar="WHAT",
+                   help="see below; default the shipped policy choice-large (while none is shipped,"
+                   " that of the newest finished run under runs/) and adam")
+    g.add_argument("--preset", type=known(tuple(PRESETS)), metavar="NAME",
+                   help="paper: 10 repeats of 25 epochs; cpu: 3 of 5; smoke: 1 of 1. Default "
+                   "paper where there is a GPU, else cpu")
+    g.add_argument("--repeats", type=count, metavar="R",
+                   help="evaluations of each optimizer on each problem")
+    g.add_argument("--epochs", type=count, metavar="E", help="epochs of each")
+    g.add_argument("--seed", type=whole, default=0, metavar="S",
+                   help="repeat j has the seed S + j - 1, which fixes initial weights, batches and "
+                   "noise; default 0")
+    g.add_argument("--list", action="store_true", help="name all problems and optimizers")
+    g = p.add_argument_group("data")
+    g.add_argument("--data", type=known(("auto", "tfds", "digits")), default="auto", metavar="HOW",
+                   help="auto: the embedded digits stand in where a dataset cannot be had, and "
+                   "that is said; tfds: that is an error; digits: use them. Default auto")
+    g.add_argument("--data-dir", metavar="DIR", help="prepared TFDS data or raw official files")
+    g = p.add_argument_group("results")
+    g.add_argument("--output", type=Path, metavar="DIR",
+                   help=f"where results.csv and steps/ are kept; default {RESULTS}/PRESET")
+    g.add_argument("--report", nargs="+", type=Path, metavar="RESULTS",
+                   help="write tables, figures and a page of these results (tables, or directories "
+                   "with one) instead of evaluating; --output is then where, default report/ "
+                   "beside the first")
+    # fmt: on
+    return p
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command; exits with status 0, 2 for a user's error, 130 when stopped."""
+    run_command(lambda: _main(arguments))
+
+
+def _main(arguments: list[str] | None) -> int:
+    with quiet_start():
+        from problems import PROBLEMS
+    options = parser(tuple(PROBLEMS)).parse_args(arguments)
+    if options.report:
+        return _report(options)
+    with quiet_start():
+        import tensorflow as tf
+    tf.get_logger().setLevel("ERROR")
+    if options.list:
+        return _list()
+    return _evaluate(options, tf)
+
+
+def _evaluate(options: argparse.Namespace, tf) -> int:
+    from l2o.commands.forecast import Forecast
+    from l2o.evaluation.comparison import summary_table
+    from l2o.evaluation.fit import Warmup
+    from l2o.evaluation.privacy import PrivacyError
+    from l2o.evaluation.run import Plan, evaluate, missing
+    from l2o.evaluation.store import ResultsDirectory
+    from l2o.evaluation.tables import TableError
+
+    gpus = tf.config.list_physical_devices("GPU")
+    preset = options.preset or ("paper" if gpus else "cpu")
+    reason = "" if options.preset else f", because there is {'a' if gpus else 'no'} GPU"
+    repeats, epochs = PRESETS[preset]
+    plan = Plan(options.repeats or repeats, options.epochs or epochs, options.seed)
+    contenders = _contenders(options)
+    try:
+        tasks = _tasks(options)
+        directory = ResultsDirectory(options.output or RESULTS / preset)
+    except (PrivacyError, TableError) as error:
+        raise UserError(str(error)) from error
+    tf.config.experimental.enable_op_determinism()
+    tf.keras.utils.set_random_seed(options.seed)
+    todo = missing(tasks, contenders, plan, directory)
+    wanted = len(tasks) * len(contenders) * plan.repeats
+    print(f"Preset: {preset}{reason}: {plan.repeats} repeats of {plan.epochs} epochs")
+    print(f"Optimizers: {', '.join(dict.fromkeys(c.name for c in contenders))}")
+    print(f"Results: {directory.table}, {wanted - len(todo)} of {wanted} "
+          "evaluations are there", flush=True)  # fmt: skip
+    for task in tasks:
+        if (steps := plan.epochs * task.steps_per_epoch) <= Warmup().steps:
+            print(
+                f"Note: the {steps} steps of {task.problem.name} on {task.data} are all warm-up, "
+                f"{Warmup().steps} steps of SGD: optimizers cannot differ; give more --epochs"
+            )
+    if todo:
+        forecast = Forecast(todo, plan)
+        device = f"{len(gpus)} GPU" if gpus else "the CPU"
+        print(f"Expected time: about {duration(forecast.total)} on {device} as it is now",
+              flush=True)  # fmt: skip
+        bar = Progress("evaluating")
+
+        def watch(task, contender, repeat, steps) -> None:
+            done, left = forecast.at(task, contender, repeat, steps)
+            text = f"{task.problem.name}, {contender.name}, repeat {repeat}: step {steps}"
+            bar.show(done, forecast.total, f"{text}, {duration(left)} left")
+
+        try:
+            evaluate(todo, plan, directory, watch)
+        except KeyboardInterrupt:
+            bar.close()
+            print(f"Stopped. What was over is kept in {directory.path}; the same command goes on.")
+            return 130
+        bar.close()
+    keys = {plan.key(t, c, r + 1) for t in tasks for c in contenders for r in range(plan.repeats)}
+    print(f"\n{summary_table(row for row in directory.results if row.key in keys)}")
+    print("Means over n evaluations; test accuracy at the epoch chosen on validation.")
+    print(f"Figures and a page: python evaluate.py --report {directory.path}")
+    return 0
+
+
+def _contenders(options: argparse.Namespace) -> list:
+    from l2o import PolicyError, pretrained
+    from l2o.evaluation.contenders import ContenderError, get_contenders, newest_run
+
+    words = options.optimizer
+    if words is None:
+        if "choice-large" in pretrained.available():
+            words = ["choice-large", "adam"]
+        elif run := newest_run(RUNS):
+            words = [str(run), "adam"]
+        else:
+            raise UserError(NO_POLICY.format(runs=RUNS))
+    try:
+        contenders = [contender for word in words for contender in get_contenders(word)]
+    except (ContenderError, PolicyError) as error:
+        raise UserError(str(error)) from error
+    different = {}
+    for c in contenders:
+        if different.setdefault((c.name, c.replicate), c).origin != c.origin:
+            raise UserError(
+                f"Two different optimizers are called {c.name}; name one yourself, as in "
+                f"--optimizer other=DIR. Received: {' '.join(words)}"
+            )
+    return list(different.values())
+
+
+def _tasks(options: argparse.Namespace) -> list:
+    from l2o.evaluation.privacy import check_python
+    from l2o.evaluation.run import Task
+    from problems import PROBLEMS, DatasetUnavailable, get_problem, load_dataset
+
+    names = list(PROBLEMS) if ALL in options.problem else list(dict.fromkeys(options.problem))
+    problems = [get_problem(name) for name in names]
+    if any(problem.private for problem in problems):
+        with quiet_start():
+            check_python()
+    datasets = {}
+    for name in dict.fromkeys(problem.dataset for problem in problems):
+        try:
+            datasets[name] = load_dataset(name, options.data, options.data_dir)
+        except DatasetUnavailable as error:
+            raise UserError(str(error)) from error
+        print(f"Data: {datasets[name].description}", flush=True)
+    return [Task(problem, datasets[problem.dataset]) for problem in problems]
+
+
+def _report(options: argparse.Namespace) -> int:
+    from l2o.evaluation.report import write_report
+    from l2o.evaluation.results import read_results
+    from l2o.evaluation.store import read_cards, read_samples
+    from l2o.evaluation.tables import TableError
+
+    folders = [path if path.is_dir() else path.parent for path in options.report]
+    output = options.output or folders[0] / "report"
+    try:
+        results = read_results(*options.report)
+        if not results:
+            raise UserError(f"{', '.join(map(str, options.report))}: no results yet")
+        page, *files = write_report(results, output, read_cards(folders), read_samples(folders))
+    except TableError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"Cannot write {output}: {error.strerror}") from error
+    print(f"Written: {page} and {len(files)} files beside it")
+    return 0
+
+
+def _list() -> int:
+    from l2o import pretrained
+    from l2o.evaluation.contenders import keras_optimizers, newest_run
+    from l2o.rules import TUNED_RATES
+    from problems import PROBLEMS
+
+    print("Problems:")
+    for problem in PROBLEMS.values():
+        private = ", DP-SGD" if problem.private else ""
+        print(f"  {problem.name:20} {problem.dataset}, batch {problem.batch_size}{private}")
+    rates = ", ".join(f"{name} ({rate:g})" for name, rate in TUNED_RATES.items())
+    print(f"Shipped policies: {', '.join(pretrained.available()) or 'none in this version'}")
+    print(f"Newest finished run under {RUNS}: {newest_run(RUNS) or 'none'}")
+    print(f"Teachers, with their tuned rates: {rates}; oracle stands for all six")
+    print(f"Keras: {', '.join(f'keras:{name}' for name in keras_optimizers())}")
+    return 0

@@ -1,0 +1,94 @@
+"""How long evaluations will take, and how much of that is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from l2o.amalgamation.optimizee import Batch, KerasOptimizee
+from l2o.evaluation.contenders import Contender
+from l2o.evaluation.fit import plain_gradient
+from l2o.evaluation.run import Plan, Task
+from l2o.rules import Layout
+
+# Scoring is a forward pass. An optimizer on a problem is compiled once, with the scoring, which
+# takes about twice what compiling the gradient alone does.
+_FORWARD_SHARE, _COMPILING = 0.3, 2.0
+_MOST_SECONDS, _MOST_RUNS = 2.0, 10
+
+
+class Forecast:
+    """Expected seconds of evaluations, mended by how long those took that are behind.
+
+    Args:
+        todo: As from `missing`.
+        plan: How long they are.
+    """
+
+    def __init__(self, todo: Sequence[tuple[Task, int, Contender]], plan: Plan):
+        self._starts, self._costs, self.total = {}, {}, 0.0
+        problems, policies = {}, {}
+        for task, repeat, contender in todo:
+            name, steps = task.problem.name, plan.epochs * task.steps_per_epoch
+            if name not in problems:
+                problems[name] = _gradient_seconds(task)
+            gradient, compiling, layout = problems[name]
+            if contender.learned and contender.origin not in policies:
+                policies[contender.origin] = _step_seconds(contender, layout)
+            held_out = len(task.dataset.validation) + len(task.dataset.test)
+            scoring = held_out / task.problem.batch_size * gradient * _FORWARD_SHARE
+            before = self.total
+            if (name, contender) not in self._costs:
+                self.total += _COMPILING * compiling
+            self._starts[name, contender, repeat] = before, self.total
+            seconds = gradient + layout.size * policies.get(contender.origin, 0.0)
+            self._costs[name, contender] = seconds + scoring * (plan.epochs + 1) / steps
+            self.total += self._costs[name, contender] * steps
+        self._begun = time.monotonic()
+
+    def at(self, task: Task, contender: Contender, repeat: int, steps: int) -> tuple[float, float]:
+        """Expected seconds of what is behind, and seconds left, `steps` into an evaluation."""
+        name = task.problem.name
+        before, compiled = self._starts[name, contender, repeat]
+        done = compiled + steps * self._costs[name, contender] if steps else before
+        # The forecast counts as a tenth of the whole that went as expected.
+        spent, prior = time.monotonic() - self._begun, 0.1 * self.total
+        return done, (self.total - done) * (spent + prior) / (done + prior)
+
+
+def _gradient_seconds(task: Task) -> tuple[float, float, Layout]:
+    """A gradient of the problem, its compiling, and the layout."""
+    optimizee = KerasOptimizee(lambda: task.problem.build(task.dataset))
+    parameters, carried = optimizee.initial(0)
+    count = task.problem.batch_size
+    batch = Batch(*map(tf.constant, (task.dataset.train.images[:count],
+                                     task.dataset.train.labels[:count])))  # fmt: skip
+    key = tf.zeros(2, tf.int64)
+    rule = task.privacy or plain_gradient
+    gradient = tf.function(lambda p: rule(optimizee, p, carried, batch, key).gradient)
+    parameters = tf.constant(parameters)
+    return *_fastest(lambda: gradient(parameters).numpy()), optimizee.layout
+
+
+def _step_seconds(contender: Contender, layout: Layout) -> float:
+    """A step of a policy, a coordinate."""
+    stepper = contender.stepper()
+    vector = tf.constant(np.random.default_rng(0).normal(size=layout.size).astype("float32"))
+    state = tf.nest.map_structure(tf.convert_to_tensor, stepper.initial_state(vector, layout))
+    step = tf.function(lambda p, s: stepper.step(p, vector, s, layout)[0])
+    return _fastest(lambda: step(vector, state).numpy())[0] / layout.size
+
+
+def _fastest(run: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of the fastest of some runs, and of a first one that compiles."""
+    times, begun = [], time.perf_counter()
+    while len(times) < 2 or (
+        len(times) < _MOST_RUNS and time.perf_counter() - begun < times[0] + _MOST_SECONDS
+    ):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times[1:]), times[0]

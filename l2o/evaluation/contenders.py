@@ -1,0 +1,196 @@
+"""Naming what is evaluated: policies, teachers, Keras optimizers."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from l2o import pretrained
+from l2o.checkpoint import DESCRIPTION, Policy, PolicyError, load_policy
+from l2o.evaluation.steppers import KerasStepper, RuleStepper, Stepper
+from l2o.rules import TEACHERS, TUNED_RATES, get_teacher
+
+ORACLE = "oracle"
+_KERAS = "keras:"
+
+
+class ContenderError(ValueError):
+    """A name that stands for no optimizer; the message says in one line what would."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An optimizer that is evaluated.
+
+    Attributes:
+        name: In tables and figures.
+        origin: A digest of rule, settings and weights.
+        stepper: Makes a stepper; one serves one network.
+        replicate: Which training of the policy, from 1.
+        learned: Whether it is a policy, which costs far more a coordinate than the others.
+        card: The policy's.
+    """
+
+    name: str
+    origin: str
+    stepper: Callable[[], Stepper]
+    replicate: int = 1
+    learned: bool = False
+    card: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+def keras_optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:
+    """Keras' own optimizers by name; those that wrap others are left out."""
+    base, wrapper = keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer
+    return {
+        name: kind
+        for name, kind in sorted(vars(keras.optimizers).items())
+        if isinstance(kind, type)
+        and issubclass(kind, base)
+        and kind not in (base, wrapper)
+        and "learning_rate" in inspect.signature(kind).parameters
+    }
+
+
+def get_contenders(text: str) -> list[Contender]:
+    """What a word of the command line stands for.
+
+    Args:
+        text: "oracle" (the six tuned teachers), a teacher ("adam", or "adam@0.01" for another
+            than its tuned rate), a Keras optimizer ("keras:Adam", "keras:Adam@0.01"), a shipped
+            policy's name, or the directory of a policy, of a run, or of a run's replicates, also
+            under a name of one's own ("mine=runs/choice-large").
+
+    Raises:
+        ContenderError: If it stands for nothing.
+        PolicyError: If the policy cannot be read.
+    """
+    if text == ORACLE:
+        return [_teacher(name, None) for name in TEACHERS]
+    head, rate = _split_rate(text)
+    if head in TEACHERS:
+        return [_teacher(head, rate)]
+    if text.lower().startswith(_KERAS):
+        return [_keras(head[len(_KERAS) :], rate)]
+    if text in pretrained.available():
+        return [_policy(text, load_policy(pretrained.path_of(text)))]
+    name, _, path = ("", "", text) if Path(text).is_dir() else text.rpartition("=")
+    contenders = _directory(name, Path(path))
+    if (taken := contenders[0].name) in (ORACLE, *TEACHERS):
+        raise ContenderError(f"A policy cannot be called {taken}; name it, as in other={path}")
+    return contenders
+
+
+def newest_run(runs: Path) -> Path | None:
+    """The directory of the newest finished run under `runs`, or None."""
+    finished = [path for path in runs.glob("*") if _is_finished(path)]
+    return max(finished, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _is_finished(run: Path) -> bool:
+    """Whether a run directory, or all of its replicates, were trained to the end."""
+    replicates = _replicates(run)
+    if replicates:
+        return all(map(_is_finished, replicates))
+    try:
+        phases = len(json.loads((run / "config.json").read_text())["phases"])
+        with np.load(run / "checkpoint.npz", allow_pickle=False) as file:
+            status = json.loads(str(file["status"]))
+        last = status["phase"] + 1 == phases and status["progress"]["finished"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return False
+    return bool(last) and (run / "policy" / DESCRIPTION).exists()
+
+
+def _split_rate(text: str) -> tuple[str, float | None]:
+    head, at, tail = text.rpartition("@")
+    if not at or not (head in TEACHERS or head.lower().startswith(_KERAS)):
+        return text, None
+    try:
+        rate = float(tail)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise ContenderError(f"The rate of {head} must be a number above 0. Received: {tail!r}")
+    return head, rate
+
+
+def _teacher(name: str, rate: float | None) -> Contender:
+    rule = get_teacher(name, rate)
+    tuned = rule.learning_rate == TUNED_RATES[name]
+    called = name if tuned else f"{name}@{rate:g}"
+    return Contender(called, _digest(rule.get_config()), lambda: RuleStepper(rule))
+
+
+def _keras(name: str, rate: float | None) -> Contender:
+    kinds = {kind.lower(): kind for kind in keras_optimizers()}
+    if name.lower() not in kinds:
+        allowed = ", ".join(keras_optimizers())
+        raise ContenderError(f"Keras has no optimizer '{name}'. Allowed: {allowed}")
+    kind = kinds[name.lower()]
+    settings = {} if rate is None else {"learning_rate": rate}
+
+    def build() -> keras.optimizers.Optimizer:
+        return keras_optimizers()[kind](**settings)
+
+    called = f"{_KERAS}{kind}" + ("" if rate is None else f"@{rate:g}")
+    config = {"optimizer": kind} | build().get_config()
+    return Contender(called, _digest(config), lambda: KerasStepper(build))
+
+
+def _policy(name: str, policy: Policy, replicate: int = 1) -> Contender:
+    origin = _digest(policy.rule.get_config(), policy.weights)
+
+    def stepper() -> Stepper:
+        return RuleStepper(policy.rule, policy.weights)
+
+    return Contender(name, origin, stepper, replicate, True, policy.card)
+
+
+def _directory(name: str, path: Path) -> list[Contender]:
+    if not path.is_dir():
+        raise ContenderError(
+            f"'{path}' is no optimizer. Allowed: the directory of a policy or a run; oracle; the "
+            f"teachers {', '.join(TEACHERS)}, also NAME@RATE; Keras' own, as keras:Adam or "
+            f"keras:Adam@0.001; shipped policies: {', '.join(pretrained.available()) or 'none'}"
+        )
+    path = path.resolve()
+    replicates = _replicates(path)
+    if replicates:
+        name = name or path.name
+        return [_policy(name, load_policy(_policy_of(p)), int(p.name)) for p in replicates]
+    run = path.parent if path.name in ("policy", "choice") else path
+    suffix = "-choice" if path.name == "choice" else ""
+    return [_policy(name or run.name + suffix, load_policy(_policy_of(path)))]
+
+
+def _policy_of(path: Path) -> Path:
+    """The policy directory that is meant by a run's directory or its own."""
+    if (path / DESCRIPTION).exists():
+        return path
+    if (path / "policy").is_dir():
+        return path / "policy"
+    raise PolicyError(f"{path} holds neither a policy nor a run that has one yet")
+
+
+def _replicates(path: Path) -> list[Path]:
+    """The numbered subdirectories of a run with several replicates, in order."""
+    numbered = [p for p in path.glob("*") if p.is_dir() and p.name.isdecimal()]
+    return sorted(numbered, key=lambda p: int(p.name))
+
+
+def _digest(config: dict, weights=()) -> str:
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for array in weights:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]

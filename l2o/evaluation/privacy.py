@@ -1,0 +1,159 @@
+"""DP-SGD (Abadi et al. 2016) through tensorflow-privacy, and what it costs in privacy.
+
+Each example's gradient is clipped, the clipped gradients are summed, Gaussian noise is added to
+the sum, and the optimizer sees that divided by the batch size: any optimizer, and the warm-up's
+SGD too.
+
+tensorflow-privacy is imported where it is used: everything else works without it.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+
+import keras
+import tensorflow as tf
+
+from l2o.amalgamation.optimizee import Batch, KerasOptimizee
+from l2o.evaluation.convolution import vectorized_convolution
+from l2o.evaluation.fit import Gradient, correct
+
+ACCOUNTING = "RDP accountant; Poisson sampling assumed, batches are slices of a permutation"
+DELTA = 1e-5
+
+
+class PrivacyError(ValueError):
+    """A network that cannot be trained privately, or a Python that cannot do it."""
+
+
+@dataclass(frozen=True)
+class DPSGD:
+    """The private gradient, and its price.
+
+    Attributes:
+        clip: Greatest l2 norm of an example's gradient.
+        noise_multiplier: Standard deviation of the noise on the sum, in units of `clip`.
+    """
+
+    clip: float = 1.0
+    noise_multiplier: float = 1.1
+
+    def __call__(
+        self, optimizee: KerasOptimizee, parameters, carried: list, batch: Batch, key
+    ) -> Gradient:
+        """The noised mean gradient of a batch, in place of `plain_gradient`.
+
+        Args:
+            optimizee: A network for which `check_network` has nothing to say.
+            parameters: [D].
+            carried: What the network carries along; it is left as it is.
+            batch: B examples.
+            key: Seed and step, integers [2]: they fix the noise.
+        """
+        query = _query_class()(self.clip, self.clip * self.noise_multiplier, key)
+        settings = query.initial_global_state()
+        tensors = optimizee.layout.unflatten(parameters)
+        limit = query.derive_sample_params(settings)
+
+        def one(example: Batch):
+            """Loss, outputs and clipped gradient of a single example."""
+            alone = Batch(example.inputs[None], example.labels[None])
+            with tf.GradientTape(watch_accessed_variables=False) as tape, vectorized_convolution():
+                tape.watch(tensors)
+                loss, _, outputs = optimizee.outcome(tensors, carried, alone, training=True)
+            gradient = optimizee.layout.flatten(tape.gradient(loss, tensors))
+            return loss, outputs[0], query.preprocess_record(limit, gradient)
+
+        losses, outputs, clipped = tf.vectorized_map(one, batch)
+        total, _, _ = query.get_noised_result(tf.reduce_sum(clipped, 0), settings)
+        accuracy = tf.reduce_mean(tf.cast(correct(outputs, batch.labels), losses.dtype))
+        size = tf.cast(tf.shape(losses)[0], total.dtype)
+        return Gradient(tf.reduce_mean(losses), accuracy, total / size, carried)
+
+    def epsilon(self, examples: int, batch_size: int, steps: int, delta: float = DELTA) -> float:
+        """The privacy spent: (epsilon, `delta`)-differential privacy; see `ACCOUNTING`.
+
+        Args:
+            examples: In the training set.
+            batch_size: Examples a step.
+            steps: Warm-up included.
+            delta: Of the guarantee.
+        """
+        return _epsilon(self.noise_multiplier, batch_size / examples, steps, delta)
+
+
+@lru_cache
+def _epsilon(noise_multiplier: float, rate: float, steps: int, delta: float) -> float:
+    import dp_accounting
+    from dp_accounting.rdp import RdpAccountant
+
+    step = dp_accounting.PoissonSampledDpEvent(
+        rate, dp_accounting.GaussianDpEvent(noise_multiplier)
+    )
+    return float(RdpAccountant().compose(step, steps).get_epsilon(delta)) if steps else 0.0
+
+
+def check_python() -> None:
+    """Sees whether DP-SGD is possible here.
+
+    Raises:
+        PrivacyError: If tensorflow-privacy is not there; the message says what would help.
+    """
+    try:
+        _query_class()
+    except ImportError as error:
+        here = ".".join(map(str, sys.version_info[:2]))
+        why = (
+            f"it does not install on Python 3.12 or later, and this is {here}; everything but "
+            "private problems works here"
+            if sys.version_info >= (3, 12)
+            else "install it with: pip install tensorflow-privacy==0.9.0 'dp-accounting<0.5'"
+        )
+        raise PrivacyError(
+            f"Private problems need tensorflow-privacy, which is not here ({error}): {why}"
+        ) from error
+
+
+def check_network(model: keras.Model) -> None:
+    """Sees whether a network can be trained with DP-SGD.
+
+    Raises:
+        PrivacyError: If it normalizes over the batch.
+    """
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            raise PrivacyError(
+                "A network with batch normalization cannot be trained privately: the mean and "
+                "variance of a batch mix its examples, so that no gradient belongs to one example "
+                f"alone. Received: layer '{layer.name}'; GroupNormalization works"
+            )
+
+
+@lru_cache
+def _query_class() -> type:
+    # tensorflow_privacy's own imports fail under Keras 3; it offers this hook to leave them out.
+    sys.skip_tf_privacy_import = True
+    try:
+        import dp_accounting
+        from tensorflow_privacy.privacy.dp_query.gaussian_query import GaussianSumQuery
+    finally:
+        del sys.skip_tf_privacy_import
+
+    class SeededGaussianSumQuery(GaussianSumQuery):
+        """`GaussianSumQuery` whose noise derives from a key, so that a fit can be repeated."""
+
+        def __init__(self, l2_norm_clip: float, stddev: float, key):
+            super().__init__(l2_norm_clip, stddev)
+            self._key = key
+
+        def get_noised_result(self, sample_state, global_state):
+            noise = tf.random.stateless_normal(
+                tf.shape(sample_state), self._key, stddev=global_state.stddev
+            )
+            multiplier = global_state.stddev / global_state.l2_norm_clip
+            event = dp_accounting.GaussianDpEvent(multiplier)
+            return sample_state + noise, global_state, event
+
+    return SeededGaussianSumQuery

@@ -1,0 +1,160 @@
+"""Evaluations: every optimizer on every problem, repeated, each kept as soon as it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from l2o.amalgamation.optimizee import KerasOptimizee, as_batch
+from l2o.evaluation.contenders import Contender
+from l2o.evaluation.fit import Course, Fit, plain_gradient
+from l2o.evaluation.privacy import ACCOUNTING, DELTA, DPSGD, check_network
+from l2o.evaluation.results import VERSION, Key, Result
+from l2o.evaluation.store import ResultsDirectory
+
+
+@dataclass(frozen=True)
+class Task:
+    """A problem as it is evaluated: anything with a catalogue problem's attributes, and its data.
+
+    Attributes:
+        problem: Has `name`, `batch_size`, `private` and `build(dataset)`.
+        dataset: The data really used.
+    """
+
+    problem: object
+    dataset: object
+
+    @property
+    def data(self) -> str:
+        """The data as tables name it."""
+        used, wanted = self.dataset.name, self.dataset.requested
+        return f"{used} for {wanted}" if self.dataset.substituted else used
+
+    @property
+    def privacy(self) -> DPSGD | None:
+        """How the problem is made private, if it is."""
+        return DPSGD() if self.problem.private else None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches an epoch."""
+        return len(self.dataset.train) // self.problem.batch_size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often and how long.
+
+    Attributes:
+        repeats: Evaluations of each optimizer on each problem.
+        epochs: Of each.
+        seed: Repeat j, from 1, has the seed `seed + j - 1`, whatever the optimizer.
+    """
+
+    repeats: int
+    epochs: int
+    seed: int = 0
+
+    def key(self, task: Task, contender: Contender, repeat: int) -> Key:
+        """The name of one evaluation."""
+        return Key(
+            task.problem.name,
+            task.data,
+            contender.name,
+            contender.origin,
+            contender.replicate,
+            repeat,
+            self.seed + repeat - 1,
+            self.epochs,
+        )
+
+
+def missing(
+    tasks: Sequence[Task], contenders: Sequence[Contender], plan: Plan, directory: ResultsDirectory
+) -> list[tuple[Task, int, Contender]]:
+    """The evaluations still to be run, a problem and then a repeat at a time.
+
+    So what is there when a run is stopped can be compared in pairs.
+    """
+    return [
+        (task, repeat, contender)
+        for task in tasks
+        for repeat in range(1, plan.repeats + 1)
+        for contender in contenders
+        if plan.key(task, contender, repeat) not in directory
+    ]
+
+
+def evaluate(
+    todo: Sequence[tuple[Task, int, Contender]],
+    plan: Plan,
+    directory: ResultsDirectory,
+    watch: Callable[[Task, Contender, int, int], None],
+) -> None:
+    """Runs evaluations and keeps each as soon as it is over.
+
+    Args:
+        todo: As from `missing`.
+        plan: How long, and which seeds.
+        directory: Where they are kept.
+        watch: Told task, contender, repeat and the number of its steps that are behind.
+
+    Raises:
+        PrivacyError: If a network cannot be trained privately.
+    """
+    now, fits = None, {}
+    for task, repeat, contender in todo:
+        if task is not now:
+            now, fits = task, {}
+            optimizee = KerasOptimizee(lambda task=task: task.problem.build(task.dataset))
+            if task.privacy:
+                check_network(optimizee.model)
+            splits = task.dataset.train, task.dataset.validation, task.dataset.test
+            train, validation, test = map(as_batch, splits)
+            directory.keep_samples(task.dataset.name, task.dataset.test.images)
+        if contender not in fits:
+            if contender.card:
+                directory.keep_card(contender.origin, contender.card)
+            fits[contender] = Fit(
+                optimizee, contender.stepper(), train, validation, task.problem.batch_size, test,
+                gradient=task.privacy or plain_gradient,
+            )  # fmt: skip
+        key = plan.key(task, contender, repeat)
+        watch(task, contender, repeat, 0)
+        course = fits[contender].run(
+            key.seed,
+            plan.epochs,
+            lambda steps, at=(task, contender, repeat): watch(*at, steps),
+        )
+        directory.add(key, as_results(key, task, course), course)
+
+
+def as_results(key: Key, task: Task, course: Course) -> list[Result]:
+    """The rows of an evaluation."""
+    return [
+        Result(
+            VERSION,
+            *key,
+            epoch=number,
+            steps=epoch.steps,
+            seconds=round(epoch.seconds, 3),
+            train_loss=epoch.train_loss,
+            train_accuracy=epoch.train_accuracy,
+            validation_loss=epoch.validation_loss,
+            validation_accuracy=epoch.validation_accuracy,
+            test_loss=epoch.test_loss,
+            test_accuracy=epoch.test_accuracy,
+            diverged_at=-1 if epoch.diverged_at is None else epoch.diverged_at,
+            **_privacy(task, epoch.steps),
+        )
+        for number, epoch in enumerate(course.epochs)
+    ]
+
+
+def _privacy(task: Task, steps: int) -> dict:
+    if task.privacy is None:
+        return {"epsilon": float("inf"), "delta": 0.0, "privacy": ""}
+    examples, batch_size = len(task.dataset.train), task.problem.batch_size
+    epsilon = task.privacy.epsilon(examples, batch_size, steps)
+    return {"epsilon": epsilon, "delta": DELTA, "privacy": ACCOUNTING}

@@ -1,0 +1,120 @@
+"""Results on disk: a table that grows, and what belongs to it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from l2o.evaluation.fit import Course
+from l2o.evaluation.results import Key, Result, by_evaluation, read_results, write_results
+from l2o.evaluation.tables import TableError
+from l2o.files import write_atomically
+
+SAMPLES = 10  # images of a dataset that are kept
+
+
+class ResultsDirectory:
+    """A directory of results, for one process until it is closed.
+
+    results.csv     one row an epoch
+    steps/*.npz     an evaluation's arrays `loss` and `accuracy`: of every step's batch, before it
+    cards/*.json    the card of each policy, by its origin
+    samples/*.npy   the first test images of each dataset
+
+    Args:
+        path: The directory; made if it is not there.
+
+    Raises:
+        TableError: If it cannot be written, is in use, or holds a table that cannot be read.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 held until `close`
+        except OSError as error:
+            raise TableError(f"Cannot write {self.path}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.results = read_results(self.table) if self.table.exists() else []
+        except BlockingIOError as error:
+            raise TableError(f"{self.path} is in use by another process") from error
+        except TableError:
+            self.close()
+            raise
+        self._known = set(by_evaluation(self.results))
+
+    @property
+    def table(self) -> Path:
+        """The file with the table."""
+        return self.path / "results.csv"
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._known
+
+    def add(self, key: Key, results: Sequence[Result], course: Course) -> None:
+        """Adds an evaluation: first its steps, then its rows, each in one piece."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, loss=course.losses, accuracy=course.accuracies)
+        write_atomically(self.path / "steps" / steps_file(key), buffer.getvalue())
+        write_results(self.table, [*self.results, *results])
+        self.results += results
+        self._known.add(key)
+
+    def keep_card(self, origin: str, card: dict[str, Any]) -> None:
+        """Keeps a policy's card."""
+        text = json.dumps(card, indent=2) + "\n"
+        write_atomically(self.path / "cards" / f"{origin}.json", text)
+
+    def keep_samples(self, dataset: str, images: np.ndarray) -> None:
+        """Keeps the first few of a dataset's images, uint8 [n, height, width, channels]."""
+        buffer = io.BytesIO()
+        np.save(buffer, images[:SAMPLES])
+        write_atomically(self.path / "samples" / f"{dataset}.npy", buffer.getvalue())
+
+    def close(self) -> None:
+        """Lets another process in."""
+        self._lock.close()
+
+
+def steps_file(key: Key) -> str:
+    """The name of the file with an evaluation's steps."""
+    words = re.sub(r"[^\w.-]+", "-", f"{key.problem} {key.optimizer} {key.replicate} {key.repeat}")
+    return f"{words}-{hashlib.sha256(repr(tuple(key)).encode()).hexdigest()[:8]}.npz"
+
+
+def read_cards(directories: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """The policies' cards kept in directories of results, by origin.
+
+    Raises:
+        TableError: If one cannot be read.
+    """
+    return _read(directories, "cards/*.json", lambda path: dict(json.loads(path.read_text())))
+
+
+def read_samples(directories: Iterable[Path]) -> dict[str, np.ndarray]:
+    """The images kept in directories of results, by dataset.
+
+    Raises:
+        TableError: If one cannot be read.
+    """
+    return _read(directories, "samples/*.npy", lambda path: np.load(path, allow_pickle=False))
+
+
+def _read(directories: Iterable[Path], pattern: str, read) -> dict:
+    found = {}
+    for path in (path for folder in directories for path in sorted(folder.glob(pattern))):
+        try:
+            found[path.stem] = read(path)
+        except (OSError, ValueError, TypeError, EOFError) as error:
+            raise TableError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    return found

@@ -1,0 +1,354 @@
+"""python evaluate.py: names, table, resuming, and what it says when it cannot."""
+
+import os
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import problems
+from l2o import save_policy
+from l2o.amalgamation.rundir import RunDirectory
+from l2o.commands.evaluate import main
+from l2o.evaluation import run as running
+from l2o.evaluation.contenders import ContenderError, get_contenders, newest_run
+from l2o.evaluation.results import Result, by_evaluation, read_results, write_results
+from l2o.evaluation.run import Plan, Task, evaluate, missing
+from l2o.evaluation.store import ResultsDirectory, steps_file
+from l2o.evaluation.tables import TableError
+from l2o.rules import TEACHERS, TUNED_RATES, Choice, RNNProp, get_pool
+from problems import PROBLEMS, Dataset, Split, get_problem
+
+SHAPES = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "svhn_cropped": (32, 32, 3)}
+
+
+def tiny(name: str, *_, **__) -> Dataset:
+    """A dataset of noise with the form of the one called `name`: 260 examples to train."""
+    generator = np.random.default_rng(0)
+    shape, classes = SHAPES.get(name, (28, 28, 1)), 100 if name == "cifar100" else 10
+
+    def split(count: int) -> Split:
+        labels = generator.integers(0, classes, count).astype("int32")
+        return Split(generator.integers(0, 256, (count, *shape)).astype("uint8"), labels)
+
+    return Dataset(name, name, "made up", classes, shape, split(260), split(9), split(7))
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path) -> Path:
+    """An empty working directory, and every dataset a tiny one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(problems, "load_dataset", tiny)
+    return tmp_path
+
+
+def call(*words: str) -> int:
+    with pytest.raises(SystemExit) as exit:
+        main(list(words))
+    return exit.value.code or 0
+
+
+def error_of(capsys, *words: str) -> str:
+    """The one line that a wrong command line gives, with exit status 2."""
+    assert call(*words) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+def make_policy(path: Path, seed: int = 0, rule=None) -> Path:
+    rule = rule or RNNProp(units=2)
+    save_policy(path, rule, rule.initial_weights(seed), {"updates": 7})
+    return path
+
+
+def make_run(path: Path, seed: int = 0, finished: bool = True) -> Path:
+    """A run directory as training leaves it."""
+    directory = RunDirectory(path, {"phases": ["choice", "policy"]})
+    directory.save({}, {"phase": 1, "progress": {"finished": finished}})
+    directory._lock.close()
+    make_policy(path / "policy", seed)
+    return path
+
+
+def a_row(**values) -> Result:
+    """A row of a table of results."""
+    row = {f.name: {"str": "p", "int": 1, "float": 1.0}[f.type] for f in fields(Result)}
+    return Result(**(row | {"diverged_at": -1} | values))
+
+
+# --- names --------------------------------------------------------------------------------------
+
+
+def test_oracle_is_the_six_tuned_teachers():
+    contenders = get_contenders("oracle")
+    assert [c.name for c in contenders] == list(TEACHERS)
+    for c in contenders:
+        assert c.stepper().rule.learning_rate == TUNED_RATES[c.name]
+
+
+def test_a_rate_is_in_the_name_where_it_is_not_the_tuned_one():
+    (tuned,), (same,), (other,) = map(get_contenders, ("adam", "adam@0.002", "adam@1e-2"))
+    assert (tuned.name, same.name, other.name) == ("adam", "adam", "adam@0.01")
+    assert tuned.origin == same.origin != other.origin
+    assert other.stepper().rule.learning_rate == 0.01
+
+
+def test_keras_optimizers_by_name_and_rate():
+    (default,), (rated,) = map(get_contenders, ("keras:adamw", "keras:SGD@0.5"))
+    assert (default.name, rated.name) == ("keras:AdamW", "keras:SGD@0.5")
+    assert default.origin != get_contenders("keras:AdamW@0.5")[0].origin
+
+
+def test_a_policy_by_its_directory_its_run_and_a_name_of_ones_own(tmp_path):
+    run = make_run(tmp_path / "runs" / "mine")
+    words = (run, run / "policy", f"other={run}")
+    contenders = [get_contenders(str(word))[0] for word in words]
+    assert [c.name for c in contenders] == ["mine", "mine", "other"]
+    assert len({c.origin for c in contenders}) == 1
+    make_policy(run / "policy", seed=1)
+    assert get_contenders(str(run))[0].origin != contenders[0].origin
+
+
+def test_a_policy_does_not_pass_for_a_teacher(tmp_path):
+    with pytest.raises(ContenderError, match="cannot be called adam"):
+        get_contenders(str(make_policy(tmp_path / "adam")))
+    assert get_contenders(f"x={tmp_path / 'adam'}")[0].name == "x"
+
+
+def test_numbered_runs_are_replicates(tmp_path):
+    for k in (1, 2, 10):
+        make_run(tmp_path / "mine" / str(k), seed=k)
+    contenders = get_contenders(str(tmp_path / "mine"))
+    assert [(c.name, c.replicate) for c in contenders] == [("mine", k) for k in (1, 2, 10)]
+    assert len({c.origin for c in contenders}) == 3
+
+
+def test_newest_run_is_the_newest_that_is_finished(tmp_path):
+    assert newest_run(tmp_path / "runs") is None
+    make_run(tmp_path / "runs" / "unfinished", finished=False)
+    assert newest_run(tmp_path / "runs") is None
+    old = make_run(tmp_path / "runs" / "old")
+    assert newest_run(tmp_path / "runs") == old
+    new = make_run(tmp_path / "runs" / "new" / "1").parent
+    os.utime(old, (1, 1))
+    assert newest_run(tmp_path / "runs") == new
+    make_run(tmp_path / "runs" / "new" / "2", finished=False)
+    assert newest_run(tmp_path / "runs") == old
+
+
+@pytest.mark.parametrize("text", ["adan", "keras:Adan", "adam@", "adam@-1", "keras:Adam@x", "no/x"])
+def test_a_wrong_name_is_told_in_one_line(text):
+    with pytest.raises(ContenderError) as error:
+        get_contenders(text)
+    assert "\n" not in str(error.value)
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def test_evaluation_from_nothing_to_table_and_again(here, capsys):
+    make_run(here / "runs" / "mine")
+    command = ("--preset", "smoke", "--repeats", "2", "--problem", "mnist_mlp", "mnist_dp")
+    assert call(*command) == 0
+    out = capsys.readouterr().out
+    assert "Expected time" in out
+    assert "2 steps of mnist_mlp on mnist are all warm-up" in out
+    table = out[out.index("\nmnist_mlp, 1 epoch") :]
+    assert {line.split()[0] for line in table.splitlines()[3:5]} == {"mine", "adam"}
+    results = read_results(here / "results" / "smoke")
+    evaluations = by_evaluation(results)
+    assert len(evaluations) == 2 * 2 * 2
+    for key, rows in evaluations.items():
+        assert [row.epoch for row in rows] == [0, 1] and rows[1].steps == 2
+        assert key.seed == key.repeat - 1
+        private = key.problem == "mnist_dp"
+        assert np.isfinite(rows[1].epsilon) == private == bool(rows[1].privacy)
+        steps = np.load(here / "results" / "smoke" / "steps" / steps_file(key))
+        assert steps["loss"].shape == steps["accuracy"].shape == (2,)
+        assert steps["loss"].mean() == pytest.approx(rows[1].train_loss)
+    starts = {(k.problem, k.repeat): set() for k in evaluations}
+    for key, rows in evaluations.items():
+        starts[key.problem, key.repeat].add((rows[0].validation_loss, rows[0].train_loss))
+    assert all(len(losses) == 1 for losses in starts.values())  # paired
+    assert len(set.union(*starts.values())) == 4
+    capsys.readouterr()
+    before = (here / "results" / "smoke" / "results.csv").read_text()
+    assert call(*command) == 0
+    out = capsys.readouterr().out
+    assert "8 of 8 evaluations are there" in out and "Expected" not in out
+    assert out[out.index("\nmnist_mlp, 1 epoch") :] == table
+    assert (here / "results" / "smoke" / "results.csv").read_text() == before
+
+
+def test_a_stopped_evaluation_keeps_what_was_over_and_goes_on(here, capsys, monkeypatch):
+    command = (
+        "--preset",
+        "smoke",
+        "--problem",
+        "mnist_mlp",
+        "--optimizer",
+        "adam",
+        "sgd",
+        "rmsprop",
+    )
+    run, runs = running.Fit.run, []
+
+    def stopped(self, *args):
+        runs.append(args)
+        if len(runs) == 2:
+            raise KeyboardInterrupt
+        return run(self, *args)
+
+    monkeypatch.setattr(running.Fit, "run", stopped)
+    assert call(*command) == 130
+    assert "the same command goes on" in capsys.readouterr().out
+    assert {r.optimizer for r in read_results("results/smoke")} == {"adam"}
+    assert call(*command) == 0
+    assert len(runs) == 4
+    assert {r.optimizer for r in read_results("results/smoke")} == {"adam", "sgd", "rmsprop"}
+
+
+def test_divergence_is_a_result(here, capsys):
+    words = ("--preset", "smoke", "--epochs", "60", "--problem", "mnist_mlp")
+    assert call(*words, "--optimizer", "sgd@1e38") == 0
+    assert "1 of 1 DIVERGED (at step 101)" in capsys.readouterr().out
+    assert read_results("results/smoke")[-1].diverged_at == 101
+
+
+def test_data_that_stands_in_is_said_in_the_table(here, capsys, monkeypatch):
+    def digits(name, *_, **__):
+        return replace(tiny(name), name="digits")
+
+    monkeypatch.setattr(problems, "load_dataset", digits)
+    assert call("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "adam") == 0
+    assert "mnist_mlp, 1 epoch, ON DIGITS FOR MNIST" in capsys.readouterr().out
+    assert {r.data for r in read_results("results/smoke")} == {"digits for mnist"}
+
+
+def test_list_names_what_there_is(here, capsys):
+    make_run(here / "runs" / "mine")
+    assert call("--list") == 0
+    out = capsys.readouterr().out
+    for name in (*PROBLEMS, *TEACHERS, "keras:AdamW", "runs/mine"):
+        assert name in out
+
+
+def test_report_has_what_the_evaluation_kept(here, capsys, monkeypatch):
+    make_policy(here / "mine")
+    words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "mine")
+    assert call(*words) == 0
+    given = {}
+
+    def write_report(results, output, cards, samples):
+        given.update(results=results, output=output, cards=cards, samples=samples)
+        return [output / "report.html"]
+
+    monkeypatch.setattr("l2o.evaluation.report.write_report", write_report)
+    assert call("--report", "results/smoke") == 0
+    assert "results/smoke/report/report.html" in capsys.readouterr().out
+    assert given["results"] == read_results("results/smoke")
+    assert given["cards"] == {given["results"][0].origin: {"updates": 7}}
+    assert given["samples"]["mnist"].shape == (7, 28, 28, 1)
+
+
+# --- what is wrong ------------------------------------------------------------------------------
+
+
+def test_no_policy_says_how_to_make_one(here, capsys):
+    assert "python train.py" in error_of(capsys, "--problem", "mnist_dp")
+    assert not (here / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--problem", "mnist_cn"), "mnist_small_batch"),
+        (("--optimizer", "adan"), "powersign"),
+        (("--optimizer", "nowhere/policy"), "nowhere/policy"),
+        (("--optimizer", "keras:Adan"), "AdamW"),
+        (("--repeats", "0"), "at least 1"),
+        (("--report", "nowhere"), "nowhere"),
+    ],
+)
+def test_a_wrong_word_is_one_line(here, capsys, words, said):
+    assert said in error_of(capsys, *words)
+    assert not (here / "results").exists()
+
+
+def test_a_damaged_policy_is_one_line(here, capsys):
+    path = make_policy(here / "p")
+    (path / "policy.json").write_text("{")
+    assert str(path / "policy.json") in error_of(capsys, "--optimizer", "p")
+
+
+def test_two_policies_of_one_name_are_refused(here, capsys):
+    words = [str(make_policy(here / k / "p", seed)) for seed, k in enumerate("ab")]
+    assert "called p" in error_of(capsys, "--optimizer", *words)
+
+
+@pytest.mark.parametrize("damage", ["cut off", "other columns", "other version", "no text"])
+def test_a_damaged_table_is_one_line_and_left_alone(here, capsys, damage):
+    words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "adam")
+    table = here / "results" / "smoke" / "results.csv"
+    write_results(table, [a_row(epoch=0), a_row(epoch=1)])
+    text = table.read_text()
+    broken = {
+        "cut off": text[:-20],
+        "other columns": text.replace("version,problem", "version,task"),
+        "other version": text.replace("\n1,", "\n2,"),
+        "no text": "\udcff",
+    }[damage].encode(errors="surrogateescape")
+    table.write_bytes(broken)
+    assert "results.csv" in error_of(capsys, *words)
+    assert "results.csv" in error_of(capsys, "--report", "results/smoke")
+    assert table.read_bytes() == broken
+
+
+def test_a_second_process_is_kept_out(tmp_path):
+    first = ResultsDirectory(tmp_path)
+    with pytest.raises(TableError, match="in use"):
+        ResultsDirectory(tmp_path)
+    first.close()
+    ResultsDirectory(tmp_path).close()
+
+
+# --- every problem ------------------------------------------------------------------------------
+
+
+def runs(name: str, *words: str, tmp_path: Path) -> None:
+    """Two steps of four examples of a problem, with each of the optimizers named."""
+    problem = replace(get_problem(name), batch_size=4)
+    dataset = tiny(problem.dataset)
+    train = Split(dataset.train.images[:8], dataset.train.labels[:8])
+    tasks, plan = [Task(problem, replace(dataset, train=train))], Plan(1, 1)
+    contenders = [c for word in words for c in get_contenders(word)]
+    directory = ResultsDirectory(tmp_path / "results")
+    evaluate(missing(tasks, contenders, plan, directory), plan, directory, lambda *_: None)
+    directory.close()
+    rows = read_results(tmp_path / "results")
+    assert len(rows) == 2 * len(contenders)
+    assert all(np.isfinite([r.train_loss, r.validation_loss, r.test_loss]).all() for r in rows)
+    assert all(np.isfinite(r.epsilon) == problem.private for r in rows)
+
+
+_SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=_SLOW) if "resnet" in n else n for n in PROBLEMS]
+)
+def test_every_problem_runs(name, tmp_path):
+    runs(name, "adam", tmp_path=tmp_path)
+
+
+def test_every_kind_of_optimizer_runs(tmp_path):
+    make_policy(tmp_path / "rnnprop")
+    make_policy(tmp_path / "choice-policy", rule=Choice(get_pool("small"), units=2))
+    policies = [str(tmp_path / kind) for kind in ("rnnprop", "choice-policy")]
+    runs("mnist_mlp", *policies, "keras:Nadam", tmp_path=tmp_path)
+
+
+def test_a_keras_optimizer_runs_privately(tmp_path):
+    runs("mnist_dp", "keras:Nadam", tmp_path=tmp_path)

@@ -1,0 +1,156 @@
+"""Fitting: against plain Keras loops, in pairs, until it diverges."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from l2o.amalgamation.optimizee import Batch, KerasOptimizee, batch_indices, keras_seed
+from l2o.evaluation import fit
+from l2o.evaluation.contenders import keras_optimizers
+from l2o.evaluation.fit import Fit, Warmup
+from l2o.evaluation.steppers import KerasStepper, RuleStepper
+from l2o.rules import SGD, Adam, Layout, RNNProp
+
+BATCH, STEPS = 16, 4  # 64 examples
+
+
+@pytest.fixture
+def fitted(network, data):
+    """Fits the network to the data with a stepper; validation and test are parts of the data."""
+
+    def build(stepper, warmup=0, batch_size=BATCH) -> Fit:
+        train = Batch(*map(tf.constant, data))
+        held_out = [Batch(*(tf.constant(x[part]) for x in data)) for part in (slice(50), slice(37))]
+        return Fit(
+            KerasOptimizee(network), stepper, train, held_out[0], batch_size, held_out[1],
+            warmup=Warmup(warmup, 0.05),
+        )  # fmt: skip
+
+    return build
+
+
+def test_course_is_that_of_a_plain_keras_loop(network, data, fitted):
+    warmup, epochs, seed = 3, 2, 7
+    course = fitted(KerasStepper(lambda: keras.optimizers.Adam(0.01)), warmup).run(seed, epochs)
+
+    with keras_seed(seed):
+        model = network()
+    variables = [v.value for v in model.trainable_variables]
+    optimizer = keras.optimizers.Adam(0.01)
+    optimizer.build(model.trainable_variables)
+
+    def measure(inputs, labels, training=False):
+        logits = model(inputs, training=training)
+        losses = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+        hits = np.argmax(logits, -1) == labels
+        return tf.reduce_mean(losses), float(hits.mean())
+
+    losses, accuracies, scores = [], [], []
+
+    def score():
+        scores.append([float(x) for n in (50, 37) for x in measure(data[0][:n], data[1][:n])])
+
+    score()
+    for step, indices in enumerate(batch_indices([seed], 64, BATCH, 0, epochs * STEPS)):
+        with tf.GradientTape() as tape:
+            loss, accuracy = measure(data[0][indices], data[1][indices], training=True)
+        gradients = tape.gradient(loss, variables)
+        losses.append(float(loss))
+        accuracies.append(accuracy)
+        before = [v.numpy() for v in variables]
+        optimizer.apply(gradients, model.trainable_variables)
+        if step < warmup:  # the optimizer has seen the gradients, and SGD moves
+            for variable, value, gradient in zip(variables, before, gradients, strict=True):
+                variable.assign(value - 0.05 * gradient.numpy())
+        if (step + 1) % STEPS == 0:
+            score()
+
+    np.testing.assert_allclose(course.losses, losses, rtol=2e-4)
+    np.testing.assert_allclose(course.accuracies, accuracies)
+    measured = [
+        [e.validation_loss, e.validation_accuracy, e.test_loss, e.test_accuracy]
+        for e in course.epochs
+    ]
+    np.testing.assert_allclose(measured, scores, rtol=1e-3)
+    assert [e.steps for e in course.epochs] == [0, STEPS, 2 * STEPS]
+    assert course.epochs[0].train_loss == course.losses[0]
+    for epoch, part in zip(course.epochs[1:], np.split(course.losses, 2), strict=True):
+        assert epoch.train_loss == pytest.approx(part.mean())
+    assert 0 == course.epochs[0].seconds < course.epochs[1].seconds < course.epochs[2].seconds
+
+
+def test_optimizers_of_a_seed_share_start_batches_and_warm_up(fitted):
+    policy = RNNProp()
+    adam = fitted(RuleStepper(Adam(0.01)), warmup=3).run(0, 2)
+    learned = fitted(RuleStepper(policy, policy.initial_weights(0)), warmup=3).run(0, 2)
+    np.testing.assert_allclose(adam.losses[:4], learned.losses[:4], rtol=1e-5)
+    assert not np.isclose(adam.losses[4:], learned.losses[4:], rtol=1e-5).any()
+
+
+def test_a_seed_says_all_and_another_says_otherwise(fitted):
+    fit = fitted(RuleStepper(Adam(0.01)))
+    first, other, again = fit.run(0, 2), fit.run(1, 2), fit.run(0, 2)
+    np.testing.assert_array_equal(first.losses, again.losses)
+    assert not np.isclose(first.losses, other.losses).any()
+
+
+def test_length_of_the_compiled_calls_changes_nothing(fitted, monkeypatch):
+    whole = fitted(RuleStepper(Adam(0.01)), warmup=3).run(0, 2)
+    monkeypatch.setattr(fit, "_FIRST_CALL_STEPS", 3)
+    monkeypatch.setattr(fit, "_CALL_SECONDS", 0.0)
+    behind = []
+    pieces = fitted(RuleStepper(Adam(0.01)), warmup=3).run(0, 2, behind.append)
+    assert behind == [3, 4, 5, 6, 7, 8]
+    np.testing.assert_allclose(pieces.losses, whole.losses, rtol=1e-5)
+
+
+def test_scores_are_over_all_examples_whatever_the_scoring_batch(fitted, monkeypatch):
+    whole = fitted(RuleStepper(SGD(0.1))).run(0, 1)
+    monkeypatch.setattr(fit, "_SCORING_BATCH", 12)
+    pieces = fitted(RuleStepper(SGD(0.1))).run(0, 1)
+    for one, other in zip(whole.epochs, pieces.epochs, strict=True):
+        assert one.validation_loss == pytest.approx(other.validation_loss, rel=1e-5)
+        assert one.test_loss == pytest.approx(other.test_loss, rel=1e-5)
+        assert one.validation_accuracy == other.validation_accuracy
+        assert one.test_accuracy == other.test_accuracy
+
+
+def test_divergence_ends_the_fit_and_is_dated(fitted):
+    course = fitted(RuleStepper(SGD(1e30)), warmup=5).run(0, 4)
+    assert [e.diverged_at for e in course.epochs] == [None, None, 6]
+    assert np.isfinite(course.losses[:6]).all() and not np.isfinite(course.losses[6])
+    assert len(course.losses) == 7 == course.epochs[-1].steps
+    last = course.epochs[-1]
+    assert last.train_loss == last.validation_loss == last.test_loss == np.inf
+
+
+def test_divergence_in_an_epochs_last_step_is_dated_to_the_next(fitted):
+    course = fitted(RuleStepper(SGD(1e30)), batch_size=64).run(0, 3)
+    assert [e.diverged_at for e in course.epochs] == [None, 1]
+    assert course.epochs[-1].validation_loss == np.inf
+
+
+@pytest.mark.parametrize("name", keras_optimizers())
+def test_keras_stepper_takes_the_optimizers_steps(name):
+    kind, generator = keras_optimizers()[name], np.random.default_rng(0)
+    tensors = [generator.normal(size=shape).astype("float32") for shape in ((4, 3), (3,), ())]
+    variables = [keras.Variable(t, name=f"v{k}") for k, t in enumerate(tensors)]
+    layout = Layout.of(tensors)
+    optimizer, stepper = kind(learning_rate=0.05), KerasStepper(lambda: kind(learning_rate=0.05))
+    optimizer.build(variables)
+    parameters = layout.flatten(list(map(tf.constant, tensors)))
+    for _ in range(2):  # the state of one fit is nothing to the next
+        state, moved = stepper.initial_state(parameters, layout), parameters
+        for step in range(3):
+            gradient = tf.sin(moved + step)
+            watched = stepper.observe(moved, gradient, state, layout)
+            moved, state = stepper.step(moved, gradient, state, layout)
+            for one, other in zip(watched, state, strict=True):
+                np.testing.assert_array_equal(one, other)
+    for step in range(3):
+        now = layout.flatten([v.value for v in variables])
+        optimizer.apply(layout.unflatten(tf.sin(now + step)), variables)
+    expected = layout.flatten([v.value for v in variables])
+    np.testing.assert_allclose(moved, expected, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(moved, parameters, rtol=1e-5, atol=1e-7)

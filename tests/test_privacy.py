@@ -1,0 +1,163 @@
+"""DP-SGD: the clipped sum, the noise, the price, and who is refused."""
+
+import builtins
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import stats
+
+from l2o.amalgamation.optimizee import Batch, KerasOptimizee
+from l2o.evaluation import privacy
+from l2o.evaluation.convolution import convolution
+from l2o.evaluation.fit import plain_gradient
+from l2o.evaluation.privacy import DPSGD, PrivacyError, check_network, check_python
+
+needs_tensorflow_privacy = pytest.mark.skipif(
+    sys.version_info >= (3, 12), reason="tensorflow-privacy does not install here"
+)
+KEY = tf.constant([3, 5], tf.int64)
+
+
+def network(dtype: str = "float32") -> keras.Model:
+    """For 8x8 images and 3 classes: convolutions of both paddings, max-pool, dense."""
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            layers.Input((8, 8, 1), dtype=dtype),
+            layers.Conv2D(3, (3, 2), activation="relu", dtype=dtype),
+            layers.MaxPooling2D(2, dtype=dtype),
+            layers.Conv2D(4, 2, strides=2, padding="same", activation="relu", dtype=dtype),
+            layers.Flatten(dtype=dtype),
+            layers.Dense(3, dtype=dtype),
+        ]
+    )
+
+
+@pytest.fixture
+def optimizee() -> KerasOptimizee:
+    return KerasOptimizee(network)
+
+
+@pytest.fixture
+def batch(data) -> Batch:
+    return Batch(*map(tf.constant, data))
+
+
+def gradients_by_a_loop(parameters, layout, data: Batch) -> np.ndarray:
+    """An example's gradient after the other, in float64, [B, D]."""
+    model = network("float64")
+    for variable, value in zip(
+        model.trainable_variables, layout.unflatten(parameters), strict=True
+    ):
+        variable.assign(value)
+    rows = []
+    for image, label in zip(data.inputs, data.labels, strict=True):
+        with tf.GradientTape() as tape:
+            logits = model(image[None].astype("float64"))[0]
+            loss = tf.reduce_logsumexp(logits) - logits[label]
+        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        rows.append(np.concatenate([g.numpy().ravel() for g in gradients]))
+    return np.array(rows)
+
+
+@needs_tensorflow_privacy
+def test_clipped_sum_is_a_loops_in_float64(optimizee, data, batch):
+    parameters, carried = optimizee.initial(0)
+    gradients = gradients_by_a_loop(parameters, optimizee.layout, data)
+    norms = np.linalg.norm(gradients, axis=1)
+    for clip in (norms.min() / 2, float(np.median(norms)), 2 * norms.max()):
+        seen = DPSGD(clip, noise_multiplier=1e-9)(
+            optimizee, tf.constant(parameters), carried, batch, KEY
+        )
+        expected = (gradients * np.minimum(1, clip / norms)[:, None]).sum(0)
+        np.testing.assert_allclose(seen.gradient * 64, expected, rtol=1e-4, atol=1e-5 * clip)
+
+
+@needs_tensorflow_privacy
+def test_without_clipping_and_noise_it_is_the_plain_gradient(optimizee, batch):
+    parameters, carried = optimizee.initial(0)
+    parameters = tf.constant(parameters)
+    private = DPSGD(1e6, 1e-12)(optimizee, parameters, carried, batch, KEY)
+    plain = plain_gradient(optimizee, parameters, carried, batch, KEY)
+    np.testing.assert_allclose(private.gradient, plain.gradient, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(private.loss, plain.loss, rtol=1e-5)
+    assert private.accuracy == plain.accuracy
+
+
+@needs_tensorflow_privacy
+def test_noise_is_normal_with_the_stated_variance_and_fresh_each_step(optimizee, batch):
+    clip, multiplier, steps = 0.5, 3.0, 40
+    parameters, carried = optimizee.initial(0)
+    parameters = tf.constant(parameters)
+    rule = DPSGD(clip, multiplier)
+    silent = DPSGD(clip, 1e-12)(optimizee, parameters, carried, batch, KEY).gradient.numpy()
+    noisy = tf.function(lambda key: rule(optimizee, parameters, carried, batch, key).gradient)
+    seen = np.stack([noisy(tf.constant([7, step], tf.int64)) for step in range(steps)])
+    noise = (64 * (seen - silent)).astype("float64")
+    deviation = clip * multiplier
+    statistic = (noise**2).sum() / deviation**2  # chi-squared with as many degrees of freedom
+    assert 1e-3 < stats.chi2.cdf(statistic, noise.size) < 1 - 1e-3
+    assert stats.kstest(noise.ravel() / deviation, "norm").pvalue > 1e-3
+    neighbours = np.corrcoef(noise[:-1].ravel(), noise[1:].ravel())[0, 1]
+    assert abs(neighbours) < 4 / np.sqrt(noise.size)
+    np.testing.assert_array_equal(noisy(tf.constant([7, 3], tf.int64)), seen[3])
+    assert not np.array_equal(noisy(tf.constant([8, 3], tf.int64)), seen[3])
+
+
+@needs_tensorflow_privacy
+def test_epsilon_of_the_known_case():
+    steps = 10 * 60_000 // 128
+    assert DPSGD(1.0, 1.1).epsilon(60_000, 128, steps, 1e-5) == pytest.approx(0.818, abs=5e-4)
+
+
+@needs_tensorflow_privacy
+def test_epsilon_grows_with_steps_and_falls_with_noise():
+    assert DPSGD().epsilon(1000, 10, 0) == 0
+    epsilons = [DPSGD().epsilon(1000, 10, steps) for steps in (1, 10, 100)]
+    assert 0 < epsilons[0] < epsilons[1] < epsilons[2]
+    assert DPSGD(1.0, 2.0).epsilon(1000, 10, 100) < epsilons[2]
+
+
+def test_batch_norm_is_refused_with_a_reason():
+    inputs = keras.Input((4, 4, 1))
+    inner = keras.Sequential([keras.layers.BatchNormalization(name="norm_inside")])
+    with pytest.raises(PrivacyError, match="belongs to one example.*norm_inside"):
+        check_network(keras.Model(inputs, inner(inputs)))
+    check_network(network())
+
+
+def test_without_the_package_the_message_says_what_would_help(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *args, **kwargs):
+        if name.startswith("tensorflow_privacy"):
+            raise ModuleNotFoundError(f"No module named '{name}'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    privacy._query_class.cache_clear()
+    for version, words in (((3, 11), "pip install tensorflow-privacy"), ((3, 12), "Python 3.12")):
+        monkeypatch.setattr(sys, "version_info", version)
+        with pytest.raises(PrivacyError, match=words) as error:
+            check_python()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("padding", ["VALID", "SAME"])
+@pytest.mark.parametrize("strides", [1, (2, 3)])
+def test_convolution_and_its_gradients_are_tensorflows(strides, padding):
+    generator = np.random.default_rng(0)
+    inputs = tf.constant(generator.normal(size=(2, 9, 10, 3)))
+    kernel = tf.constant(generator.normal(size=(3, 2, 3, 4)))
+    results = []
+    for function in (convolution, tf.nn.convolution):
+        with tf.GradientTape() as tape:
+            tape.watch([inputs, kernel])
+            outputs = function(inputs, kernel, strides, padding)
+            total = tf.reduce_sum(tf.sin(outputs))
+        results.append([outputs, *tape.gradient(total, [inputs, kernel])])
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
