@@ -1,4 +1,4 @@
-"""The learned policies, RNNProp and Choice, against a plain NumPy LSTM."""
+"""The learned policies, against a plain NumPy LSTM; see test_scale.py for the hierarchical one."""
 
 import json
 import math
@@ -13,8 +13,10 @@ from l2o.rules import (
     Choice,
     Layout,
     Momentum,
+    Original,
     RMSProp,
     RNNProp,
+    Scale,
     get_pool,
     rule_from_config,
 )
@@ -25,10 +27,12 @@ _RANKS = [0, 1, 1, 1, 2, 2, 2, 2, 4, 4]
 _TEACHERS = (Adam(0.01), RMSProp(0.02), SGD(0.3))
 
 
-@pytest.fixture(params=["rnnprop", "choice"])
+_RULES = (RNNProp(), Choice(_TEACHERS), Original(), Scale())
+
+
+@pytest.fixture(params=_RULES, ids=lambda rule: rule.name)
 def rule(request):
-    """A fresh policy: it keeps its layers, in Keras' float type of their first use."""
-    return RNNProp() if request.param == "rnnprop" else Choice(_TEACHERS)
+    return request.param
 
 
 def gradients(count=_WARM + _STEPS, layout=_LAYOUT, dtype="float64") -> np.ndarray:
@@ -110,28 +114,37 @@ def test_choice_is_its_formula(horizon, float64):
     np.testing.assert_allclose(steps, (choice * moves).sum(axis=-1), rtol=1e-6, atol=1e-14)
 
 
-def split_memory(state) -> tuple[dict, dict]:
-    """Memory and moments of a state's coordinate tensors."""
-    is_memory = lambda key: "hidden" in key or "cell" in key  # noqa: E731
-    memory = {k: v for k, v in state.coordinate.items() if is_memory(k)}
-    return memory, {k: v for k, v in state.coordinate.items() if not is_memory(k)}
+def test_original_is_its_formula(float64):
+    rule = Original()
+    weights = randomized(rule.initial_weights(0))
+    outputs = numpy_lstm(weights, gradients()[_WARM:, :, None])
+    steps, _ = run(rule, weights, gradients(), _WARM)
+    np.testing.assert_allclose(steps, 0.1 * outputs[..., 0], rtol=1e-6, atol=1e-14)
 
 
-def test_warm_up_moves_moments_and_count_but_not_memory(rule):
-    weights = rule.initial_weights(0)
-    state = rule.initial_state(_LAYOUT)
-    for gradient in gradients(dtype="float32")[:_WARM]:
-        state = rule.observe(weights, gradient, state, _LAYOUT)
+def split_memory(state) -> tuple[list, list]:
+    """What a policy's networks remember, and what follows the gradients."""
+    tensors = [(key, value) for part in state for key, value in part.items()]
+    is_memory = lambda key: any(s in key for s in ("hidden", "cell", "rate"))  # noqa: E731
+    return [v for k, v in tensors if is_memory(k)], [v for k, v in tensors if not is_memory(k)]
+
+
+def test_warm_up_moves_moments_and_count_but_not_memory(rule, float64):
+    weights, layout = randomized(rule.initial_weights(0)), _LAYOUT
+    state = rule.initial_state(layout)
+    for gradient in gradients()[:_WARM]:
+        state = rule.observe(weights, gradient, state, layout)
     memory, moments = split_memory(state)
-    assert float(state.shared["count"]) == _WARM
-    assert len(memory) == 4 and moments
-    for value in memory.values():
-        assert value.shape == (20, _LAYOUT.size)
-        assert not np.any(value)
-    for value in moments.values():
-        assert np.all(np.asarray(value) != 0)
-    _, after = rule.update(weights, gradients(dtype="float32")[0], state, _LAYOUT)
-    assert all(np.any(value) for value in split_memory(after)[0].values())
+    if rule.name in ("rnnprop", "choice"):
+        assert float(state.shared["count"]) == _WARM
+    assert bool(moments) == (rule.name != "original")
+    assert all(value.shape[-1] == layout.size for value in state.coordinate.values())
+    assert all(value.shape[-1] == layout.tensors for value in state.tensor.values())
+    assert sum(value.shape == (20, layout.size) for value in memory) in (1, 4)
+    assert not any(np.any(value) for value in memory)
+    assert all(np.all(np.asarray(value) != 0) for value in moments)
+    _, after = rule.update(weights, gradients()[0], state, layout)
+    assert all(np.any(value) for value in split_memory(after)[0])
 
 
 def test_observing_and_updating_keep_the_states_structure(rule):
@@ -150,18 +163,26 @@ def test_number_of_weights():
     k = len(_TEACHERS)
     expected = 4 * 20 * (k + 6 + 20 + 1) + 4 * 20 * (20 + 20 + 1) + 21 * k
     assert sum(math.prod(w.shape) for w in Choice(_TEACHERS).initial_weights(0)) == expected
+    assert sum(math.prod(w.shape) for w in Original().initial_weights(0)) == 5061
+    # GRUs: three gates of inputs, hidden state and a bias; heads; linear(m); k.
+    grus = 3 * 20 * (2 * 4 + 1 + 20 + 20 + 1) + 3 * 10 * (30 + 10 + 1) + 3 * 10 * (10 + 10 + 1)
+    expected = grus + 4 * 21 + 4 + 1
+    assert sum(math.prod(w.shape) for w in Scale().initial_weights(0)) == expected
 
 
 def test_initial_weights_derive_from_the_seed(rule):
     one, again, other = (rule.initial_weights(seed) for seed in (3, 3, 4))
     for a, b in zip(one, again, strict=True):
         np.testing.assert_array_equal(a, b)
-    kernels = [k for k, w in enumerate(one) if len(w.shape) == 2]
-    assert len(kernels) == 5
+    kernels = [k for k, w in enumerate(one) if len(w.shape) == 2 and np.any(w)]
+    assert len(kernels) == (6 if rule.name == "scale" else 5)
     for k in kernels:
         assert not np.any(np.asarray(one[k]) == np.asarray(other[k]))
+    drawn = [np.ravel(one[k]) for k in kernels]
+    assert len(np.unique(np.concatenate(drawn))) > 0.99 * sum(map(len, drawn))
 
 
+@pytest.mark.parametrize("rule", _RULES[:3], ids=lambda rule: rule.name)
 def test_initializers(rule):
     *cells, head, head_bias = [np.asarray(w) for w in rule.initial_weights(0)]
     assert not head_bias.any()
@@ -175,9 +196,9 @@ def test_initializers(rule):
 
 
 def test_permuting_coordinates_permutes_the_steps(rule, float64):
-    """Coordinates of one rank may change places; for RNNProp all of them."""
+    """Coordinates of one tensor may change places; for RNNProp and Original all of them."""
     weights, values = randomized(rule.initial_weights(0)), gradients(6)
-    if rule.name == "choice":
+    if rule.name in ("choice", "scale"):
         order = np.array([0, 3, 1, 2, 7, 5, 4, 6, 9, 8])
     else:
         order = np.random.default_rng(2).permutation(_LAYOUT.size)
@@ -253,6 +274,8 @@ def test_choice_is_differentiable_through_its_teachers():
     [
         RNNProp(units=4, layers=1, scale=0.2, epsilon=1e-8, bias_correction="constant"),
         Choice((Adam(0.1, bias_correction="constant"), Momentum(0.2, 0.5)), units=4, horizon=10.0),
+        Original(units=4, layers=1, scale=0.2),
+        Scale(4, 3, 2, scales=2, rate=0.1, mean_decay=0.5, power_decay=0.9, epsilon=1e-8),
     ],
     ids=lambda rule: rule.name,
 )

@@ -9,7 +9,7 @@ meta-gradient (Huang et al. 2022, Algorithm 1).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from l2o.amalgamation.optimizee import (
     batch_indices,
     loss_and_gradient,
 )
+from l2o.amalgamation.perturbation import Perturbation, attacked, noisy_gradient, noisy_weights
 from l2o.rules.base import State, UpdateRule
 
 SCALE_LIMIT = 3.0  # random scaling: s = exp(U(-3, 3)) (Lv et al. 2017)
@@ -47,12 +48,16 @@ class Trajectory(NamedTuple):
             warm-up.
         scale: [D], of ones where there is no random scaling.
         teachers: One runner a teacher, in clean coordinates.
+        seed: int32 [2], of the noise in every step.
+        step: int32 scalar, the student's steps so far.
     """
 
     student: Runner
     start: tuple[Any, list]
     scale: Any
     teachers: list[Runner]
+    seed: Any
+    step: Any
 
 
 class Report(NamedTuple):
@@ -89,6 +94,7 @@ class Amalgamation:
         first_order: Whether the meta-gradient stops at the network's gradient.
         recompute: Steps a segment that the backward pass computes again instead of keeping, or 0
             to keep everything.
+        perturbation: Of the policy in `truncation`, or none.
     """
 
     rule: UpdateRule
@@ -98,6 +104,7 @@ class Amalgamation:
     warmup_rate: float = 0.01
     first_order: bool = False
     recompute: int = 0
+    perturbation: Perturbation | None = None
 
     def __post_init__(self):
         if self.scheme not in SCHEMES:
@@ -127,7 +134,9 @@ def begin(job: Amalgamation, key: Sequence[int], scaled: bool) -> Trajectory:
         scale = np.exp(exponents).astype(parameters.dtype)
     student = Runner(parameters / scale, carried, job.rule.initial_state(layout))
     teachers = [Runner(parameters, carried, t.rule.initial_state(layout)) for t in job.teachers]
-    trajectory = Trajectory(student, (student.parameters, carried), scale, teachers)
+    seed = np.random.default_rng([*key, 2]).integers(2**31, size=2, dtype="int32")
+    start = (student.parameters, carried)
+    trajectory = Trajectory(student, start, scale, teachers, seed, np.int32(0))
     return tf.nest.map_structure(tf.convert_to_tensor, trajectory)
 
 
@@ -177,7 +186,8 @@ def warm_up(job: Amalgamation, weights: list, trajectory: Trajectory, batches: B
             for t, runner in zip(job.teachers, teachers, strict=True)
         ]
         student = Runner(clean / scale, carried, state)
-        return i + 1, Trajectory(student, (student.parameters, carried), scale, teachers)
+        start = (student.parameters, carried)
+        return i + 1, trajectory._replace(student=student, start=start, teachers=teachers)
 
     return tf.while_loop(lambda i, _: i < tf.shape(batches.labels)[0], step, (0, trajectory))[1]
 
@@ -210,46 +220,50 @@ def follow(job: Amalgamation, runners: list[Runner], batches: Batch) -> tuple[An
     return loop[2].stack(), loop[1]
 
 
-def practise(job: Amalgamation, weights: list, runner: Runner, scale, batches: Batch, path=None):
+def practise(job: Amalgamation, weights: list, trajectory: Trajectory, batches: Batch, path=None):
     """The student's steps over T batches.
 
     Args:
         job: The amalgamation.
         weights: The student's.
-        runner: Where it stands.
-        scale: [D].
+        trajectory: Where it stands.
         batches: T of them.
         path: The teachers' parameters [T, K, D] after each step, in clean coordinates, or None.
 
     Returns:
-        log M(x_i, theta_i) [T], distances [T, K] (or an empty [T, 0]), and the runner.
+        log M(x_i, theta_i) [T], distances [T, K] (or an empty [T, 0]), and the trajectory, in
+        which only the student has moved on.
     """
-    steps = int(batches.labels.shape[0])
+    steps, scale = int(batches.labels.shape[0]), trajectory.scale
     if path is None:
         path = tf.zeros((steps, 0, job.optimizee.layout.size), scale.dtype)
+    noise, start = (trajectory.seed, trajectory.step), trajectory.student
+    moved = lambda runner: trajectory._replace(student=runner, step=noise[1] + steps)  # noqa: E731
     if not job.recompute:
-        losses, distances, runner = _segment(job, (weights, runner, scale, batches, path))
-        return losses, distances, runner
+        inputs = (weights, start, scale, batches, path, noise)
+        losses, distances, runner = _segment(job, inputs)
+        return losses, distances, moved(runner)
     count, run = steps // job.recompute, recomputed(_segment)
     cut = lambda x: tf.reshape(x, (count, job.recompute, *x.shape[1:]))  # noqa: E731
     batches, path = tf.nest.map_structure(cut, (batches, path))
 
     def step(k, runner, losses, distances):
-        inputs = (weights, runner, scale, batch_at(batches, k), path[k])
+        here = (noise[0], noise[1] + k * job.recompute)
+        inputs = (weights, runner, scale, batch_at(batches, k), path[k], here)
         loss, distance, runner = run(job, inputs)
         return k + 1, runner, losses.write(k, loss), distances.write(k, distance)
 
     arrays = [tf.TensorArray(scale.dtype, size=count) for _ in range(2)]
-    loop = tf.while_loop(lambda k, *_: k < count, step, (0, runner, *arrays), parallel_iterations=1)
+    loop = tf.while_loop(lambda k, *_: k < count, step, (0, start, *arrays), parallel_iterations=1)
     _, runner, losses, distances = loop
     losses = tf.reshape(losses.stack(), (-1,))
-    return losses, tf.reshape(distances.stack(), (-1, path.shape[2])), runner
+    return losses, tf.reshape(distances.stack(), (-1, path.shape[2])), moved(runner)
 
 
 def _segment(job: Amalgamation, inputs: tuple) -> tuple:
     """Some steps of `practise`; everything a gradient goes to is in `inputs`."""
     weights, runner, *constants = inputs
-    scale, batches, path = tf.nest.map_structure(tf.stop_gradient, constants)
+    scale, batches, path, (seed, first) = tf.nest.map_structure(tf.stop_gradient, constants)
     optimizee = Scaled(job.optimizee, scale)
 
     def step(i, runner, losses, distances):
@@ -258,7 +272,9 @@ def _segment(job: Amalgamation, inputs: tuple) -> tuple:
         )
         if job.first_order:
             gradient = tf.stop_gradient(gradient)
-        move, state = job.rule.update(weights, gradient, runner.state, optimizee.layout)
+        acting = noisy_weights(job.perturbation, weights, seed, first + i)
+        seen = noisy_gradient(job.perturbation, gradient, seed, first + i)
+        move, state = job.rule.update(acting, seen, runner.state, optimizee.layout)
         runner = Runner(runner.parameters - move, carried, state)
         distance = log_distance(runner.parameters, path[i] / scale)
         return i + 1, runner, losses.write(i, log_loss(loss)), distances.write(i, distance)
@@ -293,39 +309,45 @@ def truncation(job: Amalgamation, weights: list, trajectory: Trajectory, warm, b
         alpha: Weight of the distance.
 
     Returns:
-        Meta-gradient (a list like `weights`), the trajectory after it, and a `Report`. What is
-        not finite leaves no trace: the trajectory is then the one that came in.
+        Meta-gradient (a list like `weights`) at the perturbed weights, the trajectory after it,
+        and a `Report`. What is not finite leaves no trace: the trajectory is then the one that
+        came in.
     """
     before = trajectory
     trajectory = warm_up(job, weights, trajectory, warm)
-    scheme, path, teachers = SCHEMES[job.scheme], None, []
+    scheme, path, teachers = SCHEMES[job.scheme], None, trajectory.teachers
     if scheme is not None:
         path, teachers = follow(job, trajectory.teachers, batches)
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(weights)
-        losses, distances, student = practise(
-            job, weights, trajectory.student, trajectory.scale, batches, path
-        )
-        distance = tf.zeros((), losses.dtype) if scheme is None else scheme(distances)
-        loss = tf.reduce_mean(losses) + alpha * distance
-    gradient = tape.gradient(loss, weights, unconnected_gradients="zero")
+
+    def learn(weights):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            losses, distances, after = practise(job, weights, trajectory, batches, path)
+            distance = tf.zeros((), losses.dtype) if scheme is None else scheme(distances)
+            loss = tf.reduce_mean(losses) + alpha * distance
+        gradient = tape.gradient(loss, weights, unconnected_gradients="zero")
+        return gradient, losses, distance, after
+
+    weights = attacked(job.perturbation, weights, lambda weights: learn(weights)[0])
+    gradient, losses, distance, after = learn(weights)
     meta_loss = tf.reduce_mean(losses - start_losses(job, trajectory, batches))
-    after = Trajectory(student, trajectory.start, trajectory.scale, teachers)
+    after = after._replace(teachers=teachers)
     finite = all_finite([gradient, after, meta_loss, distance])
     report = Report(meta_loss, distance, tf.cast(finite, losses.dtype))
     return gradient, choose(finite, after, before), report
 
 
 def rehearse(job: Amalgamation, weights: list, trajectory: Trajectory, warm, batches):
-    """`truncation` without teachers and meta-gradient: what validation runs.
+    """`truncation` without teachers, perturbation and meta-gradient: what validation runs.
 
     Returns:
         The trajectory after it and the mean meta loss, which may be infinite or NaN.
     """
+    job = replace(job, perturbation=None)
     trajectory = warm_up(job, weights, trajectory, warm)
-    losses, _, student = practise(job, weights, trajectory.student, trajectory.scale, batches)
+    losses, _, after = practise(job, weights, trajectory, batches)
     meta_loss = tf.reduce_mean(losses - start_losses(job, trajectory, batches))
-    return trajectory._replace(student=student), meta_loss
+    return after, meta_loss
 
 
 def recomputed(function):

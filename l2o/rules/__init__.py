@@ -4,8 +4,10 @@ from l2o.rules.analytical import SGD, Adam, AddSign, Momentum, PowerSign, RMSPro
 from l2o.rules.base import State, UpdateRule, rule_from_config
 from l2o.rules.choice import Choice
 from l2o.rules.layout import Layout
+from l2o.rules.original import Original
 from l2o.rules.pools import POOLS, TEACHERS, TUNED_RATES, get_pool, get_teacher
 from l2o.rules.rnnprop import RNNProp
+from l2o.rules.scale import Scale
 
 __all__ = [
     "POOLS",
@@ -17,9 +19,11 @@ __all__ = [
     "Choice",
     "Layout",
     "Momentum",
+    "Original",
     "PowerSign",
     "RMSProp",
     "RNNProp",
+    "Scale",
     "State",
     "UpdateRule",
     "get_pool",

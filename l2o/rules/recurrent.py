@@ -1,14 +1,21 @@
-"""The LSTM that every recurrent policy runs on each coordinate."""
+"""The recurrent networks of the policies: an LSTM for coordinates, a GRU for any level."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import keras
 from keras import ops
 
 # Seeds of one policy's tensors lie this far apart from the next policy seed's.
 _SEED_STRIDE = 1000
+
+
+def weight_seeds(seed: int) -> Iterator[int]:
+    """The seeds of one policy's tensors, in their order."""
+    return count(seed * _SEED_STRIDE)
 
 
 @dataclass(frozen=True)
@@ -38,16 +45,16 @@ class CoordinateLSTM:
 
     def initial_weights(self, seed: int) -> list:
         """Fresh weights: kernel, recurrent kernel, bias of each cell; kernel, bias of the head."""
-        first, units, weights = seed * _SEED_STRIDE, self.units, []
+        seeds, units, weights = weight_seeds(seed), self.units, []
         glorot, orthogonal = keras.initializers.GlorotUniform, keras.initializers.Orthogonal
         for k in range(self.layers):
             inputs = self.inputs if k == 0 else units
             weights += [
-                glorot(first + 2 * k)((inputs, 4 * units)),
-                orthogonal(seed=first + 2 * k + 1)((units, 4 * units)),
+                glorot(next(seeds))((inputs, 4 * units)),
+                orthogonal(seed=next(seeds))((units, 4 * units)),
                 ops.concatenate([ops.zeros(units), ops.ones(units), ops.zeros(2 * units)]),
             ]
-        head = glorot(first + 2 * self.layers)((units, self.outputs))
+        head = glorot(next(seeds))((units, self.outputs))
         return [*weights, head, ops.zeros(self.outputs)]
 
     def initial_memory(self, coordinates: int) -> dict:
@@ -84,3 +91,53 @@ class CoordinateLSTM:
             values = memory[hidden] = ops.sigmoid(leave) * ops.tanh(memory[cell])
         outputs = ops.matmul(ops.transpose(kernel), values) + bias[:, None]
         return keras.activations.get(self.activation)(outputs), memory
+
+
+@dataclass(frozen=True)
+class GRU:
+    """A GRU cell (Cho et al. 2014) as a function of its weights.
+
+    The reset gate acts on the hidden state before its matrix product, as published: Keras' cell
+    with `reset_after=False` (its default is True), with one bias for inputs and hidden state
+    together. Glorot-uniform kernel, orthogonal recurrent kernel, zero bias.
+
+    As in `CoordinateLSTM`, features come first; the columns are coordinates, tensors, or just one.
+
+    Attributes:
+        inputs: Number of input features a column.
+        units: Number of hidden units a column.
+    """
+
+    inputs: int
+    units: int
+
+    def initial_weights(self, seeds: Iterator[int]) -> list:
+        """Fresh weights: kernel, recurrent kernel, bias; `seeds` are from `weight_seeds`."""
+        kernel = keras.initializers.GlorotUniform(next(seeds))
+        recurrent = keras.initializers.Orthogonal(seed=next(seeds))
+        gates = 3 * self.units
+        return [
+            kernel((self.inputs, gates)),
+            recurrent((self.units, gates)),
+            ops.zeros(gates),
+        ]
+
+    def __call__(self, weights: list, inputs, hidden):
+        """Runs one step.
+
+        Args:
+            weights: As from `initial_weights`.
+            inputs: [inputs, N].
+            hidden: [units, N].
+
+        Returns:
+            The new hidden state [units, N].
+        """
+        kernel, recurrent, bias = weights
+        kernel, recurrent, gates = ops.transpose(kernel), ops.transpose(recurrent), 2 * self.units
+        seen = ops.matmul(kernel, inputs) + bias[:, None]
+        update, reset = ops.split(
+            ops.sigmoid(seen[:gates] + ops.matmul(recurrent[:gates], hidden)), 2
+        )
+        candidate = ops.tanh(seen[gates:] + ops.matmul(recurrent[gates:], reset * hidden))
+        return update * hidden + (1 - update) * candidate
