@@ -24,6 +24,7 @@ from l2o.amalgamation.optimizee import (
     loss_and_gradient,
 )
 from l2o.amalgamation.perturbation import Perturbation, attacked, noisy_gradient, noisy_weights
+from l2o.amalgamation.recompute import recomputed
 from l2o.rules.base import State, UpdateRule
 
 SCALE_LIMIT = 3.0  # random scaling: s = exp(U(-3, 3)) (Lv et al. 2017)
@@ -350,46 +351,9 @@ def rehearse(job: Amalgamation, weights: list, trajectory: Trajectory, warm, bat
     return after, meta_loss
 
 
-def recomputed(function):
-    """`function(job, inputs)` that keeps only its inputs for the backward pass.
-
-    The backward pass runs it again (Griewank's checkpointing). `inputs` must hold every tensor a
-    gradient goes to. `tf.recompute_grad` fails around a step that has a tape inside.
-    """
-
-    def wrapped(job, inputs):
-        flat = tf.nest.flatten(inputs)
-        nested = lambda flat: tf.nest.pack_sequence_as(inputs, flat)  # noqa: E731
-        shape = []
-
-        @tf.custom_gradient
-        def run(*flat):
-            outputs = function(job, nested(flat))
-            shape.append(outputs)
-
-            def gradient(*upstream):
-                with tf.GradientTape(watch_accessed_variables=False) as tape:
-                    tape.watch([x for x in flat if x.dtype.is_floating])
-                    again = tf.nest.flatten(function(job, nested(flat)))
-                kept = [(y, dy) for y, dy in zip(again, upstream, strict=True) if _floats(y)]
-                outputs, upstream = zip(*kept, strict=True)
-                return tape.gradient(outputs, flat, output_gradients=list(upstream))
-
-            return tf.nest.flatten(outputs), gradient
-
-        outputs = run(*flat)  # fills `shape`
-        return tf.nest.pack_sequence_as(shape[0], outputs)
-
-    return wrapped
-
-
-def _floats(tensor) -> bool:
-    return tensor.dtype.is_floating
-
-
 def all_finite(structure):
     """Whether every float of every tensor in `structure` is finite, a bool scalar."""
-    tensors = [x for x in tf.nest.flatten(structure) if _floats(x)]
+    tensors = [x for x in tf.nest.flatten(structure) if x.dtype.is_floating]
     return tf.reduce_all([tf.reduce_all(tf.math.is_finite(x)) for x in tensors])
 
 
