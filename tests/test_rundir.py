@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,6 +194,12 @@ def test_file_in_the_way(tmp_path):
             with pytest.raises(RunError, match=f"Cannot write {path}"):
                 look(path)
     assert files_of(tmp_path) == {"file": b"mine"}
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a place where root cannot write")
+def test_directory_that_cannot_be_made():
+    with pytest.raises(RunError, match="Cannot write /proc/l2o"):
+        RunDirectory(Path("/proc/l2o"), _CONFIG)
 
 
 def test_read_only_directory(tmp_path, monkeypatch):

@@ -94,7 +94,7 @@ def check_free(path: Path, mark: str) -> None:
         RunError: If it may not.
     """
     try:
-        if path.exists() and not (path / mark).exists():
+        if path.is_dir() and not (path / mark).exists():
             foreign = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
             if foreign:
                 names = ", ".join(foreign[:3]) + (" ..." if len(foreign) > 3 else "")

@@ -469,7 +469,9 @@ def _word(verdict) -> str:
 
 
 def _standard_error(losses: np.ndarray) -> float:
-    return float(losses.std(ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else 0.0
+    if len(losses) < 2 or not np.isfinite(losses).all():
+        return 0.0 if len(losses) == 1 else float("nan")
+    return float(losses.std(ddof=1) / np.sqrt(len(losses)))
 
 
 def _arrays(tensors: list) -> list[np.ndarray]:

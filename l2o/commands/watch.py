@@ -21,6 +21,10 @@ from problems import Dataset
 # An inner step in plain gradients of the network, as benchmarks/unroll.py measures it; only for
 # the estimate of the time before the run has a speed of its own.
 TRAINING_GRADIENTS, VALIDATION_GRADIENTS, TRACING_SECONDS = 7.0, 3.0, 20.0
+# What `tf.summary.scalar` writes; but that needs TensorBoard, which is there to look at the files.
+_SCALAR = tf.compat.v1.SummaryMetadata(
+    plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars"), data_class=1
+)
 _RECENT = 25  # calls that the time left is reckoned from
 
 
@@ -165,7 +169,8 @@ class Watch:
             with self._writer.as_default(step=facts["updates"]):
                 for name in ("meta_loss", "distance", "validation_loss", "alpha", "unroll",
                              "skipped"):  # fmt: skip
-                    tf.summary.scalar(f"{facts['phase']}/{name}", facts[name])
+                    tag, value = f"{facts['phase']}/{name}", tf.constant(facts[name], tf.float32)
+                    tf.summary.write(tag, value, metadata=_SCALAR)
             self._writer.flush()
         if facts["stage_over"]:
             draw_periods(self._directory / "periods.csv", self._directory / "progress.png")
