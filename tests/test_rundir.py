@@ -62,16 +62,23 @@ def test_the_newest_checkpoint_comes_back(saved, tmp_path):
 
 
 def test_directory_is_one_process_alone(saved):
-    again = f"from l2o.amalgamation.rundir import RunDirectory; RunDirectory({str(saved)!r}, {{}})"
+    other = "import fcntl; f = open('.lock', 'w'); fcntl.flock(f, 2); print(flush=True); input()"
     with RunDirectory(saved, _CONFIG):
-        before = files_of(saved)
-        for fresh in (False, True):
-            with pytest.raises(RunError, match="in use by another process"):
-                RunDirectory(saved, _CONFIG, fresh)
-        other = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True)
-        assert "in use by another process" in other.stderr
-        assert files_of(saved) == before
+        refused(saved)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", other], cwd=saved, **pipes) as process:
+        process.stdout.readline()
+        refused(saved)
+        process.communicate(b"\n")
     assert load(saved) == 2  # free again
+
+
+def refused(path) -> None:
+    before = files_of(path)
+    for fresh in (False, True):
+        with pytest.raises(RunError, match="in use by another process"):
+            RunDirectory(path, _CONFIG, fresh)
+    assert files_of(path) == before
 
 
 def test_refused_directory_is_free_for_its_own_configuration(saved):

@@ -1,6 +1,5 @@
 """`train.py`: wrong command lines, what a run leaves and prints, and a real process killed."""
 
-import csv
 import json
 import os
 import signal
@@ -24,6 +23,11 @@ _TINY = (
     "--data digits --pool small --problem mnist_mlp --preset smoke --truncation 2 --unrolls 2 4 "
     "--alphas 0.2 0.1 --last-validation 4 --choice-unrolls 2 4 --choice-validation 4 "
     "--warmup-steps 2"
+).split()
+# One phase, one stage, one period.
+_SHORT = (
+    "--strategy none --data digits --problem mnist_mlp --preset smoke --truncation 2 --unrolls 2 "
+    "--alphas 0.2 --updates 2 --warmup-steps 2"
 ).split()
 
 
@@ -188,36 +192,35 @@ def summaries(path: Path) -> dict[str, list[int]]:
     return steps
 
 
-def test_a_whole_run(capfd):
-    """Replicates, TensorBoard and what is on screen where there is no terminal."""
-    assert run(*_TINY, "--output", "out", "--replicates", "2", "--tensorboard") == 0
+def test_a_run_and_the_same_command_again(capfd):
+    line = [*_SHORT, "--output", "out", "--tensorboard"]
+    assert run(*line) == 0
     out = capfd.readouterr().out
-    assert "Replicate 2 of 2, seed 1" in out and "\r" not in out
-    assert "left: stage" in out and "Expected time: about" in out
-    seeds = []
-    for name in ("1", "2"):
-        path = Path("out", name)
-        for policy in (path / "choice", path / "policy"):
-            card = l2o.load_policy(policy).card
-            assert card["problem"] == "mnist_mlp" and "digits" in card["data"]
-            assert "IN PLACE OF mnist" in card["data"] and card["versions"]["keras"]
-        seeds.append(card["seed"])
-        assert (path / "progress.png").read_bytes().startswith(b"\x89PNG")
-        assert summaries(path / "tensorboard")["policy/validation_loss"] == [4, 6, 10, 14]
-        with open(path / "periods.csv", newline="") as file:
-            assert [row["phase"] for row in csv.DictReader(file)] == ["choice"] * 2 + ["policy"] * 4
-        assert json.loads((path / "config.json").read_text())["meta"]["seed"] == card["seed"]
-    assert seeds == [0, 1]
-    one, two = (l2o.load_policy(f"out/{k}/policy").weights for k in (1, 2))
-    assert not np.array_equal(one[0], two[0])
+    assert "left: stage" in out and "Expected time: about" in out and "\r" not in out
+    assert "Done in" in out and 'AmalgamatedOptimizer.load("out/policy")' in out
+    card = l2o.load_policy("out/policy").card
+    assert card["problem"] == "mnist_mlp" and "IN PLACE OF mnist" in card["data"]
+    assert card["versions"]["keras"] and card["validation"]["validation_unroll"] == 2
+    assert Path("out/progress.png").read_bytes().startswith(b"\x89PNG")
+    assert summaries(Path("out/tensorboard"))["policy/validation_loss"] == [2]
+    assert json.loads(Path("out/config.json").read_text())["meta"]["seed"] == 0
     before = files()
-    assert run(*_TINY, "--output", "out/1") == 0  # the same command on a finished run
+    assert run(*line[:-1]) == 0
     assert "gone on with" in capfd.readouterr().out
     assert files() == before
-    assert run(*_TINY, "--output", "out/1", "--period", "4") == 2
+    assert run(*line, "--validation-trajectories", "3") == 2
     error = capfd.readouterr().err
-    assert "schedule.period: 2 there, 4 asked for" in error and error.count("\n") == 1
+    assert "validation_trajectories: 2 there, 3 asked for" in error and error.count("\n") == 1
     assert files() == before
+
+
+@pytest.mark.slow
+def test_replicates():
+    assert run(*_TINY, "--output", "out", "--replicates", "2", "--seed", "5") == 0
+    policies = [l2o.load_policy(f"out/{k}/policy") for k in (1, 2)]
+    assert [policy.card["seed"] for policy in policies] == [5, 6]
+    assert not np.array_equal(policies[0].weights[0], policies[1].weights[0])
+    assert sorted(p.name for p in Path("out").iterdir()) == ["1", "2"]
 
 
 def test_full_disk_is_one_line(capfd, monkeypatch):
@@ -225,7 +228,7 @@ def test_full_disk_is_one_line(capfd, monkeypatch):
         raise OSError(28, "No space left on device", "out/checkpoint.npz")
 
     monkeypatch.setattr("l2o.amalgamation.rundir.RunDirectory.save", full)
-    assert run(*_TINY, "--output", "out") == 2
+    assert run(*_SHORT, "--output", "out") == 2
     error = capfd.readouterr().err
     assert "No space left on device: 'out/checkpoint.npz'" in error and error.count("\n") == 1
 
@@ -243,6 +246,17 @@ def wait_for(process, path: Path) -> None:
     while not path.exists():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.05)
+
+
+def test_interrupted_process():
+    process = start(*_SHORT, "--updates", "1000", "--output", "run")
+    wait_for(process, Path("run/updates.csv"))
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert out.endswith("Stopped. The run is kept in run; the same command goes on with it.\n")
+    assert error == "\nStopping when this truncation ends; Ctrl-C again stops at once.\n"
+    assert Path("run/checkpoint.npz").exists()
 
 
 @pytest.mark.slow

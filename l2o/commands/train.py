@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _main(arguments: list[str] | None) -> int:
     options = parser().parse_args(arguments)
     check(options)
+    tf.get_logger().setLevel("ERROR")  # it warns of every second network that is traced
     try:
         return _tune(options) if options.tune else _train(options)
     except BrokenProcessPool as error:
