@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from l2o.amalgamation.rundir import Claim, check_free
-from l2o.commands.terminal import Progress, duration, quiet_start
+from l2o.commands.terminal import Progress, UserError, duration, quiet_start
+from l2o.evaluation.fit import Warmup
 from l2o.evaluation.tuning import (
     RATES,
     Trial,
@@ -186,9 +187,17 @@ def tune(
     Raises:
         RunError: If the directory cannot be written, is in use, or holds something else.
         TrialsError: If it holds another search.
+        UserError: If the fits are too short for a rate to matter.
     """
     check_free(output, TRIALS)
     data = load()
+    per_epoch, warmup = len(data.train) // get_problem(settings.problem).batch_size, Warmup().steps
+    if settings.epochs * per_epoch <= warmup:
+        raise UserError(
+            f"--epochs must be at least {warmup // per_epoch + 1}: an epoch of {data.name} has "
+            f"{per_epoch} steps, and the first {warmup} steps are warm-up, the same at every rate. "
+            f"Received: {settings.epochs}"
+        )
     with Claim(output, TRIALS, fresh):
         _tune(settings, data, output, jobs)
 
