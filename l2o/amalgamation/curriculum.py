@@ -138,9 +138,10 @@ def choice_schedule(
     schedule: Schedule,
     unrolls: tuple[int, ...] = CHOICE_UNROLLS,
     validation_unroll: int = CHOICE_VALIDATION,
+    cold_periods: int = 1,
 ) -> Schedule:
     """The schedule of the Choice policy: as many periods as unrolls, the first without warm-up."""
-    stage = Stage(tuple(unrolls), validation_unroll, cold_periods=1)
+    stage = Stage(tuple(unrolls), validation_unroll, cold_periods=cold_periods)
     count = len(unrolls)
     return replace(schedule, stages=(stage,), min_periods=count, max_periods=count, patience=count)
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.unroll import (
+    SCALE_LIMIT,
     Amalgamation,
     Report,
     all_finite,
@@ -56,14 +57,16 @@ def initial_state(weights: list) -> MetaState:
     return MetaState(weights, moments, tf.zeros((), tf.int32))
 
 
-def clip(gradient: Sequence, weights: Sequence) -> list:
+def clip(
+    gradient: Sequence, weights: Sequence, ratio: float = CLIP_RATIO, floor: float = CLIP_FLOOR
+) -> list:
     """Adaptive gradient clipping, tensor by tensor, by Frobenius norms (paper, Appendix B).
 
-    A gradient longer than 0.1 of its weight tensor (of at least 1e-3) is cut to that length.
+    A gradient longer than `ratio` of its weight tensor (of at least `floor`) is cut to that length.
     """
 
     def cut(g, w):
-        longest = CLIP_RATIO * tf.maximum(tf.norm(w), CLIP_FLOOR)
+        longest = ratio * tf.maximum(tf.norm(w), floor)
         largest = tf.reduce_max(tf.abs(g))
         largest = tf.where(largest > 0, largest, 1)
         norm = largest * tf.norm(g / largest)  # the squares of g itself may overflow
@@ -88,6 +91,8 @@ class MetaTraining:
         strategy: A `tf.distribute` strategy.
         learning_rate: Adam's.
         scaled: Whether training uses random scaling.
+        scale_limit: Largest logarithm of a scale.
+        clip_ratio, clip_floor: See `clip`.
     """
 
     job: Amalgamation
@@ -98,6 +103,9 @@ class MetaTraining:
     strategy: tf.distribute.Strategy
     learning_rate: float = 1e-3
     scaled: bool = True
+    scale_limit: float = SCALE_LIMIT
+    clip_ratio: float = CLIP_RATIO
+    clip_floor: float = CLIP_FLOOR
 
     def __post_init__(self):
         replicas = self.strategy.num_replicas_in_sync
@@ -110,7 +118,9 @@ class MetaTraining:
     def begin(self, key: Sequence[int], first: int):
         """Fresh trajectories number `first` to `first + meta_batch`, spread over the replicas."""
         return self._spread(
-            lambda index: begin(self.job, [*key, index], self.scaled), first, self.meta_batch
+            lambda index: begin(self.job, [*key, index], self.scaled, self.scale_limit),
+            first,
+            self.meta_batch,
         )
 
     def update(
@@ -232,7 +242,8 @@ class MetaTraining:
 
     def _apply(self, state: MetaState, gradient: list, finite) -> MetaState:
         layout = Layout.of(state.weights)
-        clipped = layout.flatten(clip(gradient, state.weights))
+        cut = clip(gradient, state.weights, self.clip_ratio, self.clip_floor)
+        clipped = layout.flatten(cut)
         adam = meta_optimizer(self.learning_rate)
         move, optimizer = adam.update([], clipped, state.optimizer, layout)
         weights = layout.unflatten(layout.flatten(state.weights) - move)

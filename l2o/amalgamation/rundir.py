@@ -16,9 +16,7 @@ import fcntl
 import io
 import json
 import os
-import zipfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ import numpy as np
 
 from l2o.files import write_atomically
 
+CONFIG = "config.json"
 CHECKPOINT, PREVIOUS = "checkpoint.npz", "checkpoint.previous.npz"
 
 
@@ -33,7 +32,85 @@ class RunError(ValueError):
     """A run directory that cannot be used; the message says why in one line."""
 
 
-class RunDirectory:
+class Claim:
+    """A directory that this process alone writes to, until it is closed.
+
+    Args:
+        path: The directory; made if it is not there.
+        mark: Name of the file that tells a directory of ours from anybody's.
+        fresh: Whether ours, with what is in it, is moved aside first.
+
+    Raises:
+        RunError: If the directory cannot be written, is in use, or holds files that are not ours.
+    """
+
+    def __init__(self, path: Path, mark: str, fresh: bool = False):
+        self.path = Path(path)
+        check_free(self.path, mark)
+        try:
+            if fresh and (self.path / mark).exists():
+                self._lock()  # nobody's run is moved from under their feet
+                self._move_aside()
+                self.close()
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
+            for leavings in self.path.rglob(".*.tmp"):  # of a process that was killed
+                leavings.unlink()
+        except OSError as error:
+            raise RunError(f"Cannot write {self.path}: {error.strerror}") from error
+
+    def _lock(self) -> None:
+        self._file = open(self.path / ".lock", "w")  # noqa: SIM115 held until `close`
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"{self.path} is in use by another process") from error
+
+    def _move_aside(self) -> None:
+        path, number = Path(os.path.abspath(self.path)), 1
+        while (aside := path.with_name(f"{path.name}.old{number}")).exists():
+            number += 1
+        os.replace(path, aside)
+
+    def close(self) -> None:
+        """Gives the directory free."""
+        self._file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def check_free(path: Path, mark: str) -> None:
+    """Looks, and only looks, whether a directory may be claimed.
+
+    Args:
+        path: The directory, which need not exist.
+        mark: Name of the file that tells a directory of ours from anybody's.
+
+    Raises:
+        RunError: If it may not.
+    """
+    try:
+        if path.is_dir() and not (path / mark).exists():
+            foreign = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
+            if foreign:
+                names = ", ".join(foreign[:3]) + (" ..." if len(foreign) > 3 else "")
+                raise RunError(
+                    f"{path} is not empty and holds no {mark}, so it is left alone: {names}"
+                )
+        there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    except OSError as error:
+        raise RunError(f"Cannot write {path}: {error.strerror}") from error
+    if not there.is_dir():
+        raise RunError(f"Cannot write {path}: {there} is not a directory")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RunError(f"Cannot write {path}: no permission to write in {there}")
+
+
+class RunDirectory(Claim):
     """A run's files, locked for one process.
 
     Args:
@@ -47,64 +124,40 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path, config: dict[str, Any], fresh: bool = False):
-        self.path = Path(path)
-        if fresh and self._config_file.exists():
-            self._move_aside()
-        self._claim(config)
-
-    @property
-    def _config_file(self) -> Path:
-        return self.path / "config.json"
-
-    def _move_aside(self) -> None:
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.old{number}")).exists():
-            number += 1
-        os.replace(self.path, aside)
-
-    def _claim(self, config: dict[str, Any]) -> None:
+        super().__init__(path, CONFIG, fresh)
         try:
-            if self.path.exists() and not self._config_file.exists():
-                foreign = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
-                if foreign:
-                    names = ", ".join(sorted(foreign)[:3])
-                    raise RunError(f"{self.path} is not empty and holds no run: {names} ...")
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 held while the process lives
-        except OSError as error:
-            raise RunError(f"Cannot write {self.path}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(f"{self.path} is in use by another process") from error
-        if not self._config_file.exists():
-            write_atomically(self._config_file, json.dumps(config, indent=2) + "\n")
+            self._compare(config)
+        except BaseException:
+            self.close()
+            raise
+
+    def _compare(self, config: dict[str, Any]) -> None:
+        file = self.path / CONFIG
+        if not file.exists():
+            write_atomically(file, json.dumps(config, indent=2) + "\n")
             return
         try:
-            there = json.loads(self._config_file.read_text())
+            there = json.loads(file.read_text())
         except ValueError as error:
-            raise RunError(f"{self._config_file} is damaged: {error}") from error
-        differences = [
-            f"{key}: {there.get(key)!r} there, {config.get(key)!r} asked for"
-            for key in sorted({*there, *config})
-            if there.get(key) != config.get(key)
-        ]
-        if differences:
+            raise RunError(f"{file} is damaged: {error}. --fresh moves it aside") from error
+        found = list(differences(there, json.loads(json.dumps(config))))
+        if found:
+            more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
             raise RunError(
-                f"{self.path} holds a run of another configuration ({'; '.join(differences)}). "
+                f"{self.path} holds a run of another configuration ({'; '.join(found[:4])}{more}). "
                 "Choose another --output, or --fresh to move it aside"
             )
 
     def save(self, arrays: dict[str, np.ndarray], status: dict[str, Any]) -> None:
         """Writes a checkpoint; the one before it stays as the previous one."""
         buffer = io.BytesIO()
-        np.savez(buffer, status=np.array(json.dumps(status)), **arrays)
-        newest = self.path / CHECKPOINT
+        names = np.array(sorted(arrays))
+        np.savez(buffer, status=np.array(json.dumps(status)), names=names, **arrays)
+        newest, following = self.path / CHECKPOINT, self.path / f".{CHECKPOINT}.next.tmp"
+        write_atomically(following, buffer.getvalue())
         if newest.exists():
-            with suppress(FileNotFoundError):
-                os.unlink(self.path / PREVIOUS)
-            os.link(newest, self.path / PREVIOUS)
-        write_atomically(newest, buffer.getvalue())
+            os.replace(newest, self.path / PREVIOUS)
+        os.replace(following, newest)
 
     def load(self, report=print) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """The newest checkpoint that is whole, or None where there is none.
@@ -121,15 +174,32 @@ class RunDirectory:
                 with np.load(path, allow_pickle=False) as file:
                     arrays = {key: file[key] for key in file.files}  # reading checks the CRCs
                 status = json.loads(str(arrays.pop("status")))
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                damaged.append(f"{name} ({error})")
+                if arrays.pop("names").tolist() != sorted(arrays):  # a ZIP's list has no CRC
+                    raise ValueError("arrays are missing")
+            except Exception as error:  # there are a dozen kinds, as bits may flip anywhere
+                damaged.append(f"{name} ({' '.join(str(error).split())})")
                 continue
             if damaged:
                 report(f"Damaged, so the checkpoint before it is taken: {damaged[0]}")
+                # Out of the way: the next save would put it in the place of the good one.
+                os.replace(self.path / CHECKPOINT, self.path / f"{CHECKPOINT}.damaged")
             return arrays, status
         if damaged:
             raise RunError(f"No checkpoint in {self.path} can be read: {', '.join(damaged)}")
         return None
+
+
+def differences(there: Any, asked: Any, place: str = "") -> Iterator[str]:
+    """Where two JSON values differ, one line a place."""
+    if isinstance(there, dict) and isinstance(asked, dict):
+        for key in sorted({*there, *asked}):
+            inner = f"{place}.{key}" if place else key
+            yield from differences(there.get(key), asked.get(key), inner)
+    elif isinstance(there, list) and isinstance(asked, list) and len(there) == len(asked):
+        for k, pair in enumerate(zip(there, asked, strict=True)):
+            yield from differences(*pair, f"{place}[{k}]")
+    elif there != asked:
+        yield f"{place}: {there!r} there, {asked!r} asked for"
 
 
 class Table:
@@ -142,23 +212,24 @@ class Table:
     """
 
     def __init__(self, path: Path, columns: Sequence[str], rows: int):
-        self.path, self.columns = path, tuple(columns)
-        text = path.read_text() if path.exists() else ""
-        self.rows = list(csv.reader(io.StringIO(text)))[1 : rows + 1]
+        self._columns = tuple(columns)
+        text = path.read_text(errors="replace") if path.exists() else ""
+        behind = list(csv.reader(io.StringIO(text)))[1 : rows + 1]
         head = io.StringIO()
-        csv.writer(head, lineterminator="\n").writerows([self.columns, *self.rows])
+        csv.writer(head, lineterminator="\n").writerows([self._columns, *behind])
         write_atomically(path, head.getvalue())
         self._file = open(path, "a", newline="")  # noqa: SIM115 grows while the run lasts
         self._writer = csv.writer(self._file, lineterminator="\n")
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a row and hands it to the operating system."""
-        values = [row[name] for name in self.columns]
-        self._writer.writerow(values)
+        self._writer.writerow([row[name] for name in self._columns])
         self._file.flush()
-        self.rows.append([str(value) for value in values])
 
-    def column(self, name: str) -> list[str]:
-        """The values of a column, as text."""
-        place = self.columns.index(name)
-        return [row[place] for row in self.rows]
+    def sync(self) -> None:
+        """Has the rows on disk before a checkpoint counts them."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()

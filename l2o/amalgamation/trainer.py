@@ -26,10 +26,16 @@ from l2o.amalgamation.curriculum import (
     judge,
     steps_left,
 )
-from l2o.amalgamation.meta import MetaState, MetaTraining, initial_state
+from l2o.amalgamation.meta import (
+    CLIP_FLOOR,
+    CLIP_RATIO,
+    MetaState,
+    MetaTraining,
+    initial_state,
+)
 from l2o.amalgamation.optimizee import Batch, Optimizee
 from l2o.amalgamation.rundir import RunDirectory, Table
-from l2o.amalgamation.unroll import Amalgamation, Teacher
+from l2o.amalgamation.unroll import SCALE_LIMIT, Amalgamation, Teacher
 from l2o.checkpoint import Policy, save_policy
 from l2o.rules import Choice, RNNProp, UpdateRule, get_pool
 
@@ -49,17 +55,22 @@ class Meta:
     Attributes:
         seed: Everything random derives from it.
         learning_rate: Of the meta-optimizer, Adam.
+        clip_ratio, clip_floor: Of the meta-gradient; see `meta.clip`.
         warmup_steps, warmup_rate: Plain SGD before an unroll.
         scaled: Random scaling, for RNNProp.
+        scale_limit: Largest logarithm of a scale.
         first_order: No meta-gradient through the network's gradient.
         recompute: Steps a segment computed again in the backward pass; 0 keeps everything.
     """
 
     seed: int = 0
     learning_rate: float = 1e-3
+    clip_ratio: float = CLIP_RATIO
+    clip_floor: float = CLIP_FLOOR
     warmup_steps: int = 100
     warmup_rate: float = 0.01
     scaled: bool = True
+    scale_limit: float = SCALE_LIMIT
     first_order: bool = False
     recompute: int = 0
 
@@ -83,14 +94,16 @@ class Phase:
     teachers: tuple[Teacher, ...] | None = ()
 
 
-def plan(strategy: str, pool: str, schedule: Schedule, choice: Schedule) -> tuple[Phase, ...]:
+def plan(
+    strategy: str, pool: str, schedule: Schedule, choice: Schedule | None = None
+) -> tuple[Phase, ...]:
     """The phases of an amalgamation strategy.
 
     Args:
         strategy: "none", "mean", "minmax" or "choice".
         pool: Name of the pool of teachers.
         schedule: Curriculum of the policy.
-        choice: Curriculum of the Choice policy.
+        choice: Curriculum of the Choice policy, for "choice" only.
     """
     teachers = get_pool(pool)
     if strategy == "choice":
@@ -148,7 +161,10 @@ class Trainer:
         strategy: A `tf.distribute` strategy.
         directory: Where it is kept.
         card: What every saved policy says of its origin; the trainer adds its own findings.
-        watch: Told of events; see `l2o.commands.train`.
+        watch: Told of events; see `l2o.commands.watch`.
+
+    Raises:
+        RunError: If the directory's checkpoints cannot be read.
     """
 
     def __init__(
@@ -168,6 +184,12 @@ class Trainer:
         self._strategy, self._directory = strategy, directory
         self._card, self._watch = card, watch
         self._stopping = False
+        self._run = self._restore()
+        self.resumed = self._run is not None
+
+    def position(self) -> tuple[int, Progress]:
+        """Index of the phase and the progress in it that the directory's last run got to."""
+        return (self._run.phase, self._run.progress) if self._run else (0, Progress())
 
     def run(self) -> Policy:
         """Trains to the end, from where the directory's last run got.
@@ -177,9 +199,8 @@ class Trainer:
 
         Raises:
             Stopped: After SIGINT or SIGTERM, once what there is has been saved.
-            RunError: If the directory's checkpoints cannot be read.
         """
-        run = self._restore() or self._enter_phase(0, [], seconds=0.0, updates=0, periods=0)
+        run = self._run or self._enter_phase(0, [], seconds=0.0, updates=0, periods=0)
         path = self._directory.path
         self._updates = Table(path / "updates.csv", UPDATES, run.updates)
         self._periods = Table(path / "periods.csv", PERIODS, run.periods)
@@ -203,11 +224,14 @@ class Trainer:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+            self._updates.close()
+            self._periods.close()
 
     def _stop(self, *_) -> None:
         if self._stopping:  # asked a second time: do not wait for the truncation to end
             raise KeyboardInterrupt
         self._stopping = True
+        self._watch("stopping", {})
 
     def _seconds(self, run: _Run) -> float:
         return run.seconds + time.monotonic() - self._clock
@@ -245,6 +269,9 @@ class Trainer:
             self._meta.learning_rate,
             # Random scaling is for RNNProp; the other policies need not bear it.
             self._meta.scaled and isinstance(phase.rule, RNNProp),
+            self._meta.scale_limit,
+            self._meta.clip_ratio,
+            self._meta.clip_floor,
         )
 
     def _advance(self, phase: Phase, training: MetaTraining, run: _Run) -> None:
@@ -290,9 +317,9 @@ class Trainer:
         if verdict.stage_over:
             run.now = run.kept = run.best
         run.now = run.now._replace(skipped=skipped)  # what was skipped stays counted
-        self._save(run)
-        if verdict.best:
+        if verdict.best:  # before the checkpoint: after it, a crash would leave it undone
             self._save_policy(phase, run, facts)
+        self._save(run)
         self._watch("period", facts | {"stage_over": verdict.stage_over})
 
     def _practise(self, training: MetaTraining, phase: Phase, stage: Stage, run: _Run) -> None:
@@ -376,6 +403,8 @@ class Trainer:
         save_policy(self._directory.path / phase.name, phase.rule, _arrays(run.best.weights), card)
 
     def _save(self, run: _Run) -> None:
+        self._updates.sync()
+        self._periods.sync()
         now = time.monotonic()
         run.seconds, self._clock, self._saved = self._seconds(run), now, now
         arrays = {}
@@ -423,7 +452,10 @@ class Trainer:
 
 
 def inner_steps_left(phases: tuple[Phase, ...], number: int, progress: Progress):
-    """(training, validation) inner steps of the present stage, and of the whole run."""
+    """(training, validation) inner steps of the present stage, and of the whole run.
+
+    Trajectories are counted one by one, whether or not they run side by side.
+    """
     here = steps_left(phases[number].schedule, progress)
     later = [steps for p in phases[number + 1 :] for steps in steps_left(p.schedule, Progress())]
     total = np.sum([*here, *later, (0, 0)], axis=0)
@@ -437,7 +469,9 @@ def _word(verdict) -> str:
 
 
 def _standard_error(losses: np.ndarray) -> float:
-    return float(losses.std(ddof=1) / np.sqrt(len(losses))) if len(losses) > 1 else 0.0
+    if len(losses) < 2 or not np.isfinite(losses).all():
+        return 0.0 if len(losses) == 1 else float("nan")
+    return float(losses.std(ddof=1) / np.sqrt(len(losses)))
 
 
 def _arrays(tensors: list) -> list[np.ndarray]:

@@ -118,20 +118,23 @@ class Amalgamation:
             )
 
 
-def begin(job: Amalgamation, key: Sequence[int], scaled: bool) -> Trajectory:
+def begin(
+    job: Amalgamation, key: Sequence[int], scaled: bool, limit: float = SCALE_LIMIT
+) -> Trajectory:
     """A fresh trajectory, everything random in it derived from `key`.
 
     Args:
         job: The amalgamation.
         key: Integers that name the trajectory: run seed, phase, index.
         scaled: Whether the student works in randomly scaled coordinates.
+        limit: Largest logarithm of a scale.
     """
     layout = job.optimizee.layout
     generator = np.random.default_rng([*key, 0])
     parameters, carried = job.optimizee.initial(int(generator.integers(2**31)))
     scale = np.ones(layout.size, parameters.dtype)
     if scaled:
-        exponents = generator.uniform(-SCALE_LIMIT, SCALE_LIMIT, layout.size)
+        exponents = generator.uniform(-limit, limit, layout.size)
         scale = np.exp(exponents).astype(parameters.dtype)
     student = Runner(parameters / scale, carried, job.rule.initial_state(layout))
     teachers = [Runner(parameters, carried, t.rule.initial_state(layout)) for t in job.teachers]

@@ -69,7 +69,13 @@ def count(text: str) -> int:
 
 def whole(text: str) -> int:
     """An argument that must be a whole number of at least 0."""
-    return 0 if text == "0" else count(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not '{text}'")
+    return value
 
 
 def positive(text: str) -> float:
@@ -83,9 +89,20 @@ def positive(text: str) -> float:
     return value
 
 
+def weight(text: str) -> float:
+    """An argument that must be a finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not '{text}'")
+    return value
+
+
 @contextmanager
 def quiet_start() -> Iterator[None]:
-    """Silences what TensorFlow's libraries write to stderr while they are imported."""
+    """Silences what TensorFlow's libraries write to stderr while they look about them."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)

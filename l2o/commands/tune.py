@@ -5,12 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from l2o.commands.terminal import Progress, duration, quiet_start
+from l2o.amalgamation.rundir import Claim, check_free
+from l2o.commands.terminal import Progress, UserError, duration, quiet_start
+from l2o.evaluation.fit import Warmup
 from l2o.evaluation.tuning import (
     RATES,
     Trial,
@@ -22,7 +25,9 @@ from l2o.evaluation.tuning import (
 )
 from l2o.files import write_atomically
 from l2o.rules.pools import TEACHERS, TUNED_RATES, get_teacher
-from problems import get_problem, load_dataset
+from problems import Dataset, get_problem, load_dataset
+
+TRIALS = "trials.csv"
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ def search(
 
     Raises:
         TrialsError: If `path` is no table of trials, or one of another problem or data.
+        BrokenProcessPool: If a process died.
     """
     trials = read_trials(path) if path.exists() else []
     mine = (settings.problem, dataset, settings.epochs)
@@ -88,7 +94,8 @@ def search(
     progress(len(wanted) - len(missing), len(wanted), None)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, _start_worker, (settings,)) as pool:
-        futures = [pool.submit(_run_trial, *key) for key in missing]
+        with _for_workers():
+            futures = [pool.submit(_run_trial, *key) for key in missing]
         try:
             for left, future in enumerate(as_completed(futures), start=1 - len(missing)):
                 trials.append(future.result())
@@ -96,8 +103,21 @@ def search(
                 progress(len(wanted) + left, len(wanted), trials[-1])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():  # a fit takes minutes to end
+                process.terminate()
             raise
     return [trial for trial in trials if _key(trial) in set(wanted)]
+
+
+@contextmanager
+def _for_workers() -> Iterator[None]:
+    """Processes started within know no Ctrl-C, which is the parent's to handle, and no greeting."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with quiet_start():
+            yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _key(trial: Trial) -> tuple[str, float, int]:
@@ -108,9 +128,8 @@ _worker: dict = {}  # what a worker process holds: the settings, the network and
 
 
 def _start_worker(settings: Search) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    with quiet_start():
-        import tensorflow as tf
+    import tensorflow as tf
+
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.experimental.enable_op_determinism()
@@ -149,18 +168,41 @@ def _run_trial(teacher: str, rate: float, seed: int) -> Trial:
     )
 
 
-def tune(settings: Search, data, output: Path, jobs: int) -> None:
+def tune(
+    settings: Search,
+    load: Callable[[], Dataset],
+    output: Path,
+    jobs: int,
+    fresh: bool = False,
+) -> None:
     """Runs or resumes the search, then writes and prints the table and the chosen rates.
 
     Args:
         settings: What is tried.
-        data: The `Dataset` that will really be used.
+        load: Gives the data that will really be used; called once the directory is found usable.
         output: Directory for trials.csv and table.md.
         jobs: Processes.
+        fresh: Whether a search that is in the directory is moved aside.
 
     Raises:
-        TrialsError: If the directory holds another search.
+        RunError: If the directory cannot be written, is in use, or holds something else.
+        TrialsError: If it holds another search.
+        UserError: If the fits are too short for a rate to matter.
     """
+    check_free(output, TRIALS)
+    data = load()
+    per_epoch, warmup = len(data.train) // get_problem(settings.problem).batch_size, Warmup().steps
+    if settings.epochs * per_epoch <= warmup:
+        raise UserError(
+            f"--epochs must be at least {warmup // per_epoch + 1}: an epoch of {data.name} has "
+            f"{per_epoch} steps, and the first {warmup} steps are warm-up, the same at every rate. "
+            f"Received: {settings.epochs}"
+        )
+    with Claim(output, TRIALS, fresh):
+        _tune(settings, data, output, jobs)
+
+
+def _tune(settings: Search, data: Dataset, output: Path, jobs: int) -> None:
     bar, start = Progress("tuning"), time.monotonic()
     first = 0
 
@@ -173,10 +215,10 @@ def tune(settings: Search, data, output: Path, jobs: int) -> None:
             return
         left = (time.monotonic() - start) / (done - first) * (total - done)
         loss = f"{trial.validation_loss:.4f}" if trial.diverged_at < 0 else "diverged"
-        text = f"{done}/{total} {trial.teacher} {trial.rate:g}: {loss}, {duration(left)} left"
+        text = f"{duration(left)} left | {done}/{total} {trial.teacher} {trial.rate:g}: {loss}"
         bar.show(done, total, text)
 
-    trials = search(settings, data.name, output / "trials.csv", jobs, progress)
+    trials = search(settings, data.name, output / TRIALS, jobs, progress)
     bar.close()
     text = (
         f"Validation loss of {settings.problem} after {settings.epochs} epochs, "

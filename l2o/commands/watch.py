@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 import csv
+import os
 import time
+from collections import deque
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import tensorflow as tf
+
 from l2o.amalgamation.curriculum import Progress as Curriculum
+from l2o.amalgamation.optimizee import Batch, Optimizee, loss_and_gradient
 from l2o.amalgamation.trainer import Phase, inner_steps_left
 from l2o.commands.terminal import Progress, duration
+from problems import Dataset
 
 # An inner step in plain gradients of the network, as benchmarks/unroll.py measures it; only for
 # the estimate of the time before the run has a speed of its own.
 TRAINING_GRADIENTS, VALIDATION_GRADIENTS, TRACING_SECONDS = 7.0, 3.0, 20.0
+# What `tf.summary.scalar` writes; but that needs TensorBoard, which is there to look at the files.
+_SCALAR = tf.compat.v1.SummaryMetadata(
+    plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars"), data_class=1
+)
+_RECENT = 25  # calls that the time left is reckoned from
 
 
-def expected_seconds(phases: tuple[Phase, ...], optimizee, data, batch_size: int) -> float:
-    """How long a run will take, from the speed of a plain gradient on this machine."""
-    import tensorflow as tf
+def expected_seconds(
+    phases: tuple[Phase, ...],
+    number: int,
+    progress: Curriculum,
+    optimizee: Optimizee,
+    data: Dataset,
+    batch_size: int,
+) -> float:
+    """How long the rest of a run will take, from the speed of a plain gradient on this machine.
 
-    from l2o.amalgamation.optimizee import Batch, loss_and_gradient
-
+    Args:
+        phases: The run's.
+        number: Index of the phase it is in.
+        progress: In that phase.
+        optimizee: The network.
+        data: What it is trained on.
+        batch_size: Examples an inner step.
+    """
     parameters, carried = optimizee.initial(0)
     batch = Batch(
         *map(tf.constant, (data.train.images[:batch_size], data.train.labels[:batch_size]))
@@ -33,9 +57,13 @@ def expected_seconds(phases: tuple[Phase, ...], optimizee, data, batch_size: int
         start = time.perf_counter()
         gradient(parameters).numpy()
         times.append(time.perf_counter() - start)
-    total = TRACING_SECONDS * len(phases)
-    for phase in phases:
-        _, (training, validation) = inner_steps_left((phase,), 0, Curriculum())
+    total = 0.0
+    for k, phase in enumerate(phases[number:]):
+        here = progress if k == 0 else Curriculum()
+        if here.finished:
+            continue
+        _, (training, validation) = inner_steps_left((phase,), 0, here)
+        total += TRACING_SECONDS
         teachers = len(phase.teachers) if phase.teachers is not None else 2
         total += min(times) * (
             training * (TRAINING_GRADIENTS + teachers) + validation * VALIDATION_GRADIENTS
@@ -55,11 +83,9 @@ class Watch:
     def __init__(self, directory: Path, phases: tuple[Phase, ...], tensorboard: bool):
         self._directory, self._phases = directory, phases
         self._bar = Progress("")
-        self._seconds = {"update": None, "validating": None}
+        self._seconds: dict[tuple[int, str], deque[float]] = {}
         self._writer = None
         if tensorboard:
-            import tensorflow as tf
-
             self._writer = tf.summary.create_file_writer(str(directory / "tensorboard"))
 
     def __call__(self, event: str, facts: dict[str, Any]) -> None:
@@ -74,6 +100,8 @@ class Watch:
             )
         elif event == "period":
             self._period(facts)
+        elif event == "stopping":  # in a signal handler, where print may be in the midst of a line
+            os.write(2, b"\nStopping when this truncation ends; Ctrl-C again stops at once.\n")
 
     def close(self) -> None:
         """Ends the bar and the event files."""
@@ -83,13 +111,15 @@ class Watch:
 
     def _step(self, event: str, facts: dict[str, Any]) -> None:
         phase, run = facts["phase"], facts["run"]
-        each = facts["seconds"] / phase.schedule.truncation
-        # The first call of each kind is mostly tracing and says nothing of the speed.
-        if facts["done"] > phase.schedule.truncation or self._seconds[event] is not None:
-            old = self._seconds[event]
-            self._seconds[event] = each if old is None else 0.9 * old + 0.1 * each
+        side_by_side = phase.schedule.meta_batch if event == "update" else 1
+        each = facts["seconds"] / phase.schedule.truncation / side_by_side
+        if (run.phase, event) in self._seconds:
+            self._seconds[run.phase, event].append(each)
+        else:  # the first call is mostly tracing and says nothing of the speed
+            self._seconds[run.phase, event] = deque(maxlen=_RECENT)
         progress = run.progress
-        text = f"{phase.name} stage {progress.stage + 1} period {progress.period + 1}"
+        text = self._time_left(run, event, facts)
+        text += f"{phase.name} stage {progress.stage + 1} period {progress.period + 1}"
         if event == "update":
             text += f" | meta loss {facts['meta_loss']:+.3f}"
             if phase.scheme != "none":
@@ -97,14 +127,16 @@ class Watch:
             text += f" | {1 / each:.0f} steps/s" if facts["finite"] else " | SKIPPED, not finite"
         else:
             text += " | validating"
-        text += self._time_left(run, event, facts)
         self._bar.show(facts["done"], facts["total"], text)
 
     def _time_left(self, run, event: str, facts: dict[str, Any]) -> str:
-        training = self._seconds["update"] or self._seconds["validating"]
-        validation = self._seconds["validating"] or self._seconds["update"]
-        if training is None:
+        training, validation = (
+            self._speed(run.phase, "update"),
+            self._speed(run.phase, "validating"),
+        )
+        if training is None and validation is None:
             return ""
+        training, validation = training or validation, validation or training
         stage, whole = inner_steps_left(self._phases, run.phase, run.progress)
         phase = facts["phase"]
         if event == "update":
@@ -117,7 +149,14 @@ class Watch:
             )
         left = [t * training + v * validation - behind for t, v in (stage, whole)]
         stage, whole = (duration(max(seconds, 0)) for seconds in left)
-        return f" | left: stage {stage}, run {whole}"
+        return f"left: stage {stage}, run {whole} | "
+
+    def _speed(self, phase: int, event: str) -> float | None:
+        """Seconds an inner step of a trajectory, in this phase or else in the one before."""
+        for number in (phase, phase - 1):
+            if times := self._seconds.get((number, event)):
+                return median(times)  # now and then a call traces anew
+        return None
 
     def _period(self, facts: dict[str, Any]) -> None:
         distance = f", distance {facts['distance']:+.4f}" if facts["distance"] else ""
@@ -127,12 +166,11 @@ class Watch:
             f"{facts['validation_loss']:+.4f} (N {facts['validation_unroll']}), {facts['verdict']}"
         )
         if self._writer:
-            import tensorflow as tf
-
             with self._writer.as_default(step=facts["updates"]):
                 for name in ("meta_loss", "distance", "validation_loss", "alpha", "unroll",
                              "skipped"):  # fmt: skip
-                    tf.summary.scalar(f"{facts['phase']}/{name}", facts[name])
+                    tag, value = f"{facts['phase']}/{name}", tf.constant(facts[name], tf.float32)
+                    tf.summary.write(tag, value, metadata=_SCALAR)
             self._writer.flush()
         if facts["stage_over"]:
             draw_periods(self._directory / "periods.csv", self._directory / "progress.png")

@@ -62,6 +62,8 @@ def read_trials(path: Path) -> list[Trial]:
                 break
             raise TrialsError(f"{path}, line {number} is not a trial: {row}") from error
         trials.append(Trial(*values))
+        if trials[-1].teacher not in TEACHERS:
+            raise TrialsError(f"{path}, line {number} has no teacher that there is: {row}")
     return trials
 
 

@@ -1,0 +1,239 @@
+"""The run directory: whose it is, what is refused, what a crash leaves behind."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from l2o.amalgamation.rundir import (
+    CHECKPOINT,
+    CONFIG,
+    PREVIOUS,
+    RunDirectory,
+    RunError,
+    Table,
+    check_free,
+    differences,
+)
+
+_CONFIG = {"pool": "large", "phases": [{"schedule": {"period": 10, "alphas": (0.2, 0.1)}}]}
+
+
+def arrays(number: int) -> dict[str, np.ndarray]:
+    values = np.random.default_rng(number).normal(size=50).astype("float32")
+    return {"now.0": values, "count": np.array(number, "int32")}
+
+
+def files_of(path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A run with checkpoints 1 and 2."""
+    with RunDirectory(tmp_path / "run", _CONFIG) as run:
+        for number in (1, 2):
+            run.save(arrays(number), {"number": number})
+    return tmp_path / "run"
+
+
+def load(path, report=print) -> int | None:
+    """The number of the checkpoint that comes back, all of it."""
+    with RunDirectory(path, _CONFIG) as run:
+        loaded = run.load(report)
+    if loaded is None:
+        return None
+    found, status = loaded
+    expected = arrays(status["number"])
+    assert found.keys() == expected.keys()
+    for key, array in expected.items():
+        assert found[key].dtype == array.dtype
+        np.testing.assert_array_equal(found[key], array)
+    return status["number"]
+
+
+def test_the_newest_checkpoint_comes_back(saved, tmp_path):
+    assert load(saved) == 2
+    assert load(tmp_path / "other") is None
+
+
+def test_directory_is_one_process_alone(saved):
+    other = "import fcntl; f = open('.lock', 'w'); fcntl.flock(f, 2); print(flush=True); input()"
+    with RunDirectory(saved, _CONFIG):
+        refused(saved)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", other], cwd=saved, **pipes) as process:
+        process.stdout.readline()
+        refused(saved)
+        process.communicate(b"\n")
+    assert load(saved) == 2  # free again
+
+
+def refused(path) -> None:
+    before = files_of(path)
+    for fresh in (False, True):
+        with pytest.raises(RunError, match="in use by another process"):
+            RunDirectory(path, _CONFIG, fresh)
+    assert files_of(path) == before
+
+
+def test_refused_directory_is_free_for_its_own_configuration(saved):
+    with pytest.raises(RunError) as error:
+        RunDirectory(saved, _CONFIG | {"pool": "small"})
+    assert load(saved) == 2, error  # although the exception still holds the frame
+
+
+def test_another_configuration_is_refused_with_what_differs(saved):
+    before = files_of(saved)
+    asked = json.loads(json.dumps(_CONFIG))
+    asked["pool"], asked["phases"][0]["schedule"]["alphas"][1] = "small", 0.05
+    with pytest.raises(RunError) as error:
+        RunDirectory(saved, asked)
+    message = str(error.value)
+    assert "pool: 'large' there, 'small' asked for" in message
+    assert "phases[0].schedule.alphas[1]: 0.1 there, 0.05 asked for" in message
+    assert "period" not in message and "\n" not in message and "--fresh" in message
+    assert files_of(saved) == before
+
+
+def test_many_differences_are_cut_short(saved):
+    with pytest.raises(RunError, match="and 6 more") as error:
+        RunDirectory(saved, _CONFIG | {f"setting{k}": k for k in range(10)})
+    assert str(error.value).count("asked for") == 4
+
+
+def test_differences_of_other_kinds():
+    assert list(differences([1], [1, 2], "a")) == ["a: [1] there, [1, 2] asked for"]
+    assert list(differences({"a": 1}, {"b": 1})) == [
+        "a: 1 there, None asked for",
+        "b: None there, 1 asked for",
+    ]
+    assert list(differences(_CONFIG, _CONFIG)) == []
+
+
+def test_fresh_moves_the_run_aside(saved):
+    before = files_of(saved)
+    other = _CONFIG | {"pool": "small"}
+    for number in (1, 2):
+        with RunDirectory(saved, other, fresh=True) as run:
+            assert run.load() is None
+            run.save(arrays(9), {"number": 9})
+        aside = saved.with_name(f"run.old{number}")
+        if number == 1:
+            assert files_of(aside) == before
+    assert json.loads((aside / CONFIG).read_text())["pool"] == "small"
+    assert files_of(saved.with_name("run.old1")) == before
+
+
+def test_damaged_newest_checkpoint_gives_way_to_the_one_before(saved):
+    said = []
+    content = (saved / CHECKPOINT).read_bytes()
+    (saved / CHECKPOINT).write_bytes(content[: len(content) // 2])
+    assert load(saved, said.append) == 1
+    assert len(said) == 1 and CHECKPOINT in said[0] and "Damaged" in said[0]
+    with RunDirectory(saved, _CONFIG) as run:  # and the good one is not overwritten with it
+        run.save(arrays(3), {"number": 3})
+        assert load_raw(saved / CHECKPOINT) == 3
+        assert not (saved / PREVIOUS).exists() or load_raw(saved / PREVIOUS) == 1
+
+
+def load_raw(path) -> int:
+    with np.load(path) as file:
+        return int(file["count"])
+
+
+def test_no_damage_passes_for_a_checkpoint(saved):
+    content = (saved / CHECKPOINT).read_bytes()
+    places = np.random.default_rng(0).integers(0, len(content), 150)
+    spoiled = [content[:k] for k in places[:50]]
+    spoiled += [content[:k] + bytes([content[k] ^ 0x41]) + content[k + 1 :] for k in places]
+    for spoil in spoiled:
+        (saved / CHECKPOINT).write_bytes(spoil)
+        (saved / PREVIOUS).write_bytes(content)
+        assert load(saved, lambda text: None) == 2
+
+
+def test_run_without_a_whole_checkpoint_is_an_error(saved):
+    for name in (CHECKPOINT, PREVIOUS):
+        (saved / name).write_bytes(b"no checkpoint")
+    with RunDirectory(saved, _CONFIG) as run, pytest.raises(RunError, match="can be read"):
+        run.load()
+    assert (saved / CHECKPOINT).read_bytes() == b"no checkpoint"
+
+
+def test_killed_between_two_renames(saved):
+    (saved / CHECKPOINT).rename(saved / PREVIOUS)
+    assert load(saved) == 2
+
+
+def test_leavings_of_a_killed_process_go(saved):
+    (saved / f".{CHECKPOINT}.77.tmp").write_bytes(b"half")
+    (saved / "policy").mkdir()
+    (saved / "policy" / ".policy.json.77.tmp").write_bytes(b"half")
+    assert load(saved) == 2
+    assert not [name for name in files_of(saved) if name.endswith(".tmp")]
+
+
+def test_damaged_configuration(saved):
+    (saved / CONFIG).write_text('{"pool": "la')
+    with pytest.raises(RunError, match="config.json is damaged.*--fresh"):
+        RunDirectory(saved, _CONFIG)
+    RunDirectory(saved, _CONFIG, fresh=True).close()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_foreign_directory_is_left_alone(tmp_path, fresh):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for look in (lambda: check_free(tmp_path, CONFIG), lambda: RunDirectory(tmp_path, {}, fresh)):
+        with pytest.raises(RunError, match="is not empty and holds no config.json.*thesis.tex"):
+            look()
+    assert files_of(tmp_path) == {"thesis.tex": b"years of work"}
+
+
+def test_file_in_the_way(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        for look in (lambda p: check_free(p, CONFIG), lambda p: RunDirectory(p, {})):
+            with pytest.raises(RunError, match=f"Cannot write {path}"):
+                look(path)
+    assert files_of(tmp_path) == {"file": b"mine"}
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a place where root cannot write")
+def test_directory_that_cannot_be_made():
+    with pytest.raises(RunError, match="Cannot write /proc/l2o"):
+        RunDirectory(Path("/proc/l2o"), _CONFIG)
+
+
+def test_read_only_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # root may do anything
+    with pytest.raises(RunError, match="no permission"):
+        check_free(tmp_path / "a" / "run", CONFIG)
+    assert not (tmp_path / "a").exists()
+
+
+def test_looking_writes_nothing(tmp_path):
+    check_free(tmp_path / "a" / "run", CONFIG)
+    check_free(tmp_path, CONFIG)
+    assert files_of(tmp_path) == {} and not (tmp_path / "a").exists()
+
+
+def test_table_is_cut_back_to_its_checkpoint(tmp_path):
+    path = tmp_path / "table.csv"
+    table = Table(path, ("name", "loss"), 0)
+    for k in range(4):
+        table.append({"loss": k / 3, "name": f"row, {k}", "unasked": None})
+    table.close()
+    with open(path, "a") as file:
+        file.write("row 4,0.")  # killed in the midst of a row
+    table = Table(path, ("name", "loss"), 2)
+    table.append({"name": "again", "loss": 7})
+    table.sync()
+    table.close()
+    with open(path, newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows == [["name", "loss"], ["row, 0", "0.0"], ["row, 1", str(1 / 3)], ["again", "7"]]

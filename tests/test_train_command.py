@@ -1,0 +1,290 @@
+"""`train.py`: wrong command lines, what a run leaves and prints, and a real process killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import l2o
+from l2o.amalgamation.curriculum import PRESETS
+from l2o.commands import train as command
+from l2o.commands.train_options import parser, schedules
+
+_ROOT = Path(__file__).parent.parent
+# Everything there is, in seconds: both phases, two stages.
+_TINY = (
+    "--data digits --pool small --problem mnist_mlp --preset smoke --truncation 2 --unrolls 2 4 "
+    "--alphas 0.2 0.1 --last-validation 4 --choice-unrolls 2 4 --choice-validation 4 "
+    "--warmup-steps 2"
+).split()
+# One phase, one stage, one period.
+_SHORT = (
+    "--strategy none --data digits --problem mnist_mlp --preset smoke --truncation 2 --unrolls 2 "
+    "--alphas 0.2 --updates 2 --warmup-steps 2"
+).split()
+
+
+def run(*arguments) -> int:
+    """The command's exit status, in this process."""
+    with pytest.raises(SystemExit) as end:
+        command.main([str(a) for a in arguments])
+    return end.value.code
+
+
+@pytest.fixture(autouse=True)
+def in_empty_directory(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+@pytest.fixture
+def untouched(monkeypatch):
+    """Data must not be read, nor anything written."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("data was read")
+
+    monkeypatch.setattr(command, "load_dataset", refuse)
+    (Path.cwd() / "foreign").mkdir()
+    (Path.cwd() / "foreign" / "thesis.tex").write_text("years of work")
+    (Path.cwd() / "file").write_text("mine")
+    before = files()
+    yield
+    assert files() == before
+
+
+def files() -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in Path.cwd().rglob("*") if p.is_file()}
+
+
+_WRONG = {
+    "--strategy best": "'best'; allowed: choice, mean, minmax, none",
+    "--pool huge": "'huge'; allowed: small, large",
+    "--problem mnist_cmn": "'mnist_cmn'; allowed: mnist_cnn, mnist_mlp",
+    "--preset fast": "'fast'; allowed: paper, cpu, smoke",
+    "--data mnist": "'mnist'; allowed: auto, tfds, digits",
+    "--stragety mean": "unrecognized arguments: --stragety mean",
+    "--seed one": "--seed: must be a whole number of at least 0, not 'one'",
+    "--seed -1": "--seed: must be a whole number of at least 0, not '-1'",
+    "--seed 4294967296": "--seed must be at most 4294967295. Received: 4294967296",
+    "--seed 4294967295 --replicates 2": "--seed must be at most 4294967294",
+    "--period 2.5": "--period: must be a whole number of at least 1, not '2.5'",
+    "--meta-batch 0": "--meta-batch: must be a whole number of at least 1, not '0'",
+    "--replicates 0": "--replicates: must be",
+    "--learning-rate 0": "--learning-rate: must be a number above 0, not '0'",
+    "--learning-rate nan": "must be a number above 0, not 'nan'",
+    "--clip-ratio -0.1": "--clip-ratio: must be a number above 0, not '-0.1'",
+    "--scale-limit inf": "--scale-limit: must be a number above 0, not 'inf'",
+    "--alphas 0.2 nan": "--alphas: must be a number of at least 0, not 'nan'",
+    "--alphas -1": "--alphas: must be a number of at least 0, not '-1'",
+    "--alphas 0.2 0.1": "one unroll and one alpha. Received: 4 unrolls and 2 alphas",
+    "--unrolls 150 --alphas 1": "multiple of the truncation, 100. Received: 150",
+    "--truncation 60": "multiple of the truncation, 60. Received: 100",
+    "--choice-unrolls 30": "Choice policy: Every unroll N must be a positive multiple",
+    "--preset paper --meta-batch 3": "multiple of the meta-batch. Received: 40 and 3",
+    "--max-periods 3": "max_periods must be at least min_periods, 6. Received: 3",
+    "--updates 201 --unrolls 200": "multiple of the 2 updates of an unroll of 200 steps",
+    "--updates 10 --period 4 --patience 1": "so --period, --patience cannot be set",
+    "--recompute 7": "--recompute must divide the truncation, 100. Received: 7",
+    "--devices 1000": "must be a multiple of the devices. Received: 1000",
+    "--problem mnist_dp": "mnist_dp is trained with DP-SGD",
+    "--output foreign": "foreign is not empty and holds no config.json",
+    "--output foreign --fresh": "thesis.tex",
+    "--output file": "Cannot write file: file is not a directory",
+    "--output file/run": "Cannot write file/run",
+    "--output file/run --replicates 2": "Cannot write file/run/1",
+    "--tune --output foreign": "foreign is not empty and holds no trials.csv",
+    "--tune --output file": "Cannot write file",
+    "--tune --rates 0.1 -1": "--rates: must be a number above 0, not '-1'",
+    "--tune --epochs 0": "--epochs: must be a whole number of at least 1, not '0'",
+    "--tune --jobs none": "--jobs: must be",
+}
+
+
+@pytest.mark.parametrize("line", _WRONG)
+def test_wrong_command_line(line, untouched, capfd):
+    assert run(*("--preset", "cpu") * ("--preset" not in line), *line.split()) == 2
+    out, error = capfd.readouterr()
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert _WRONG[line] in error
+    assert out == ""
+
+
+def test_data_that_cannot_be_had(capfd, monkeypatch):
+    from problems import DatasetUnavailable
+
+    def missing(*args):
+        raise DatasetUnavailable("mnist is not at hand")
+
+    monkeypatch.setattr(command, "load_dataset", missing)
+    for line in ("--data tfds", "--data tfds --tune"):
+        assert run(*line.split()) == 2
+        assert capfd.readouterr().err == "error: mnist is not at hand\n"
+    assert files() == {}
+
+
+def test_every_setting_of_the_schedule_is_a_flag():
+    line = (
+        "--truncation 50 --meta-batch 2 --period 6 --min-periods 3 --max-periods 7 --patience 4 "
+        "--max-repeats 0 --tolerance 0.25 --validation-trajectories 5 --unrolls 50 100 "
+        "--alphas 1 0 "
+        "--last-validation 150 --choice-unrolls 50 100 150 --choice-validation 200 "
+        "--choice-cold-periods 2"
+    )
+    schedule, choice = schedules(parser().parse_args(line.split()), "paper")
+    expected = {
+        "truncation": 50, "meta_batch": 2, "period": 6, "min_periods": 3, "max_periods": 7,
+        "patience": 4, "max_repeats": 0, "tolerance": 0.25, "validation_trajectories": 5,
+    }  # fmt: skip
+    assert {name: getattr(schedule, name) for name in expected} == expected
+    stages = [(s.unrolls, s.validation_unroll, s.alpha) for s in schedule.stages]
+    assert stages == [((50,), 100, 1.0), ((100,), 150, 0.0)]
+    (stage,) = choice.stages
+    assert (stage.unrolls, stage.validation_unroll, stage.cold_periods) == ((50, 100, 150), 200, 2)
+    assert choice.max_periods == 3 and choice.truncation == 50
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_alone(preset):
+    schedule, choice = schedules(parser().parse_args([]), preset)
+    assert schedule == PRESETS[preset].schedule
+    assert choice.stages[0].unrolls == PRESETS[preset].choice_unrolls
+
+
+def test_updates_are_one_period():
+    options = parser().parse_args("--updates 6 --unrolls 200 --alphas 0.3 --meta-batch 2".split())
+    schedule, _ = schedules(options, "paper")
+    assert [(s.unrolls, s.alpha) for s in schedule.stages] == [((200,), 0.3)]
+    assert (schedule.period, schedule.min_periods, schedule.max_periods) == (6, 1, 1)
+
+
+def test_choice_schedule_is_only_for_choice():
+    options = parser().parse_args(
+        "--strategy mean --truncation 30 --updates 2 --unrolls 30".split()
+    )
+    assert schedules(options, "cpu")[1] is None
+
+
+def test_help_fits_the_screen(capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run("--help") == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "examples:" in lines
+
+
+def summaries(path: Path) -> dict[str, list[int]]:
+    """The steps of each scalar in a directory of event files."""
+    steps: dict[str, list[int]] = {}
+    for record in tf.data.TFRecordDataset([str(p) for p in path.iterdir()]):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            assert value.metadata.plugin_data.plugin_name == "scalars"
+            assert np.isfinite(tf.make_ndarray(value.tensor))
+            steps.setdefault(value.tag, []).append(event.step)
+    return steps
+
+
+def test_a_run_and_the_same_command_again(capfd):
+    line = [*_SHORT, "--output", "out", "--tensorboard"]
+    assert run(*line) == 0
+    out = capfd.readouterr().out
+    assert "left: stage" in out and "Expected time: about" in out and "\r" not in out
+    assert "Done in" in out and 'AmalgamatedOptimizer.load("out/policy")' in out
+    card = l2o.load_policy("out/policy").card
+    assert card["problem"] == "mnist_mlp" and "IN PLACE OF mnist" in card["data"]
+    assert card["versions"]["keras"] and card["validation"]["validation_unroll"] == 2
+    assert Path("out/progress.png").read_bytes().startswith(b"\x89PNG")
+    assert summaries(Path("out/tensorboard"))["policy/validation_loss"] == [2]
+    assert json.loads(Path("out/config.json").read_text())["meta"]["seed"] == 0
+    before = files()
+    assert run(*line[:-1]) == 0
+    assert "gone on with" in capfd.readouterr().out
+    assert files() == before
+    assert run(*line, "--validation-trajectories", "3") == 2
+    error = capfd.readouterr().err
+    assert "validation_trajectories: 2 there, 3 asked for" in error and error.count("\n") == 1
+    assert files() == before
+
+
+@pytest.mark.slow
+def test_replicates():
+    assert run(*_TINY, "--output", "out", "--replicates", "2", "--seed", "5") == 0
+    policies = [l2o.load_policy(f"out/{k}/policy") for k in (1, 2)]
+    assert [policy.card["seed"] for policy in policies] == [5, 6]
+    assert not np.array_equal(policies[0].weights[0], policies[1].weights[0])
+    assert sorted(p.name for p in Path("out").iterdir()) == ["1", "2"]
+
+
+def test_full_disk_is_one_line(capfd, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device", "out/checkpoint.npz")
+
+    monkeypatch.setattr("l2o.amalgamation.rundir.RunDirectory.save", full)
+    assert run(*_SHORT, "--output", "out") == 2
+    error = capfd.readouterr().err
+    assert "No space left on device: 'out/checkpoint.npz'" in error and error.count("\n") == 1
+
+
+def start(*arguments) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, _ROOT / "train.py", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+
+
+def wait_for(process, path: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+
+
+def test_interrupted_process():
+    process = start(*_SHORT, "--updates", "1000", "--output", "run")
+    wait_for(process, Path("run/updates.csv"))
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert out.endswith("Stopped. The run is kept in run; the same command goes on with it.\n")
+    assert error == "\nStopping when this truncation ends; Ctrl-C again stops at once.\n"
+    assert Path("run/checkpoint.npz").exists()
+
+
+@pytest.mark.slow
+def test_killed_and_interrupted_process_comes_to_the_same_end():
+    line = [*_TINY, "--strategy", "choice"]
+    whole = start(*line, "--output", "whole")
+    out, error = whole.communicate(timeout=300)
+    assert (whole.returncode, error) == (0, "")
+    assert "Done in" in out
+
+    process = start(*line, "--output", "run")
+    wait_for(process, Path("run/choice/policy.json"))
+    process.kill()
+    process.communicate()
+    assert not Path("run/policy").exists()
+
+    process = start(*line, "--output", "run")
+    wait_for(process, Path("run/policy/policy.json"))
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "gone on with" in out and out.endswith("the same command goes on with it.\n")
+    assert "Traceback" not in error
+
+    process = start(*line, "--output", "run")
+    out, error = process.communicate(timeout=300)
+    assert (process.returncode, error) == (0, "")
+    for name in ("choice", "policy"):
+        expected = l2o.load_policy(f"whole/{name}").weights
+        for a, b in zip(l2o.load_policy(f"run/{name}").weights, expected, strict=True):
+            np.testing.assert_array_equal(a, b)

@@ -1,0 +1,339 @@
+"""The trainer: killed anywhere it comes to the same end; what is undone is undone; what is saved.
+
+A kill leaves the files as they are at that moment, so a copy of the directory, taken in the midst
+of an uninterrupted run, is what a killed run has. `test_train_command.py` kills a real process.
+"""
+
+import csv
+import shutil
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from l2o.amalgamation import trainer as module
+from l2o.amalgamation.curriculum import Schedule, Stage, choice_schedule
+from l2o.amalgamation.meta import MetaTraining, initial_state
+from l2o.amalgamation.rundir import RunDirectory
+from l2o.amalgamation.trainer import Meta, Phase, Stopped, Trainer, plan
+from l2o.amalgamation.unroll import Amalgamation
+from l2o.checkpoint import load_policy
+from l2o.rules import Adam, Choice, RMSProp, RNNProp
+from l2o.rules.layout import Layout
+
+_META = Meta(seed=3, warmup_steps=2)
+_SCHEDULE = Schedule(
+    (Stage((2,), 4, alpha=0.2), Stage((4,), 2, alpha=0.1)),
+    truncation=2,
+    meta_batch=1,
+    period=2,
+    min_periods=2,
+    max_periods=2,
+    patience=2,
+    validation_trajectories=2,
+)
+_CHOICE = Choice((Adam(0.01), RMSProp(0.01)), units=3)
+_PHASES = (
+    Phase("choice", _CHOICE, "none", choice_schedule(_SCHEDULE, (2, 4), 2)),
+    Phase("policy", RNNProp(units=3), "mean", _SCHEDULE, teachers=None),
+)
+_ALONE = (Phase("policy", RNNProp(units=3), "none", _SCHEDULE),)
+
+
+class Regression:
+    """Logistic regression as an optimizee: quick to make, and to trace."""
+
+    layout = Layout(("kernel", "bias"), ((64, 3), (3,)))
+
+    def initial(self, seed):
+        return np.random.default_rng(seed).normal(size=195).astype("float32") / 10, []
+
+    def loss(self, parameters, carried, batch, training):
+        kernel, bias = self.layout.unflatten(parameters)
+        logits = tf.reshape(batch.inputs, (-1, 64)) @ kernel + bias
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(batch.labels, logits)
+        return tf.reduce_mean(losses), carried
+
+
+@pytest.fixture(scope="module")
+def traced():
+    """What has been traced so far, by phase and weights of the teacher: tracing takes seconds."""
+    return {}
+
+
+@pytest.fixture
+def train(data, tmp_path, monkeypatch, traced):
+    """Runs a trainer in a directory, from where that got."""
+    monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0)
+    make = Trainer._training
+
+    def once(self, phase, run):
+        key = (phase, *(np.asarray(w).tobytes() for w in run.previous))
+        if key not in traced:
+            traced[key] = make(self, phase, run)
+        return traced[key]
+
+    monkeypatch.setattr(Trainer, "_training", once)
+
+    def train(path, watch=lambda event, facts: None, phases=_PHASES):
+        strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+        with RunDirectory(path, {"test": 1}) as directory:
+            card = {"problem": "a pattern a class"}
+            return Trainer(
+                phases, _META, Regression(), data, 8, strategy, directory, card, watch
+            ).run()
+
+    return train
+
+
+def rows(path, without=("seconds",)) -> list[dict]:
+    with open(path, newline="") as file:
+        found = list(csv.DictReader(file))
+    return [{k: v for k, v in row.items() if k not in without} for row in found]
+
+
+def checkpoint(path, kind: str) -> list[np.ndarray]:
+    """The policy's weights as a checkpoint has them: "now", "kept" or "best"."""
+    weights = len(load_policy(path / "policy").weights)
+    with np.load(path / "checkpoint.npz") as file:
+        return [file[f"{kind}.{k}"] for k in range(weights)]
+
+
+def assert_same(actual, expected):
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def place(event, facts) -> tuple:
+    """Where in a run an event is: phase, stage, period and kind."""
+    if event == "period":
+        return facts["phase"], facts["stage"] - 1, facts["period"] - 1, event
+    if event == "entered":
+        return facts["phase"].name, facts["stage"], 0, event
+    progress = facts["run"].progress
+    kind = "entering" if progress.incoming is None else event
+    return facts["phase"].name, progress.stage, progress.period, kind
+
+
+_PLACES = [
+    ("choice", 0, 0, "entering"),
+    ("choice", 0, 1, "update"),
+    ("choice", 0, 1, "validating"),
+    ("choice", 0, 1, "period"),
+    ("policy", 0, 0, "entering"),
+    ("policy", 0, 1, "validating"),
+    ("policy", 0, 1, "period"),
+    ("policy", 1, 0, "update"),
+]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The uninterrupted run: its directory, and copies of it taken at each of `_PLACES`."""
+    return {}
+
+
+@pytest.fixture
+def uninterrupted(whole, train, tmp_path_factory):
+    if not whole:
+        path = tmp_path_factory.mktemp("whole")
+
+        def watch(event, facts):
+            here = place(event, facts)
+            # The last event of its kind there: as much as possible is to be lived again.
+            if here in _PLACES:
+                shutil.rmtree(path / str(here), ignore_errors=True)
+                shutil.copytree(path / "run", path / str(here))
+
+        train(path / "run", watch)
+        whole["path"] = path
+    return whole["path"]
+
+
+def assert_ends_alike(path, expected):
+    for name in ("choice", "policy"):
+        here, there = load_policy(path / name), load_policy(expected / name)
+        assert_same(here.weights, there.weights)
+        assert here.rule == there.rule
+        without = lambda card: {k: v for k, v in card.items() if k != "seconds"}  # noqa: E731
+        assert without(here.card) == without(there.card)
+    for kind in ("now", "kept", "best"):
+        assert_same(checkpoint(path, kind), checkpoint(expected, kind))
+    for table in ("updates.csv", "periods.csv"):
+        assert rows(path / table) == rows(expected / table)
+
+
+@pytest.mark.parametrize("here", _PLACES, ids=str)
+def test_killed_and_taken_up_again(here, uninterrupted, train, tmp_path):
+    shutil.copytree(uninterrupted / str(here), tmp_path / "run")
+    train(tmp_path / "run")
+    assert_ends_alike(tmp_path / "run", uninterrupted / "run")
+
+
+@pytest.mark.parametrize("here", [_PLACES[1], _PLACES[5]], ids=str)
+def test_interrupted_and_taken_up_again(here, uninterrupted, train, tmp_path):
+    shutil.copytree(uninterrupted / str(here), tmp_path / "run")
+    before, said = signal.getsignal(signal.SIGINT), []
+
+    def stop(event, facts):
+        said.append(event)
+        if event != "stopping" and place(event, facts) == here:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Stopped):
+        train(tmp_path / "run", stop)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "stopping" in said
+    train(tmp_path / "run")
+    assert_ends_alike(tmp_path / "run", uninterrupted / "run")
+
+
+def test_second_interrupt_does_not_wait(train, tmp_path):
+    def stop(event, facts):
+        if event == "update":
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", stop)
+
+
+def test_the_work_is_what_the_schedule_says(uninterrupted):
+    updates = rows(uninterrupted / "run" / "updates.csv")
+    assert [row["update"] for row in updates] == [str(k + 1) for k in range(6 + 12)]
+    assert [(row["phase"], row["unroll"], row["step"]) for row in updates[:6]] == [
+        ("choice", "2", "0"), ("choice", "2", "0"),
+        ("choice", "4", "0"), ("choice", "4", "2"), ("choice", "4", "0"), ("choice", "4", "2"),
+    ]  # fmt: skip
+    periods = rows(uninterrupted / "run" / "periods.csv")
+    assert [(row["phase"], row["stage"], row["period"]) for row in periods] == [
+        ("choice", "1", "1"), ("choice", "1", "2"), ("policy", "1", "1"), ("policy", "1", "2"),
+        ("policy", "2", "1"), ("policy", "2", "2"),
+    ]  # fmt: skip
+    assert [row["updates"] for row in periods] == ["2", "6", "8", "10", "14", "18"]
+    assert [row["alpha"] for row in periods] == ["0.0", "0.0", "0.2", "0.2", "0.1", "0.1"]
+    first = np.mean([float(row["meta_loss"]) for row in updates[:2]])
+    np.testing.assert_allclose(float(periods[0]["meta_loss"]), first, rtol=1e-12)
+
+
+def test_finished_run_stays_as_it_is(uninterrupted, train, tmp_path):
+    shutil.copytree(uninterrupted / "run", tmp_path / "run")
+    events = []
+    policy = train(tmp_path / "run", lambda event, facts: events.append(event))
+    assert events == []
+    assert_same(policy.weights, load_policy(uninterrupted / "run" / "policy").weights)
+    assert_ends_alike(tmp_path / "run", uninterrupted / "run")
+
+
+def test_there_is_a_policy_from_the_first_validated_period_on(uninterrupted):
+    assert not (uninterrupted / str(("choice", 0, 0, "entering")) / "choice").exists()
+    later = uninterrupted / str(("choice", 0, 1, "update"))
+    policy = load_policy(later / "choice")
+    assert policy.rule == _CHOICE
+    periods = rows(later / "periods.csv")
+    assert policy.card["problem"] == "a pattern a class"
+    assert policy.card["validation"]["validation_loss"] == float(periods[0]["validation_loss"])
+    assert policy.card["schedule"]["period"] == _SCHEDULE.period
+    for early in (("policy", 0, 0, "entering"), ("policy", 0, 1, "validating")):
+        assert (uninterrupted / str(early) / "policy").exists() == (early[2] > 0)
+
+
+def test_kill_between_policy_and_checkpoint(train, tmp_path, monkeypatch):
+    """The last best policy is saved although its checkpoint never was, and again on return."""
+    save = RunDirectory.save
+
+    def killed(self, arrays, status):
+        if status["progress"]["finished"]:
+            raise MemoryError  # nothing the trainer knows how to handle
+        save(self, arrays, status)
+
+    monkeypatch.setattr(RunDirectory, "save", killed)
+    with pytest.raises(MemoryError):
+        train(tmp_path / "run", phases=_ALONE)
+    monkeypatch.setattr(RunDirectory, "save", save)
+    final = train(tmp_path / "run", phases=_ALONE)
+    assert_same(load_policy(tmp_path / "run" / "policy").weights, final.weights)
+
+
+def validations(monkeypatch, means):
+    """Has the validations come to these means, in this order."""
+    left = list(means)
+    monkeypatch.setattr(
+        MetaTraining, "validate", lambda *args: np.array([left.pop(0)] * _SCHEDULE.period)
+    )
+    return left
+
+
+def test_every_stage_ends_on_its_best(train, tmp_path, monkeypatch):
+    left = validations(monkeypatch, [-1.0, -3.0, -2.9, -5.0, -4.0, -4.5])
+    weights_after = {}
+
+    def remember(event, facts):
+        if event == "period":
+            key = facts["stage"], facts["period"]
+            weights_after[key] = [checkpoint(tmp_path / "run", k) for k in ("now", "best")]
+
+    policy = train(tmp_path / "run", remember, _ALONE)
+    assert left == []
+    first, second = weights_after[1, 1][0], weights_after[1, 2][0]
+    assert_same(second, first)  # the second period of stage 1 was worse than its first
+    assert_same(policy.weights, weights_after[2, 2][1])
+    saved = load_policy(tmp_path / "run" / "policy")
+    assert_same(saved.weights, policy.weights)
+    assert saved.card["validation"]["validation_loss"] == -4.5
+    assert [row["verdict"] for row in rows(tmp_path / "run" / "periods.csv")] == [
+        "best", "kept", "best", "best",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", [5.0, np.inf])
+def test_undone_period_leaves_no_trace_but_its_trajectories(
+    bad, train, tmp_path, monkeypatch, data
+):
+    """Stage of one period that explodes once: the result is that of trajectories 2 and 3 alone."""
+    schedule = replace(
+        _SCHEDULE, stages=_SCHEDULE.stages[:1], min_periods=1, max_periods=1, patience=1
+    )
+    phases = (replace(_ALONE[0], schedule=schedule),)
+    validations(monkeypatch, [-1.0, bad, -2.0])
+    policy = train(tmp_path / "run", phases=phases)
+
+    job = Amalgamation(phases[0].rule, (), "none", Regression())
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    meta = MetaTraining(job, data, 8, schedule.truncation, 1, strategy)
+    seed = np.random.default_rng([_META.seed, 0, module.INITIAL]).integers(2**20)
+    state = initial_state(job.rule.initial_weights(int(seed)))
+    key = [_META.seed, 0, module.TRAINING]
+    for first in (2, 3):
+        trajectories = meta.begin(key, first)
+        state, _, _ = meta.update(state, trajectories, key, first, 0, _META.warmup_steps, 0.2)
+    assert_same(policy.weights, state.weights)
+    found = rows(tmp_path / "run" / "periods.csv")
+    assert [(row["verdict"], row["repeats"]) for row in found] == [
+        ("exploded, undone", "0"), ("best", "1"),
+    ]  # fmt: skip
+    assert len(rows(tmp_path / "run" / "updates.csv")) == 4
+
+
+def test_run_without_a_finite_validation_has_no_policy(train, tmp_path, monkeypatch):
+    schedule = replace(_SCHEDULE, stages=_SCHEDULE.stages[:1], max_repeats=0)
+    validations(monkeypatch, [np.nan] * 3)
+    train(tmp_path / "run", phases=(replace(_ALONE[0], schedule=schedule),))
+    assert not (tmp_path / "run" / "policy").exists()
+    assert {row["verdict"] for row in rows(tmp_path / "run" / "periods.csv")} == {
+        "exploded, undone"
+    }
+
+
+def test_plans():
+    choice = choice_schedule(_SCHEDULE)
+    phases = plan("choice", "large", _SCHEDULE, choice)
+    assert [(p.name, p.scheme, p.teachers) for p in phases] == [
+        ("choice", "none", ()), ("policy", "mean", None),
+    ]  # fmt: skip
+    assert len(phases[0].rule.teachers) == 6 and phases[0].schedule is choice
+    for scheme, teachers in (("none", 0), ("mean", 2), ("minmax", 2)):
+        (phase,) = plan(scheme, "small", _SCHEDULE)
+        assert (phase.scheme, len(phase.teachers), phase.name) == (scheme, teachers, "policy")
