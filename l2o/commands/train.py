@@ -19,7 +19,8 @@ from l2o.commands.terminal import UserError, duration, quiet_start, run_command
 from l2o.commands.train_options import check, meta_settings, parser, schedules
 from l2o.commands.tune import Search, tune
 from l2o.commands.watch import Watch, expected_seconds
-from l2o.evaluation.tuning import RATES, TrialsError
+from l2o.evaluation.tables import TableError
+from l2o.evaluation.tuning import RATES
 from problems import DatasetUnavailable, get_problem, load_dataset
 
 
@@ -39,7 +40,7 @@ def _main(arguments: list[str] | None) -> int:
             "A process of the search was killed, perhaps for memory; the fits that ended are "
             "kept. The same command, with fewer --jobs, goes on"
         ) from error
-    except (RunError, TrialsError, l2o.PolicyError, DatasetUnavailable) as error:
+    except (RunError, TableError, l2o.PolicyError, DatasetUnavailable) as error:
         raise UserError(str(error)) from error
     except BrokenPipeError:
         raise

@@ -14,12 +14,11 @@ from pathlib import Path
 from l2o.amalgamation.rundir import Claim, check_free
 from l2o.commands.terminal import Progress, UserError, duration, quiet_start
 from l2o.evaluation.fit import Warmup
+from l2o.evaluation.tables import TableError, read_table
 from l2o.evaluation.tuning import (
     RATES,
     Trial,
-    TrialsError,
     choose,
-    read_trials,
     table,
     write_trials,
 )
@@ -75,15 +74,15 @@ def search(
         The trials of this search.
 
     Raises:
-        TrialsError: If `path` is no table of trials, or one of another problem or data.
+        TableError: If `path` is no table of trials, or one of another problem or data.
         BrokenProcessPool: If a process died.
     """
-    trials = read_trials(path) if path.exists() else []
+    trials = read_table(path, Trial) if path.exists() else []
     mine = (settings.problem, dataset, settings.epochs)
     for trial in trials:
         theirs = (trial.problem, trial.dataset, trial.epochs)
         if mine != theirs:
-            raise TrialsError(
+            raise TableError(
                 f"{path} holds trials of {theirs[0]} on {theirs[1]}, {theirs[2]} epochs; asked "
                 f"for {mine[0]} on {mine[1]}, {mine[2]} epochs. Choose another --output."
             )
@@ -186,7 +185,7 @@ def tune(
 
     Raises:
         RunError: If the directory cannot be written, is in use, or holds something else.
-        TrialsError: If it holds another search.
+        TableError: If it holds another search.
         UserError: If the fits are too short for a rate to matter.
     """
     check_free(output, TRIALS)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
 from statistics import mean
 
-from l2o.files import write_atomically
+from l2o.evaluation.tables import write_table
 from l2o.rules.pools import TEACHERS
 
 RATES = (5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0)
@@ -24,6 +22,9 @@ class Trial:
         dataset: The data really used.
         validation_loss: After the last epoch; infinite where the fit diverged.
         diverged_at: The step of the first loss that was not finite, or -1.
+
+    Raises:
+        ValueError: If there is no such teacher.
     """
 
     problem: str
@@ -36,46 +37,15 @@ class Trial:
     validation_accuracy: float
     diverged_at: int
 
-
-class TrialsError(ValueError):
-    """A table of trials that cannot be gone on with."""
-
-
-def read_trials(path: Path) -> list[Trial]:
-    """Reads a table of trials; a last line cut short by a crash is left out.
-
-    Raises:
-        TrialsError: If the file is not such a table.
-    """
-    with open(path, newline="") as file:
-        rows = list(csv.reader(file))
-    names = [f.name for f in fields(Trial)]
-    if not rows or rows[0] != names:
-        raise TrialsError(f"{path} is not a table of trials with columns {', '.join(names)}")
-    kinds = {"str": str, "int": int, "float": float}
-    trials = []
-    for number, row in enumerate(rows[1:], start=2):
-        try:
-            values = [kinds[f.type](text) for f, text in zip(fields(Trial), row, strict=True)]
-        except ValueError as error:
-            if number == len(rows):
-                break
-            raise TrialsError(f"{path}, line {number} is not a trial: {row}") from error
-        trials.append(Trial(*values))
-        if trials[-1].teacher not in TEACHERS:
-            raise TrialsError(f"{path}, line {number} has no teacher that there is: {row}")
-    return trials
+    def __post_init__(self):
+        if self.teacher not in TEACHERS:
+            raise ValueError(f"there is no teacher {self.teacher!r}")
 
 
 def write_trials(path: Path, trials: Sequence[Trial]) -> None:
-    """Writes a table of trials, sorted, in one piece."""
+    """Writes a table of trials, sorted, in one piece; `read_table` reads it."""
     order = list(TEACHERS)
-    trials = sorted(trials, key=lambda t: (order.index(t.teacher), t.rate, t.seed))
-    text = io.StringIO()
-    table = csv.DictWriter(text, [f.name for f in fields(Trial)], lineterminator="\n")
-    table.writeheader()
-    table.writerows(asdict(trial) for trial in trials)
-    write_atomically(path, text.getvalue())
+    write_table(path, sorted(trials, key=lambda t: (order.index(t.teacher), t.rate, t.seed)), Trial)
 
 
 @dataclass(frozen=True)
