@@ -1,5 +1,6 @@
 """python evaluate.py: names, table, resuming, and what it says when it cannot."""
 
+import json
 import os
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,8 +10,8 @@ import pytest
 
 import problems
 from l2o import save_policy
-from l2o.amalgamation.rundir import RunDirectory
 from l2o.commands.evaluate import main
+from l2o.commands.forecast import Forecast
 from l2o.evaluation import run as running
 from l2o.evaluation.contenders import ContenderError, get_contenders, newest_run
 from l2o.evaluation.results import Result, by_evaluation, read_results, write_results
@@ -65,9 +66,10 @@ def make_policy(path: Path, seed: int = 0, rule=None) -> Path:
 
 def make_run(path: Path, seed: int = 0, finished: bool = True) -> Path:
     """A run directory as training leaves it."""
-    directory = RunDirectory(path, {"phases": ["choice", "policy"]})
-    directory.save({}, {"phase": 1, "progress": {"finished": finished}})
-    directory._lock.close()
+    path.mkdir(parents=True)
+    (path / "config.json").write_text(json.dumps({"phases": ["choice", "policy"]}))
+    status = {"phase": 1, "progress": {"finished": finished}}
+    np.savez(path / "checkpoint.npz", status=np.array(json.dumps(status)))
     make_policy(path / "policy", seed)
     return path
 
@@ -352,3 +354,17 @@ def test_every_kind_of_optimizer_runs(tmp_path):
 
 def test_a_keras_optimizer_runs_privately(tmp_path):
     runs("mnist_dp", "keras:Nadam", tmp_path=tmp_path)
+
+
+def test_forecast_ends_where_the_evaluations_do():
+    tasks = [Task(get_problem("mnist_mlp"), tiny("mnist"))]
+    plan, contenders = Plan(2, 3), get_contenders("adam") + get_contenders("sgd")
+    todo = [(tasks[0], repeat, c) for repeat in (1, 2) for c in contenders]
+    forecast = Forecast(todo, plan)
+    seen = [
+        forecast.at(*each, steps) for each in [(t, c, r) for t, r, c in todo] for steps in (0, 6)
+    ]
+    behind, left = zip(*seen, strict=True)
+    assert behind[0] == 0 and list(behind) == sorted(behind)
+    assert behind[-1] == pytest.approx(forecast.total)
+    assert left[0] > left[2] > left[-1] == pytest.approx(0, abs=1e-9)

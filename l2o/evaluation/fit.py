@@ -15,7 +15,7 @@ from l2o.evaluation.steppers import Stepper
 
 _SCORING_BATCH = 1000
 # A compiled call is a whole epoch, or as many steps as take so long: Ctrl-C waits for its end.
-_CALL_SECONDS, _FIRST_CALL_STEPS = 5.0, 20
+_CALL_SECONDS, _FIRST_CALL_STEPS = 3.0, 20
 
 
 @dataclass(frozen=True)
