@@ -104,8 +104,6 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         self._start = _initial_state(self._policy)
         self._slots: _Slots | None = None
         self._warned = False
-        # One for each set of variables that come with gradients, mostly a single one.
-        self._move = lru_cache(maxsize=None)(partial(_compiled_move, self._policy.rule))
 
     @classmethod
     def load(cls, path_or_name: Path | str, **kwargs) -> AmalgamatedOptimizer:
@@ -184,6 +182,18 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 stacklevel=3,
             )
 
+    def _clip_gradients(self, grads) -> list:
+        """Keras' clipping, but of what the gradient is.
+
+        Rows that a sparse gradient names twice are summed first, and `clipvalue` makes no finite
+        number of an infinite one.
+        """
+        if not (self.clipnorm or self.global_clipnorm or self.clipvalue):
+            return grads
+        whole = [_value(g) for g in grads]
+        clipped = super()._clip_gradients(whole)
+        return [ops.where(ops.isinf(g), g, c) for g, c in zip(whole, clipped, strict=True)]
+
     def _apply_weight_decay(self, variables) -> None:
         """Nothing: decay is part of the step, so that it is skipped with it."""
 
@@ -200,14 +210,14 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
     def _take_step(self, gradients: list, variables: list, learning_rate) -> None:
         states = [self._slots.states[self._get_variable_index(v)] for v in variables]
         held = (states, self._slots.shared, self._slots.skipped)
-        steps, moved = self._move(Layout.of(variables))(
+        steps, moved = _compiled_move(self._policy.rule, Layout.of(variables))(
             _values(self._slots.weights),
             [ops.cast(_value(g), _dtype()) for g in gradients],
             _values(held),
             [self._decay(v) for v in variables],
             ops.less(_value(self.iterations), self.warmup_steps),
             ops.cast(_value(learning_rate), _dtype()),
-            ops.cast(self.warmup_learning_rate, _dtype()),
+            ops.convert_to_tensor(self.warmup_learning_rate, _dtype()),
         )
         self._write(variables, steps, keras.tree.flatten(held), keras.tree.flatten(moved))
 
@@ -321,8 +331,12 @@ def _initial_state(policy: Policy) -> State:
     return State(*({k: ops.convert_to_numpy(v) for k, v in part.items()} for part in state))
 
 
+@lru_cache(maxsize=32)
 def _compiled_move(rule: UpdateRule, layout: Layout) -> Callable:
-    """`_move` for a rule and a layout, as fast as the backend has it."""
+    """`_move` for a rule and a layout, as fast as the backend has it.
+
+    Compiling takes seconds, so optimizers of one rule and alike models share what comes of it.
+    """
     move = partial(_move, rule, layout)
     if keras.backend.backend() == "tensorflow" and sys.platform != "darwin":
         import tensorflow as tf
