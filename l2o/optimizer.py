@@ -178,7 +178,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             self._warned = True
             warnings.warn(
                 f"{self.name}: gradients were not finite; {self.skipped_steps} of "
-                f"{int(self._iterations)} steps so far were skipped (see skipped_steps)",
+                f"{int(ops.convert_to_numpy(self._iterations))} steps so far were skipped (see skipped_steps)",
                 stacklevel=3,
             )
 
@@ -506,6 +506,8 @@ def _decoded(config: dict[str, Any]) -> np.ndarray:
 def _policy_from_config(config: dict[str, Any]) -> Policy:
     try:
         weights = [_decoded(w) for w in config["weights"]]
-        return Policy(rule_from_config(config["rule"]), weights, dict(config["card"]))
+        policy = Policy(rule_from_config(config["rule"]), weights, dict(config["card"]))
+        _initial_state(policy)
     except (KeyError, TypeError, ValueError) as error:
         raise PolicyError(f"The optimizer's policy cannot be read: {error!r}") from error
+    return policy

@@ -99,7 +99,8 @@ def test_clipping(setting, wanted):
 
 
 def test_clipping_comes_before_the_policy_sees_the_gradient():
-    clipped, plain = (AmalgamatedOptimizer(Momentum(1.0), warmup_steps=1, **s) for s in ({"clipvalue": 1.0}, {}))  # fmt: skip  # noqa: E501
+    clipped = AmalgamatedOptimizer(Momentum(1.0), warmup_steps=1, clipvalue=1.0)
+    plain = AmalgamatedOptimizer(Momentum(1.0), warmup_steps=1)
     first, second = matrix(), matrix()
     for size in (5.0, 0.5, 3.0):
         clipped.apply([size * ONES], [first])
@@ -133,7 +134,8 @@ def test_weight_decay_is_that_of_keras(warmup):
 @pytest.mark.filterwarnings("ignore:weight_decay")
 def test_variables_are_excluded_from_weight_decay():
     by_name, by_list = sgd(weight_decay=0.1), sgd(weight_decay=0.1)
-    plain, named, listed = keras.Variable(2.0), keras.Variable(2.0, name="bias"), keras.Variable(2.0)  # fmt: skip  # noqa: E501
+    plain, listed = keras.Variable(2.0), keras.Variable(2.0)
+    named = keras.Variable(2.0, name="bias")
     by_name.exclude_from_weight_decay(var_names=["bias"])
     by_list.exclude_from_weight_decay(var_list=[listed])
     by_name.apply([0.0, 0.0], [plain, named])
