@@ -34,6 +34,7 @@ BLOCK = 2**20
 # compiled.
 ALONE, MOST_ALONE = 2**12, 32
 WEIGHT_DECAY_LIMIT = 1e-4
+BACKENDS = ("tensorflow", "jax", "torch")
 
 
 @dataclass
@@ -85,6 +86,11 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         warmup_learning_rate: float = 0.01,
         **kwargs,
     ):
+        if keras.backend.backend() not in BACKENDS:
+            raise ValueError(
+                f"AmalgamatedOptimizer runs on Keras' backends {', '.join(BACKENDS)}. "
+                f"Received: {keras.backend.backend()}"
+            )
         super().__init__(
             float(learning_rate) if isinstance(learning_rate, int) else learning_rate, **kwargs
         )
@@ -156,7 +162,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         """A variable of `value`; where `columns` is given, of as many copies of its only one."""
         return self.add_variable(
             value.shape if columns is None else (*value.shape[:-1], columns),
-            initializer=lambda shape, dtype: ops.broadcast_to(ops.cast(value, dtype), shape),
+            initializer=lambda shape, dtype: ops.cast(value, dtype) + ops.zeros(shape, dtype),
             dtype=str(value.dtype),
             aggregation="only_first_replica",
             name=name,
@@ -176,9 +182,10 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
     def _warn_of_skipped_steps(self) -> None:
         if not self._warned and self.skipped_steps:
             self._warned = True
+            steps = int(ops.convert_to_numpy(self._iterations))
             warnings.warn(
-                f"{self.name}: gradients were not finite; {self.skipped_steps} of "
-                f"{int(ops.convert_to_numpy(self._iterations))} steps so far were skipped (see skipped_steps)",
+                f"{self.name}: gradients were not finite; {self.skipped_steps} of {steps} steps "
+                "so far were skipped (see skipped_steps)",
                 stacklevel=3,
             )
 

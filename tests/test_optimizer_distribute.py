@@ -26,10 +26,11 @@ def optimizer(rule=None, **settings) -> AmalgamatedOptimizer:
     return AmalgamatedOptimizer(policy, **{"warmup_steps": 2} | settings)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def strategy():
-    """One for all tests: a second over the same devices takes the first's results for its own."""
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    """Reduces without collective operations: those of several strategies in a process clash."""
+    one_device = tf.distribute.ReductionToOneDevice()
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], cross_device_ops=one_device)
 
 
 def walk(strategy, optimizer, gradients, variable):
