@@ -29,7 +29,7 @@ from l2o.rules import Layout, State, UpdateRule, rule_from_config
 
 # A coordinatewise rule runs on this many coordinates at a time, which bounds its activations
 # (some 1.5 kB a coordinate for RNNProp) whatever the size of the model.
-BLOCK = 2**20
+BLOCK = 2**18
 # Tensors of so many coordinates are blocks by themselves; at most so many are, as each is
 # compiled.
 ALONE, MOST_ALONE = 2**12, 32
@@ -416,7 +416,9 @@ def _by_blocks(rule, function, layout, gradients, states, shared):
             for name in states[0].coordinate
         }
         gradient = _joined([_cut(flat[k], a, b) for k, a, b in pieces])
-        step, state = function(gradient, State(columns, tensor, shared), layout.block(start, stop))
+        long = rule.coordinatewise and stop - start > BLOCK
+        run = partial(_looped, function) if long else function
+        step, state = run(gradient, State(columns, tensor, shared), layout.block(start, stop))
         for k, a, b in pieces:
             steps[k].append(_cut(step, place, place + b - a))
             for name, values in state.coordinate.items():
@@ -437,17 +439,54 @@ def _by_blocks(rule, function, layout, gradients, states, shared):
 def _blocks(layout: Layout) -> list[tuple[int, int]]:
     """Where the vector is cut: at most `BLOCK` coordinates each, and big tensors by themselves.
 
-    A block of one tensor needs no joining of states, which takes a third of the step's time.
+    A block of one tensor needs no joining of states, which takes a third of the step's time. Only
+    such a block may be longer than `BLOCK`.
     """
-    alone = max(ALONE, layout.size // MOST_ALONE)
-    cuts, start = {0, layout.size}, 0
-    for offset, size in zip(layout.offsets, layout.sizes, strict=True):
-        if size >= alone:
-            cuts |= {offset, offset + size}
-    for stop in sorted(cuts):
-        cuts |= set(range(start, stop, BLOCK))
-        start = stop
-    return list(pairwise(sorted(cuts)))
+    alone = min(max(ALONE, layout.size // MOST_ALONE), BLOCK)
+    big = [(o, o + s) for o, s in zip(layout.offsets, layout.sizes, strict=True) if s >= alone]
+    cuts = sorted({0, layout.size, *(cut for block in big for cut in block)})
+    blocks = []
+    for start, stop in pairwise(cuts):
+        whole = (start, stop) in big
+        blocks += [(start, stop)] if whole else pairwise([*range(start, stop, BLOCK), stop])
+    return blocks
+
+
+def _looped(function, gradient, state: State, layout: Layout):
+    """`function(gradient, state, layout)` over one long tensor, some coordinates at a time.
+
+    One part after the other, whose activations then share their memory.
+    """
+    size = layout.size
+    count = -(-size // BLOCK)
+    length = -(-size // count)
+    part = layout.block(0, length)
+
+    def place(values, start):
+        return (0,) * (len(values.shape) - 1) + (start,)
+
+    def body(i, done):
+        # The last part starts early enough to be as long as the others: what two parts have in
+        # common comes out alike, as both read the old state.
+        start = ops.minimum(i * length, size - length)
+
+        def cut(values):
+            return ops.slice(values, place(values, start), (*values.shape[:-1], length))
+
+        columns = {name: cut(values) for name, values in state.coordinate.items()}
+        step, new = function(cut(gradient), State(columns, state.tensor, state.shared), part)
+        steps, states, _ = done
+        states = {
+            name: ops.slice_update(states[name], place(values, start), values)
+            for name, values in new.coordinate.items()
+        }
+        return ops.slice_update(steps, (start,), step), states, new.shared
+
+    empty = {name: ops.zeros_like(values) for name, values in state.coordinate.items()}
+    steps, coordinate, shared = ops.fori_loop(
+        0, count, body, (ops.zeros_like(gradient), empty, state.shared)
+    )
+    return steps, State(coordinate, state.tensor, shared)
 
 
 def _joined(parts: list):

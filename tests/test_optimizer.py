@@ -292,23 +292,21 @@ def test_rules_with_state_of_tensors():
     close(walk(AmalgamatedOptimizer(TensorNorm(), warmup_steps=WARM), gradients()), wanted)
 
 
-@pytest.fixture
-def small_blocks(monkeypatch):
-    """Vectors are cut every 9 coordinates, and tensors of 6 are blocks by themselves."""
-    monkeypatch.setattr(l2o.optimizer, "BLOCK", 9)
-    monkeypatch.setattr(l2o.optimizer, "ALONE", 6)
-    monkeypatch.setattr(l2o.optimizer, "MOST_ALONE", LAYOUT.size)
+@pytest.fixture(params=[[0, 1, 6, 18, 30, 34], [0, 20, 34]], ids=["long tensors", "joined"])
+def small_blocks(monkeypatch, request):
+    """Tensors of 3 and more are blocks by themselves and loop over parts; or all are joined."""
+    monkeypatch.setattr(l2o.optimizer, "BLOCK", {6: 3, 3: 20}[len(request.param)])
+    monkeypatch.setattr(l2o.optimizer, "ALONE", 20)
     l2o.optimizer._compiled_move.cache_clear()
-    yield
+    yield list(pairwise(request.param))
     l2o.optimizer._compiled_move.cache_clear()
 
 
 @pytest.mark.parametrize(
-    "rule", [Adam(0.05), Choice((Adam(0.02), SGD(0.3)), units=2), TensorNorm()]
+    "rule", [Adam(0.05), Choice((Adam(0.02),), 2, layers=1), TensorNorm()]
 )
 def test_blocks_change_nothing(rule, small_blocks):
     """A rule that is not coordinatewise runs on the whole vector all the same."""
-    cuts = [0, 6, 15, 18, 27, 30, 34]
-    assert l2o.optimizer._blocks(LAYOUT) == list(pairwise(cuts))
+    assert l2o.optimizer._blocks(LAYOUT) == small_blocks
     path = walk(AmalgamatedOptimizer(policy(rule), warmup_steps=WARM), gradients())
     close(path, expected(policy(rule), gradients()))
