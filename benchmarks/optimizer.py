@@ -33,7 +33,7 @@ from problems import networks
 NETWORKS = {
     "cnn": ((28, 28, 1), networks.cnn),
     "resnet28": ((32, 32, 3), lambda shape, classes: networks.resnet(shape, classes, 28)),
-    "dense10m": ((28, 28, 1), lambda shape, classes: _dense(shape, classes, (2850, 2648))),
+    "dense10m": ((28, 28, 1), lambda shape, classes: _dense(shape, classes, (2850, 2750))),
 }
 
 

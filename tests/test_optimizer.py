@@ -302,9 +302,7 @@ def small_blocks(monkeypatch, request):
     l2o.optimizer._compiled_move.cache_clear()
 
 
-@pytest.mark.parametrize(
-    "rule", [Adam(0.05), Choice((Adam(0.02),), 2, layers=1), TensorNorm()]
-)
+@pytest.mark.parametrize("rule", [Adam(0.05), Choice((Adam(0.02),), 2, layers=1), TensorNorm()])
 def test_blocks_change_nothing(rule, small_blocks):
     """A rule that is not coordinatewise runs on the whole vector all the same."""
     assert l2o.optimizer._blocks(LAYOUT) == small_blocks
