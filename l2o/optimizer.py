@@ -29,11 +29,12 @@ from l2o.rules import Layout, State, UpdateRule, rule_from_config
 
 # A coordinatewise rule runs on this many coordinates at a time, which bounds its activations
 # (some 1.5 kB a coordinate for RNNProp) whatever the size of the model.
-BLOCK = 2**20
+BLOCK = 2**18
 # Tensors of so many coordinates are blocks by themselves; at most so many are, as each is
 # compiled.
 ALONE, MOST_ALONE = 2**12, 32
 WEIGHT_DECAY_LIMIT = 1e-4
+BACKENDS = ("tensorflow", "jax", "torch")
 
 
 @dataclass
@@ -85,6 +86,11 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         warmup_learning_rate: float = 0.01,
         **kwargs,
     ):
+        if keras.backend.backend() not in BACKENDS:
+            raise ValueError(
+                f"AmalgamatedOptimizer runs on Keras' backends {', '.join(BACKENDS)}. "
+                f"Received: {keras.backend.backend()}"
+            )
         super().__init__(
             float(learning_rate) if isinstance(learning_rate, int) else learning_rate, **kwargs
         )
@@ -104,8 +110,6 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         self._start = _initial_state(self._policy)
         self._slots: _Slots | None = None
         self._warned = False
-        # One for each set of variables that come with gradients, mostly a single one.
-        self._move = lru_cache(maxsize=None)(partial(_compiled_move, self._policy.rule))
 
     @classmethod
     def load(cls, path_or_name: Path | str, **kwargs) -> AmalgamatedOptimizer:
@@ -158,7 +162,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         """A variable of `value`; where `columns` is given, of as many copies of its only one."""
         return self.add_variable(
             value.shape if columns is None else (*value.shape[:-1], columns),
-            initializer=lambda shape, dtype: ops.broadcast_to(ops.cast(value, dtype), shape),
+            initializer=lambda shape, dtype: ops.cast(value, dtype) + ops.zeros(shape, dtype),
             dtype=str(value.dtype),
             aggregation="only_first_replica",
             name=name,
@@ -178,11 +182,24 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
     def _warn_of_skipped_steps(self) -> None:
         if not self._warned and self.skipped_steps:
             self._warned = True
+            steps = int(ops.convert_to_numpy(self._iterations))
             warnings.warn(
-                f"{self.name}: gradients were not finite; {self.skipped_steps} of "
-                f"{int(self._iterations)} steps so far were skipped (see skipped_steps)",
+                f"{self.name}: gradients were not finite; {self.skipped_steps} of {steps} steps "
+                "so far were skipped (see skipped_steps)",
                 stacklevel=3,
             )
+
+    def _clip_gradients(self, grads) -> list:
+        """Keras' clipping, but of what the gradient is.
+
+        Rows that a sparse gradient names twice are summed first, and `clipvalue` makes no finite
+        number of an infinite one.
+        """
+        if not (self.clipnorm or self.global_clipnorm or self.clipvalue):
+            return grads
+        whole = [_value(g) for g in grads]
+        clipped = super()._clip_gradients(whole)
+        return [ops.where(ops.isinf(g), g, c) for g, c in zip(whole, clipped, strict=True)]
 
     def _apply_weight_decay(self, variables) -> None:
         """Nothing: decay is part of the step, so that it is skipped with it."""
@@ -200,14 +217,14 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
     def _take_step(self, gradients: list, variables: list, learning_rate) -> None:
         states = [self._slots.states[self._get_variable_index(v)] for v in variables]
         held = (states, self._slots.shared, self._slots.skipped)
-        steps, moved = self._move(Layout.of(variables))(
+        steps, moved = _compiled_move(self._policy.rule, Layout.of(variables))(
             _values(self._slots.weights),
             [ops.cast(_value(g), _dtype()) for g in gradients],
             _values(held),
             [self._decay(v) for v in variables],
             ops.less(_value(self.iterations), self.warmup_steps),
             ops.cast(_value(learning_rate), _dtype()),
-            ops.cast(self.warmup_learning_rate, _dtype()),
+            ops.convert_to_tensor(self.warmup_learning_rate, _dtype()),
         )
         self._write(variables, steps, keras.tree.flatten(held), keras.tree.flatten(moved))
 
@@ -321,8 +338,12 @@ def _initial_state(policy: Policy) -> State:
     return State(*({k: ops.convert_to_numpy(v) for k, v in part.items()} for part in state))
 
 
+@lru_cache(maxsize=32)
 def _compiled_move(rule: UpdateRule, layout: Layout) -> Callable:
-    """`_move` for a rule and a layout, as fast as the backend has it."""
+    """`_move` for a rule and a layout, as fast as the backend has it.
+
+    Compiling takes seconds, so optimizers of one rule and alike models share what comes of it.
+    """
     move = partial(_move, rule, layout)
     if keras.backend.backend() == "tensorflow" and sys.platform != "darwin":
         import tensorflow as tf
@@ -395,7 +416,9 @@ def _by_blocks(rule, function, layout, gradients, states, shared):
             for name in states[0].coordinate
         }
         gradient = _joined([_cut(flat[k], a, b) for k, a, b in pieces])
-        step, state = function(gradient, State(columns, tensor, shared), layout.block(start, stop))
+        long = rule.coordinatewise and stop - start > BLOCK
+        run = partial(_looped, function) if long else function
+        step, state = run(gradient, State(columns, tensor, shared), layout.block(start, stop))
         for k, a, b in pieces:
             steps[k].append(_cut(step, place, place + b - a))
             for name, values in state.coordinate.items():
@@ -416,17 +439,54 @@ def _by_blocks(rule, function, layout, gradients, states, shared):
 def _blocks(layout: Layout) -> list[tuple[int, int]]:
     """Where the vector is cut: at most `BLOCK` coordinates each, and big tensors by themselves.
 
-    A block of one tensor needs no joining of states, which takes a third of the step's time.
+    A block of one tensor needs no joining of states, which takes a third of the step's time. Only
+    such a block may be longer than `BLOCK`.
     """
-    alone = max(ALONE, layout.size // MOST_ALONE)
-    cuts, start = {0, layout.size}, 0
-    for offset, size in zip(layout.offsets, layout.sizes, strict=True):
-        if size >= alone:
-            cuts |= {offset, offset + size}
-    for stop in sorted(cuts):
-        cuts |= set(range(start, stop, BLOCK))
-        start = stop
-    return list(pairwise(sorted(cuts)))
+    alone = min(max(ALONE, layout.size // MOST_ALONE), BLOCK)
+    big = [(o, o + s) for o, s in zip(layout.offsets, layout.sizes, strict=True) if s >= alone]
+    cuts = sorted({0, layout.size, *(cut for block in big for cut in block)})
+    blocks = []
+    for start, stop in pairwise(cuts):
+        whole = (start, stop) in big
+        blocks += [(start, stop)] if whole else pairwise([*range(start, stop, BLOCK), stop])
+    return blocks
+
+
+def _looped(function, gradient, state: State, layout: Layout):
+    """`function(gradient, state, layout)` over one long tensor, some coordinates at a time.
+
+    One part after the other, whose activations then share their memory.
+    """
+    size = layout.size
+    count = -(-size // BLOCK)
+    length = -(-size // count)
+    part = layout.block(0, length)
+
+    def place(values, start):
+        return (0,) * (len(values.shape) - 1) + (start,)
+
+    def body(i, done):
+        # The last part starts early enough to be as long as the others: what two parts have in
+        # common comes out alike, as both read the old state.
+        start = ops.minimum(i * length, size - length)
+
+        def cut(values):
+            return ops.slice(values, place(values, start), (*values.shape[:-1], length))
+
+        columns = {name: cut(values) for name, values in state.coordinate.items()}
+        step, new = function(cut(gradient), State(columns, state.tensor, state.shared), part)
+        steps, states, _ = done
+        states = {
+            name: ops.slice_update(states[name], place(values, start), values)
+            for name, values in new.coordinate.items()
+        }
+        return ops.slice_update(steps, (start,), step), states, new.shared
+
+    empty = {name: ops.zeros_like(values) for name, values in state.coordinate.items()}
+    steps, coordinate, shared = ops.fori_loop(
+        0, count, body, (ops.zeros_like(gradient), empty, state.shared)
+    )
+    return steps, State(coordinate, state.tensor, shared)
 
 
 def _joined(parts: list):
@@ -492,6 +552,8 @@ def _decoded(config: dict[str, Any]) -> np.ndarray:
 def _policy_from_config(config: dict[str, Any]) -> Policy:
     try:
         weights = [_decoded(w) for w in config["weights"]]
-        return Policy(rule_from_config(config["rule"]), weights, dict(config["card"]))
+        policy = Policy(rule_from_config(config["rule"]), weights, dict(config["card"]))
+        _initial_state(policy)
     except (KeyError, TypeError, ValueError) as error:
         raise PolicyError(f"The optimizer's policy cannot be read: {error!r}") from error
+    return policy

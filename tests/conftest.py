@@ -1,6 +1,7 @@
 """What all tests share: a quiet TensorFlow, four logical CPU devices, seeds, float64, a network."""
 
 import os
+from dataclasses import fields
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -10,6 +11,8 @@ import pytest
 import tensorflow as tf
 
 from l2o.amalgamation.optimizee import Batch
+from l2o.rules import SGD, Adam
+from l2o.rules.base import REGISTRY, UpdateRule
 
 tf.get_logger().setLevel("ERROR")
 tf.config.set_logical_device_configuration(
@@ -62,3 +65,15 @@ def data() -> Batch:
     patches = generator.normal(size=(3, 8, 8, 1))
     inputs = patches[labels] + generator.normal(size=(64, 8, 8, 1))
     return Batch(inputs.astype("float32"), labels)
+
+
+def _small(rule: type[UpdateRule]) -> UpdateRule:
+    settings = {"learning_rate": 0.05, "units": 4, "teachers": (Adam(0.02), SGD(0.3))}
+    names = {field.name for field in fields(rule)}
+    return rule(**{name: value for name, value in settings.items() if name in names})
+
+
+@pytest.fixture(params=sorted(REGISTRY))
+def any_rule(request) -> UpdateRule:
+    """Every teacher and every policy there is, small."""
+    return _small(REGISTRY[request.param])

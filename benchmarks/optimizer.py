@@ -1,0 +1,137 @@
+"""Steps per second of `fit` with AmalgamatedOptimizer(RNNProp), beside Keras' Adam in the same run.
+
+    python benchmarks/optimizer.py                         # the Train CNN
+    python benchmarks/optimizer.py --network resnet28
+    python benchmarks/optimizer.py --network dense10m --batch 8 --steps 2
+
+Both train the same network on random images, in turns, so that whatever else the machine does hits
+both. Prints a table and one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import keras
+import numpy as np
+
+import l2o
+from l2o.rules import RNNProp
+from problems import networks
+
+NETWORKS = {
+    "cnn": ((28, 28, 1), networks.cnn),
+    "resnet28": ((32, 32, 3), lambda shape, classes: networks.resnet(shape, classes, 28)),
+    "dense10m": ((28, 28, 1), lambda shape, classes: _dense(shape, classes, (2850, 2750))),
+}
+
+
+def _dense(shape, classes: int, widths: tuple[int, ...]) -> keras.Model:
+    layers = keras.layers
+    hidden = [layers.Dense(width, "relu") for width in widths]
+    return keras.Sequential([layers.Input(shape), layers.Flatten(), *hidden, layers.Dense(classes)])
+
+
+def policy() -> l2o.AmalgamatedOptimizer:
+    """RNNProp as it is made; what its weights are makes no difference to the time."""
+    rule = RNNProp()
+    weights = [np.asarray(w) for w in rule.initial_weights(0)]
+    return l2o.AmalgamatedOptimizer(l2o.Policy(rule, weights), warmup_steps=1)
+
+
+class Runner:
+    """A model in training.
+
+    Args:
+        arguments: The command line's.
+        optimizer: The optimizer.
+        steps_per_execution: As for `compile`.
+    """
+
+    def __init__(self, arguments, optimizer, steps_per_execution: int):
+        shape, build = NETWORKS[arguments.network]
+        keras.utils.set_random_seed(0)
+        self.model = build(shape, 10)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        self.model.compile(
+            optimizer,
+            loss,
+            steps_per_execution=steps_per_execution,
+            jit_compile={"auto": "auto", "on": True, "off": False}[arguments.jit],
+        )
+        generator, examples = np.random.default_rng(0), arguments.batch * arguments.steps
+        self._images = generator.random((examples, *shape), "float32")
+        self._labels = generator.integers(0, 10, examples)
+        self._batch = arguments.batch
+
+    def seconds_per_step(self) -> float:
+        start = time.perf_counter()
+        self.model.fit(self._images, self._labels, self._batch, verbose=0, shuffle=False)
+        return (time.perf_counter() - start) * self._batch / len(self._labels)
+
+
+def compare(arguments, steps_per_execution: int) -> dict:
+    """Median seconds a step of both, in alternating blocks."""
+    runners = {
+        "adam": Runner(arguments, keras.optimizers.Adam(), steps_per_execution),
+        "policy": Runner(arguments, policy(), steps_per_execution),
+    }
+    times = {name: [] for name in runners}
+    for block in range(arguments.blocks + 1):
+        for name, runner in runners.items():
+            seconds = runner.seconds_per_step()
+            if block:  # the first compiles and warms up
+                times[name].append(seconds)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    optimizer = runners["policy"].model.optimizer
+    parameters = sum(int(np.prod(v.shape)) for v in runners["policy"].model.trainable_variables)
+    return {
+        "network": arguments.network,
+        "parameters": parameters,
+        "batch": arguments.batch,
+        "steps_per_execution": steps_per_execution,
+        "adam_ms": 1e3 * medians["adam"],
+        "policy_ms": 1e3 * medians["policy"],
+        "speed": medians["adam"] / medians["policy"],
+        "bytes_per_parameter": sum(v.value.numpy().nbytes for v in optimizer.variables)
+        / parameters,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--network", choices=NETWORKS, default="cnn")
+    parser.add_argument("--batch", type=int, default=128, help="examples a step")
+    parser.add_argument("--steps", type=int, default=100, help="steps a block")
+    parser.add_argument("--blocks", type=int, default=7, help="blocks of each optimizer")
+    parser.add_argument("--executions", type=int, nargs="+", default=[1, 20])
+    parser.add_argument("--jit", choices=["auto", "on", "off"], default="auto")
+    arguments = parser.parse_args()
+    results = [compare(arguments, steps) for steps in arguments.executions]
+    print(
+        "network    parameters  batch  steps/execution  Adam ms  policy ms  speed  bytes/parameter"
+    )
+    for r in results:
+        print(
+            f"{r['network']:9}  {r['parameters']:10,}  {r['batch']:5}  "
+            f"{r['steps_per_execution']:15}  {r['adam_ms']:7.2f}  {r['policy_ms']:9.2f}  "
+            f"{r['speed']:5.0%}  {r['bytes_per_parameter']:15.0f}"
+        )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
+    print(json.dumps({"results": results, "peak_gb": peak, "jit": arguments.jit, **machine}))
+
+
+if __name__ == "__main__":
+    main()

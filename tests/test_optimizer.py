@@ -1,0 +1,310 @@
+"""AmalgamatedOptimizer's step: the rule's own, the trainer's own, and what is skipped or left."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import l2o
+import l2o.optimizer
+from l2o import AmalgamatedOptimizer, Policy
+from l2o.amalgamation.optimizee import Batch
+from l2o.amalgamation.unroll import Amalgamation, begin, practise, warm_up
+from l2o.rules import SGD, Adam, Choice, Layout, Momentum, RNNProp, State, UpdateRule
+
+SHAPES = ((), (5,), (3, 4), (0, 3), (2, 1, 3, 2), (1, 2, 1, 2, 1))
+LAYOUT = Layout(tuple("abcdef"), SHAPES)
+STEPS, WARM = 8, 3
+
+
+def policy(rule) -> Policy:
+    """The rule with weights whose every entry has a say."""
+    generator = np.random.default_rng(1)
+    fresh = [np.asarray(w) for w in rule.initial_weights(0)]
+    return Policy(rule, [(w + 0.3 * generator.normal(size=w.shape)).astype(w.dtype) for w in fresh])
+
+
+def gradients(steps=STEPS, layout=LAYOUT) -> np.ndarray:
+    """[steps, D], of magnitudes from 1e-3 to 10."""
+    generator = np.random.default_rng(0)
+    scale = np.logspace(-3, 1, layout.size)
+    return (generator.normal(size=(steps, layout.size)) * scale).astype("float32")
+
+
+def start(layout=LAYOUT) -> np.ndarray:
+    return np.random.default_rng(2).normal(size=layout.size).astype("float32")
+
+
+def cut(vector, layout=LAYOUT) -> list[np.ndarray]:
+    parts = np.split(vector, np.cumsum(layout.sizes)[:-1])
+    return [part.reshape(shape) for part, shape in zip(parts, layout.shapes, strict=True)]
+
+
+def variables(layout=LAYOUT) -> list[keras.Variable]:
+    return [keras.Variable(part) for part in cut(start(layout), layout)]
+
+
+def flat(tensors) -> np.ndarray:
+    return np.concatenate([np.ravel(keras.ops.convert_to_numpy(t)) for t in tensors])
+
+
+def walk(optimizer, vectors, layout=LAYOUT) -> np.ndarray:
+    """Parameters [steps, D] after each of the optimizer's steps."""
+    parameters, path = variables(layout), []
+    for vector in vectors:
+        optimizer.apply(cut(vector, layout), parameters)
+        path.append(flat(parameters))
+    return np.stack(path)
+
+
+def expected(policy, vectors, warm=WARM, rate=1.0, warmup_rate=0.01) -> np.ndarray:
+    """The same by the rule alone, on one flat vector."""
+    state, parameters, path = policy.rule.initial_state(LAYOUT), start(), []
+    for i, vector in enumerate(vectors):
+        if i < warm:
+            step = warmup_rate * vector
+            state = policy.rule.observe(policy.weights, tf.constant(vector), state, LAYOUT)
+        else:
+            step, state = policy.rule.update(policy.weights, tf.constant(vector), state, LAYOUT)
+            step = rate * np.asarray(step)
+        parameters = parameters - step
+        path.append(parameters)
+    return np.stack(path)
+
+
+def close(actual, wanted, tolerance=1e-6):
+    np.testing.assert_allclose(actual, wanted, rtol=tolerance, atol=tolerance)
+
+
+def state_of(optimizer) -> list[np.ndarray]:
+    """All that an optimizer remembers, the iteration counter and rate left out."""
+    return [v.numpy() for v in optimizer.variables[2:]]
+
+
+def same(actual, wanted):
+    for a, b in zip(actual, wanted, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_steps_are_the_rules_own(any_rule):
+    taught = policy(any_rule)
+    optimizer = AmalgamatedOptimizer(taught, 0.7, WARM, 0.02)
+    path = walk(optimizer, gradients())
+    close(path, expected(taught, gradients(), rate=0.7, warmup_rate=0.02))
+    assert np.abs(path[-1] - path[WARM]).max() > 1e-3
+    assert int(optimizer.iterations) == STEPS and optimizer.skipped_steps == 0
+
+
+class Linear:
+    """An optimizee whose gradient is the batch itself, wherever the parameters are."""
+
+    layout = LAYOUT
+
+    def initial(self, seed):
+        return start(), []
+
+    def loss(self, parameters, carried, batch, training):
+        return tf.reduce_sum(parameters * batch.inputs), carried
+
+
+def test_the_trainers_step_and_the_optimizers_agree_for_200_steps(any_rule):
+    """Losses of `Linear` may be negative and their logarithms NaN: only the student matters."""
+    taught, warm = policy(any_rule), 100
+    vectors = gradients(200)
+    early, late = (Batch(tf.constant(v), tf.zeros(100)) for v in (vectors[:warm], vectors[warm:]))
+    job = Amalgamation(taught.rule, (), "none", Linear(), warmup_rate=0.01)
+    weights = [tf.constant(w) for w in taught.weights]
+    trajectory = warm_up(job, weights, begin(job, (0,), scaled=False), early)
+    _, _, student = practise(job, weights, trajectory.student, trajectory.scale, late)
+    optimizer = AmalgamatedOptimizer(taught, warmup_steps=warm, warmup_learning_rate=0.01)
+    path = walk(optimizer, vectors)
+    # To a millionth of the largest coordinate, which is what 200 sums in float32 leave of it.
+    for actual, wanted in ((path[99], trajectory.student), (path[-1], student)):
+        largest = np.abs(wanted.parameters).max()
+        np.testing.assert_allclose(actual, wanted.parameters, rtol=0, atol=1e-6 * largest)
+    for name, values in student.state.coordinate.items():
+        states = [s.coordinate[name].numpy() for s in optimizer._slots.states]
+        close(np.concatenate(states, axis=-1), values, 1e-5)
+
+
+def test_warm_up_is_sgd_whatever_the_learning_rate(any_rule):
+    path = walk(AmalgamatedOptimizer(policy(any_rule), 5.0, 1, 0.5), gradients(1))
+    close(path[0], start() - 0.5 * gradients(1)[0], 1e-7)
+
+
+def test_a_variable_without_gradient_stays_and_so_does_its_state():
+    optimizer = AmalgamatedOptimizer(policy(RNNProp(units=4)), warmup_steps=0)
+    alone = AmalgamatedOptimizer(policy(RNNProp(units=4)), warmup_steps=0)
+    first, second, twin = (keras.Variable(np.ones((2, 3), "float32")) for _ in range(3))
+    one = np.full((2, 3), 0.3, "float32")
+    optimizer.apply([one, one], [first, second])
+    alone.apply([one], [twin])
+    before = [v.numpy() for v in optimizer._slots.states[1].coordinate.values()]
+    assert any(np.abs(x).max() > 0 for x in before)
+    stood = second.numpy()
+    with pytest.warns(UserWarning, match="Gradients do not exist"):
+        optimizer.apply([one, None], [first, second])
+    alone.apply([one], [twin])
+    same([v.numpy() for v in optimizer._slots.states[1].coordinate.values()], before)
+    np.testing.assert_array_equal(second.numpy(), stood)
+    close(first.numpy(), twin.numpy())
+    with pytest.raises(ValueError, match="No gradients provided"):
+        optimizer.apply([None, None], [first, second])
+
+
+@pytest.mark.parametrize("clip", ["name", "clipvalue", "clipnorm", "global_clipnorm"])
+def test_sparse_gradients_count_as_dense_ones(clip):
+    """Rows that occur twice are summed."""
+    setting = {clip: "some" if clip == "name" else 3.0}
+    rows, where = np.array([[1, 2, 3, 4], [3, -1, 0, 9], [0.5] * 4], "float32"), [2, 0, 2]
+    dense = np.zeros((3, 4), "float32")
+    np.add.at(dense, where, rows)
+    results = []
+    for gradient in (tf.IndexedSlices(tf.constant(rows), tf.constant(where), (3, 4)), dense):
+        optimizer = AmalgamatedOptimizer(Adam(0.05), warmup_steps=1, **setting)
+        parameters = variables()
+        for vector in gradients(3):
+            each = cut(vector)
+            each[2] = gradient
+            optimizer.apply(each, parameters)
+        results.append(flat(parameters))
+    close(*results)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("clip", ["clipvalue", "clipnorm", "global_clipnorm", "name"])
+def test_a_step_with_a_gradient_that_is_not_finite_is_skipped(bad, clip):
+    setting = {clip: "some" if clip == "name" else 1e9} | {"weight_decay": 1e-4}
+    optimizer = AmalgamatedOptimizer(Adam(0.05), warmup_steps=0, **setting)
+    vectors, parameters = gradients(3), variables()
+    optimizer.apply(cut(vectors[0]), parameters)
+    before, stood = state_of(optimizer), flat(parameters)
+    spoiled = vectors[1].copy()
+    spoiled[4] = bad
+    with pytest.warns(UserWarning, match="1 of 2 steps so far were skipped"):
+        optimizer.apply(cut(spoiled), parameters)
+    np.testing.assert_array_equal(flat(parameters), stood)
+    assert optimizer.skipped_steps == 1 and int(optimizer.iterations) == 2
+    moved = [not np.array_equal(a, b) for a, b in zip(state_of(optimizer), before, strict=True)]
+    names = [v.name for v, has in zip(optimizer.variables[2:], moved, strict=True) if has]
+    assert names == ["skipped_steps"]
+    optimizer.apply(cut(vectors[2]), parameters)
+    untroubled = AmalgamatedOptimizer(Adam(0.05), warmup_steps=0, **setting)
+    close(flat(parameters), walk(untroubled, vectors[[0, 2]])[-1])
+
+
+def test_skipped_steps_are_warned_of_once(recwarn):
+    optimizer = AmalgamatedOptimizer(SGD(1.0))
+    variable = keras.Variable([1.0])
+    for _ in range(3):
+        optimizer.apply([np.array([np.nan], "float32")], [variable])
+    assert optimizer.skipped_steps == 3
+    assert sum("were skipped" in str(w.message) for w in recwarn.list) == 1
+
+
+def test_huge_but_finite_gradients_do_not_poison_the_state(any_rule):
+    optimizer, size = AmalgamatedOptimizer(policy(any_rule), warmup_steps=0), LAYOUT.size
+    path = walk(optimizer, np.full((3, size), [[1], [1e15], [1]], "float32"))
+    assert np.isfinite(path).all()
+    assert all(np.isfinite(x).all() for x in state_of(optimizer))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_state_is_float32_whatever_the_variables_are(dtype):
+    optimizer = AmalgamatedOptimizer(policy(RNNProp(units=4)), warmup_steps=1)
+    variable = keras.Variable(np.ones((4,)), dtype=dtype)
+    for _ in range(3):
+        optimizer.apply([keras.ops.full((4,), 0.5, dtype)], [variable])
+    assert {v.dtype for v in optimizer.variables[2:]} <= {"float32", "int32"}
+    assert variable.dtype == dtype and np.isfinite(np.asarray(variable, "float32")).all()
+    twin = keras.Variable(np.ones((4,)), dtype="float32")
+    exact = AmalgamatedOptimizer(policy(RNNProp(units=4)), warmup_steps=1)
+    for _ in range(3):
+        exact.apply([np.full((4,), 0.5, "float32")], [twin])
+    close(np.asarray(variable, "float32"), twin.numpy(), 1e-6 if dtype == "float32" else 1e-2)
+
+
+def test_float64_is_exact(float64):
+    optimizer = AmalgamatedOptimizer(Adam(0.1), 0.7, warmup_steps=1, warmup_learning_rate=0.01)
+    variable, g = keras.Variable(np.zeros(1)), np.array([0.3])
+    optimizer.apply([g], [variable])
+    np.testing.assert_allclose(variable.numpy(), -0.01 * g, rtol=1e-12)
+    optimizer.apply([g], [variable])
+    step = 0.7 * 0.1 * g / np.sqrt(g**2 + 1e-10)
+    np.testing.assert_allclose(variable.numpy(), -0.01 * g - step, rtol=1e-12)
+
+
+def test_one_compiled_step_serves_alike_models():
+    l2o.optimizer._compiled_move.cache_clear()
+    for _ in range(2):
+        walk(AmalgamatedOptimizer(Momentum(0.1)), gradients(2))
+    assert l2o.optimizer._compiled_move.cache_info().misses == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"policy": "adam"}, "policy must be a Policy or an UpdateRule. Received: 'adam'"),
+        ({"policy": RNNProp()}, "needs weights of shapes"),
+        ({"warmup_steps": -1}, "warmup_steps must be an integer >= 0. Received: -1"),
+        ({"warmup_steps": 2.5}, "warmup_steps must be an integer >= 0. Received: 2.5"),
+        ({"warmup_learning_rate": -1.0}, "warmup_learning_rate must be >= 0. Received: -1.0"),
+        ({"warmup_learning_rate": np.nan}, "warmup_learning_rate must be >= 0. Received: nan"),
+        ({"clipnorm": 1.0, "clipvalue": 1.0}, "Only one of"),
+        ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps"),
+        ({"momentum": 0.9}, "not recognized"),
+        ({"learning_rate": "fast"}, "learning_rate"),
+    ],
+)
+def test_bad_settings_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        AmalgamatedOptimizer(**{"policy": SGD(1.0)} | arguments)
+
+
+@dataclass(frozen=True)
+class TensorNorm(UpdateRule):
+    """Gradient over its tensor's running RMS: with state of tensors, and not coordinatewise."""
+
+    name: ClassVar[str] = "tensor-norm-of-the-tests"
+    coordinatewise: ClassVar[bool] = False
+
+    def initial_state(self, layout):
+        zeros = tf.zeros((2, layout.tensors))
+        return State({"seen": tf.zeros(layout.size)}, {"power": zeros}, {"count": tf.zeros(())})
+
+    def observe(self, weights, gradient, state, layout):
+        return self.update(weights, gradient, state, layout)[1]
+
+    def update(self, weights, gradient, state, layout):
+        power = tf.math.unsorted_segment_mean(gradient**2, layout.segments, layout.tensors)
+        power = 0.9 * state.tensor["power"] + 0.1 * tf.stack([power, 2 * power])
+        step = gradient / tf.sqrt(1e-6 + tf.gather(power[1], layout.segments))
+        seen, count = state.coordinate["seen"] + gradient, state.shared["count"] + 1
+        return step / count, State({"seen": seen}, {"power": power}, {"count": count})
+
+
+def test_rules_with_state_of_tensors():
+    wanted = expected(Policy(TensorNorm()), gradients())
+    close(walk(AmalgamatedOptimizer(TensorNorm(), warmup_steps=WARM), gradients()), wanted)
+
+
+@pytest.fixture(params=[[0, 1, 6, 18, 30, 34], [0, 20, 34]], ids=["long tensors", "joined"])
+def small_blocks(monkeypatch, request):
+    """Tensors of 3 and more are blocks by themselves and loop over parts; or all are joined."""
+    monkeypatch.setattr(l2o.optimizer, "BLOCK", {6: 3, 3: 20}[len(request.param)])
+    monkeypatch.setattr(l2o.optimizer, "ALONE", 20)
+    l2o.optimizer._compiled_move.cache_clear()
+    yield list(pairwise(request.param))
+    l2o.optimizer._compiled_move.cache_clear()
+
+
+@pytest.mark.parametrize("rule", [Adam(0.05), Choice((Adam(0.02),), 2, layers=1), TensorNorm()])
+def test_blocks_change_nothing(rule, small_blocks):
+    """A rule that is not coordinatewise runs on the whole vector all the same."""
+    assert l2o.optimizer._blocks(LAYOUT) == small_blocks
+    path = walk(AmalgamatedOptimizer(policy(rule), warmup_steps=WARM), gradients())
+    close(path, expected(policy(rule), gradients()))

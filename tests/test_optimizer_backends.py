@@ -1,0 +1,139 @@
+"""AmalgamatedOptimizer under Keras' other backends, each in a process of its own."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from l2o import AmalgamatedOptimizer, save_policy
+from l2o.rules import SGD, Adam, Choice, RNNProp
+
+ROOT = Path(__file__).parents[1]
+RULES = {
+    "adam": Adam(0.05),
+    "rnnprop": RNNProp(units=4),
+    "choice": Choice((Adam(0.02), SGD(0.3)), units=4),
+}
+SETTINGS = {
+    "plain": {},
+    "decayed": {"weight_decay": 1e-4, "learning_rate": 0.5},
+    "clipped": {"clipvalue": 0.5},
+    "norm": {"clipnorm": 0.5},
+    "global": {"global_clipnorm": 0.5},
+    "averaged": {"use_ema": True, "ema_overwrite_frequency": 3},
+    "accumulated": {"gradient_accumulation_steps": 2},
+}
+
+
+def start() -> list[np.ndarray]:
+    generator = np.random.default_rng(1)
+    return [generator.normal(size=shape).astype("float32") for shape in ((3, 2), (2,), ())]
+
+
+def walk(optimizer, spoilt: int = -1) -> np.ndarray:
+    """Where an optimizer gets to in 20 steps, [9]; step number `spoilt` has a NaN."""
+    variables = [keras.Variable(x) for x in start()]
+    generator = np.random.default_rng(0)
+    for k in range(20):
+        gradients = [generator.normal(size=v.shape).astype("float32") for v in variables]
+        if k == spoilt:
+            gradients[0][0, 0] = np.nan
+        optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients], variables)
+    return np.concatenate([keras.ops.convert_to_numpy(v).ravel() for v in variables])
+
+
+def results(folder) -> dict[str, np.ndarray]:
+    """What must be alike everywhere: walks of all rules and all settings."""
+    load = AmalgamatedOptimizer.load
+    found = {
+        f"{name}, {label}": walk(load(f"{folder}/{name}", warmup_steps=3, **settings))
+        for name in RULES
+        for label, settings in SETTINGS.items()
+        if name == "adam" or label == "plain"
+    }
+    skipping = load(f"{folder}/rnnprop", warmup_steps=3)
+    found["skipping"] = walk(skipping, spoilt=10)
+    found["skipped"] = np.array(skipping.skipped_steps)
+    return found
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    inputs = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
+    return inputs, inputs.sum(axis=1, keepdims=True)
+
+
+def train(model) -> list[float]:
+    return model.fit(*data(), 8, 3, shuffle=False, verbose=0).history["loss"]
+
+
+def numbers(model) -> list[np.ndarray]:
+    values = [keras.ops.convert_to_numpy(v) for v in model.optimizer.variables]
+    return [*model.get_weights(), *values]
+
+
+def in_the_backend(folder) -> None:
+    """What the process of the backend runs."""
+    np.savez(f"{folder}/there.npz", **results(folder))
+    model = keras.saving.load_model(f"{folder}/model.keras")
+    losses = train(model)
+    assert losses[-1] < losses[0]
+    np.savez(f"{folder}/trained.npz", *model.get_weights())
+    model.save(f"{folder}/again.keras")
+    again = keras.saving.load_model(f"{folder}/again.keras")
+    for _ in range(2):
+        for one, other in zip(numbers(model), numbers(again), strict=True):
+            np.testing.assert_array_equal(one, other)
+        train(model), train(again)
+    try:
+        import l2o.amalgamation
+    except ImportError as error:
+        assert "KERAS_BACKEND=" in str(error), error
+    else:
+        raise AssertionError(f"{l2o.amalgamation} was imported")
+
+
+def run(backend: str, code: str, *arguments) -> subprocess.CompletedProcess:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    environment = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": paths}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_the_same_policies_take_the_same_steps(backend, tmp_path):
+    """And load, fit, save and resume, from a model that TensorFlow saved, too."""
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"{backend} is not installed (pip install 'l2o[{backend}]')")
+    for name, rule in RULES.items():
+        weights = [np.asarray(w) for w in rule.initial_weights(0)]
+        save_policy(tmp_path / name, rule, weights, {})
+    keras.utils.set_random_seed(1)
+    layers = keras.layers
+    model = keras.Sequential([layers.Input((3,)), layers.Dense(2, "tanh"), layers.Dense(1)])
+    model.compile(AmalgamatedOptimizer.load(tmp_path / "rnnprop", warmup_steps=3), "mse")
+    train(model)
+    model.save(tmp_path / "model.keras")
+    code = "import sys, test_optimizer_backends as t; t.in_the_backend(sys.argv[1])"
+    done = run(backend, code, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with np.load(tmp_path / "there.npz") as there:
+        here = results(tmp_path)
+        assert sorted(there) == sorted(here) and here["skipped"] == 1
+        for name, wanted in here.items():
+            np.testing.assert_allclose(there[name], wanted, rtol=1e-5, atol=1e-5, err_msg=name)
+    train(model)
+    with np.load(tmp_path / "trained.npz") as trained:
+        for name, wanted in zip(trained, model.get_weights(), strict=True):
+            np.testing.assert_allclose(trained[name], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_other_backends_are_refused():
+    code = "import l2o, l2o.rules; l2o.AmalgamatedOptimizer(l2o.rules.SGD(1.0))"
+    done = run("numpy", code)
+    assert done.returncode == 1
+    assert "runs on Keras' backends tensorflow, jax, torch. Received: numpy" in done.stderr

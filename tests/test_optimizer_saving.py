@@ -1,0 +1,269 @@
+"""AmalgamatedOptimizer saved and loaded: configurations, models, weights, checkpoints, backups."""
+
+import copy
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from l2o import AmalgamatedOptimizer, Policy, PolicyError, save_policy
+from l2o.rules import SGD, Adam, RNNProp
+
+ROOT = Path(__file__).parents[1]
+
+
+def policy(rule) -> Policy:
+    return Policy(rule, [np.asarray(w) for w in rule.initial_weights(3)], {"problem": "a test"})
+
+
+def optimizer(rule=None, **settings) -> AmalgamatedOptimizer:
+    rule = rule or RNNProp(units=2, layers=1)
+    return AmalgamatedOptimizer(policy(rule), **{"warmup_steps": 2} | settings)
+
+
+def data() -> tuple[np.ndarray, np.ndarray]:
+    inputs = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
+    return inputs, inputs.sum(axis=1, keepdims=True)
+
+
+def model(optimizer=None) -> keras.Model:
+    keras.utils.set_random_seed(1)
+    network = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])
+    if optimizer is not None:
+        network.compile(optimizer, "mse", jit_compile=False)
+    return network
+
+
+def train(network, epochs=1, **settings) -> keras.Model:
+    network.fit(*data(), 4, epochs, shuffle=False, verbose=0, **settings)
+    return network
+
+
+def numbers(network) -> list[np.ndarray]:
+    """Everything that training changes, of the model and of its optimizer."""
+    return [*network.get_weights(), *(v.numpy() for v in network.optimizer.variables)]
+
+
+def same(one, other):
+    for a, b in zip(numbers(one), numbers(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def run(code: str, *arguments) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_the_configuration_brings_the_optimizer_back(any_rule):
+    one = optimizer(any_rule, learning_rate=0.5, warmup_learning_rate=0.02, clipnorm=1.0, name="o")
+    config = json.loads(json.dumps(one.get_config()))
+    other = AmalgamatedOptimizer.from_config(config)
+    assert other.get_config() == one.get_config()
+    assert other.policy.rule == any_rule and other.policy.card == {"problem": "a test"}
+    assert (other.warmup_steps, other.warmup_learning_rate, other.name) == (2, 0.02, "o")
+    for a, b in zip(other.policy.weights, one.policy.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_schedules_come_back_from_the_configuration():
+    decay = keras.optimizers.schedules.ExponentialDecay(1.0, 10, 0.5)
+    other = AmalgamatedOptimizer.from_config(optimizer(learning_rate=decay).get_config())
+    other.build([keras.Variable(1.0)])
+    assert other._learning_rate.get_config() == decay.get_config()
+
+
+@pytest.mark.parametrize("copied", ["keras.saving", "pickle", "deepcopy", "optimizers.get"])
+def test_copies(copied):
+    one = optimizer(clipvalue=0.5)
+    other = {
+        "keras.saving": lambda o: keras.saving.deserialize_keras_object(
+            keras.saving.serialize_keras_object(o)
+        ),
+        "optimizers.get": lambda o: keras.optimizers.get(keras.optimizers.serialize(o)),
+        "pickle": lambda o: pickle.loads(pickle.dumps(o)),
+        "deepcopy": copy.deepcopy,
+    }[copied](one)
+    assert other is not one and other.get_config() == one.get_config()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda policy: policy["rule"].update(rule="os.system"),
+        lambda policy: policy["rule"].update(units="many"),
+        lambda policy: policy["rule"].update(extra=1),
+        lambda policy: policy["weights"].pop(),
+        lambda policy: policy["weights"][0].update(base64="!"),
+        lambda policy: policy["weights"][0].update(shape=[3]),
+        lambda policy: policy["weights"][0].update(dtype="object"),
+        lambda policy: policy.pop("rule"),
+        lambda policy: policy.pop("card"),
+    ],
+)
+def test_spoilt_configurations_are_refused(spoil):
+    config = optimizer().get_config()
+    spoil(config["policy"])
+    with pytest.raises(ValueError, match="polic|weights") as caught:
+        AmalgamatedOptimizer.from_config(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_saved_model_goes_on_bit_for_bit(any_rule, tmp_path):
+    network = train(model(optimizer(any_rule, weight_decay=1e-5, use_ema=True)))
+    network.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    same(network, again)
+    assert int(again.optimizer.iterations) == 4
+    same(train(network), train(again))
+
+
+def test_a_saved_model_is_all_that_another_process_needs(tmp_path):
+    """No path of the policy's, and `import l2o` alone."""
+    save_policy(tmp_path / "policy", RNNProp(units=2), policy(RNNProp(units=2)).weights, {"a": 1})
+    network = train(model(AmalgamatedOptimizer.load(tmp_path / "policy", warmup_steps=2)))
+    network.save(tmp_path / "model.keras")
+    shutil.rmtree(tmp_path / "policy")
+    code = """
+import sys, keras, l2o, numpy as np
+model = keras.saving.load_model(sys.argv[1])
+assert model.optimizer.policy.card == {"a": 1}
+inputs, targets = np.load(sys.argv[2])["x"], np.load(sys.argv[2])["y"]
+model.fit(inputs, targets, 4, 1, shuffle=False, verbose=0)
+np.savez(sys.argv[3], *model.get_weights(), *(v.numpy() for v in model.optimizer.variables))
+"""
+    np.savez(tmp_path / "data.npz", x=data()[0], y=data()[1])
+    done = run(code, tmp_path / "model.keras", tmp_path / "data.npz", tmp_path / "out.npz")
+    assert done.returncode == 0, done.stderr[-2000:]
+    train(network)
+    with np.load(tmp_path / "out.npz") as there:
+        for k, array in enumerate(numbers(network)):
+            np.testing.assert_array_equal(there[f"arr_{k}"], array)
+
+
+def test_weights_of_model_and_optimizer_in_a_file(tmp_path):
+    network = train(model(optimizer()))
+    network.save_weights(tmp_path / "all.weights.h5")
+    other = train(model(optimizer()), 2)
+    other.load_weights(tmp_path / "all.weights.h5")
+    same(network, other)
+    same(train(network), train(other))
+
+
+def test_weights_of_a_model_alone(tmp_path):
+    """Saved before the optimizer has any state, or loaded before there is an optimizer."""
+    model().save_weights(tmp_path / "plain.weights.h5")
+    network = train(model(optimizer()))
+    kept = [v.numpy() for v in network.optimizer.variables]
+    network.load_weights(tmp_path / "plain.weights.h5")
+    for a, b in zip(network.get_weights(), model().get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(network.optimizer.variables, kept, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b)
+    network.save_weights(tmp_path / "all.weights.h5")
+    other = model()
+    other.load_weights(tmp_path / "all.weights.h5")
+    for a, b in zip(network.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_variables_that_do_not_match_are_named(tmp_path):
+    """Keras warns and goes on with fresh ones."""
+    train(model(optimizer())).save_weights(tmp_path / "policy.weights.h5")
+    train(model("adam")).save_weights(tmp_path / "adam.weights.h5")
+    with pytest.raises(ValueError, match=r"has no state yet: call optimizer.build\("):
+        model(optimizer()).load_weights(tmp_path / "policy.weights.h5")
+    with pytest.raises(ValueError, match=r"They differ in .*sequential.*dense.*hidden0"):
+        train(model(optimizer(RNNProp(units=3, layers=1)))).load_weights(
+            tmp_path / "policy.weights.h5"
+        )
+    with pytest.raises(ValueError, match=r"They differ in .*skipped_steps.*\(saved: \(3, 1\)"):
+        train(model(optimizer())).load_weights(tmp_path / "adam.weights.h5")
+
+
+def test_tensorflow_checkpoints(tmp_path):
+    network = train(model(optimizer()))
+    checkpoint = tf.train.Checkpoint(model=network, optimizer=network.optimizer)
+    path = checkpoint.save(tmp_path / "checkpoint")
+    before = numbers(network)
+    train(network)
+    after = numbers(network)
+    assert any((a != b).any() for a, b in zip(before, after, strict=True))
+    checkpoint.restore(path).assert_consumed()
+    for a, b in zip(numbers(network), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    other = model(optimizer())
+    other.optimizer.build(other.trainable_variables)
+    tf.train.Checkpoint(model=other, optimizer=other.optimizer).restore(path).assert_consumed()
+    same(train(network), train(other))
+
+
+class Interruption(Exception):
+    """What ends a training in the middle."""
+
+
+def test_interrupted_training_goes_on_from_its_backup(tmp_path):
+    def fail(epoch, logs=None):
+        if epoch == 1:
+            raise Interruption
+
+    backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+    stop = keras.callbacks.LambdaCallback(on_epoch_begin=fail)
+    network = model(optimizer())
+    with pytest.raises(Interruption):
+        train(network, 3, callbacks=[backup, stop])
+    again = model(optimizer())
+    train(again, 3, callbacks=[keras.callbacks.BackupAndRestore(tmp_path / "backup")])
+    same(again, train(model(optimizer()), 3))
+
+
+def test_policies_load_from_their_directory(tmp_path):
+    taught = policy(Adam(0.03))
+    save_policy(tmp_path / "p", taught.rule, taught.weights, {"seed": 4})
+    loaded = AmalgamatedOptimizer.load(tmp_path / "p", learning_rate=0.5, warmup_steps=7)
+    assert loaded.policy.rule == Adam(0.03) and loaded.policy.card == {"seed": 4}
+    assert loaded.warmup_steps == 7 and float(loaded.learning_rate.numpy()) == 0.5
+    assert AmalgamatedOptimizer.load(str(tmp_path / "p")).policy.rule == Adam(0.03)
+
+
+def test_a_shipped_policy_is_found_by_name_and_others_are_listed(tmp_path, monkeypatch):
+    with pytest.raises(PolicyError, match="'rnn' is neither .* Shipped: "):
+        AmalgamatedOptimizer.load("rnn")
+    monkeypatch.setattr("l2o.pretrained.DIRECTORY", tmp_path)
+    monkeypatch.chdir(tmp_path.parent)
+    for name, rate in (("fast", 0.5), ("slow", 0.1)):
+        save_policy(tmp_path / name, SGD(rate), [], {})
+    assert AmalgamatedOptimizer.load("slow").policy.rule == SGD(0.1)
+    with pytest.raises(PolicyError, match="Shipped: fast, slow$"):
+        AmalgamatedOptimizer.load("medium")
+
+
+def test_import_and_load_are_light(tmp_path):
+    """Under a second beyond Keras and TensorFlow (which load matplotlib where it is installed)."""
+    taught = policy(RNNProp())
+    save_policy(tmp_path / "p", taught.rule, taught.weights, {})
+    code = """
+import sys, time
+import keras, tensorflow
+keras.Variable(0.0)  # starts TensorFlow's runtime
+theirs, start = set(sys.modules), time.process_time()
+import l2o
+l2o.AmalgamatedOptimizer.load(sys.argv[1])
+print(time.process_time() - start)
+heavy = {"tensorflow_datasets", "statsmodels", "matplotlib", "sklearn", "scipy", "problems"}
+print(*(heavy & (set(sys.modules) - theirs)))
+print(*(set(sys.modules) & {"tensorflow_datasets", "statsmodels", "problems"}))
+"""
+    done = run(code, tmp_path / "p")
+    assert done.returncode == 0, done.stderr[-2000:]
+    seconds, ours, all_of_them = done.stdout.split("\n")[:3]
+    print(f"import l2o and load: {float(seconds):.2f} s")
+    assert float(seconds) < 1 and not ours and not all_of_them
