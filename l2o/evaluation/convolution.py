@@ -1,8 +1,8 @@
 """A convolution whose kernel's gradient is vectorized over examples.
 
 `tf.vectorized_map` runs TensorFlow's own gradient of a convolution's kernel in a loop, an example
-at a time, which makes a private step 3.9 plain gradients (the Train network, batch 128, two
-cores). Written as a matrix product it becomes one batched product, and the step 2.3.
+at a time, which makes a private step 3.9 plain gradients (Train network, batch 128, processor
+time). Written as a matrix product it becomes one batched product, and the step 2.3.
 """
 
 from __future__ import annotations
