@@ -10,6 +10,7 @@ import pytest
 
 import problems
 from l2o import save_policy
+from l2o.claim import DirectoryError
 from l2o.commands.evaluate import main
 from l2o.commands.forecast import Forecast
 from l2o.evaluation import run as running
@@ -17,7 +18,6 @@ from l2o.evaluation.contenders import ContenderError, get_contenders, newest_run
 from l2o.evaluation.results import Result, by_evaluation, read_results, write_results
 from l2o.evaluation.run import Plan, Task, evaluate, missing
 from l2o.evaluation.store import ResultsDirectory, steps_file
-from l2o.evaluation.tables import TableError
 from l2o.rules import TEACHERS, TUNED_RATES, Choice, RNNProp, get_pool
 from problems import PROBLEMS, Dataset, Split, get_problem
 
@@ -310,7 +310,7 @@ def test_a_damaged_table_is_one_line_and_left_alone(here, capsys, damage):
 
 def test_a_second_process_is_kept_out(tmp_path):
     first = ResultsDirectory(tmp_path)
-    with pytest.raises(TableError, match="in use"):
+    with pytest.raises(DirectoryError, match="in use"):
         ResultsDirectory(tmp_path)
     first.close()
     ResultsDirectory(tmp_path).close()

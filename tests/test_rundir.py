@@ -14,11 +14,10 @@ from l2o.amalgamation.rundir import (
     CONFIG,
     PREVIOUS,
     RunDirectory,
-    RunError,
     Table,
-    check_free,
     differences,
 )
+from l2o.claim import DirectoryError, check_free
 
 _CONFIG = {"pool": "large", "phases": [{"schedule": {"period": 10, "alphas": (0.2, 0.1)}}]}
 
@@ -76,13 +75,13 @@ def test_directory_is_one_process_alone(saved):
 def refused(path) -> None:
     before = files_of(path)
     for fresh in (False, True):
-        with pytest.raises(RunError, match="in use by another process"):
+        with pytest.raises(DirectoryError, match="in use by another process"):
             RunDirectory(path, _CONFIG, fresh)
     assert files_of(path) == before
 
 
 def test_refused_directory_is_free_for_its_own_configuration(saved):
-    with pytest.raises(RunError) as error:
+    with pytest.raises(DirectoryError) as error:
         RunDirectory(saved, _CONFIG | {"pool": "small"})
     assert load(saved) == 2, error  # although the exception still holds the frame
 
@@ -91,7 +90,7 @@ def test_another_configuration_is_refused_with_what_differs(saved):
     before = files_of(saved)
     asked = json.loads(json.dumps(_CONFIG))
     asked["pool"], asked["phases"][0]["schedule"]["alphas"][1] = "small", 0.05
-    with pytest.raises(RunError) as error:
+    with pytest.raises(DirectoryError) as error:
         RunDirectory(saved, asked)
     message = str(error.value)
     assert "pool: 'large' there, 'small' asked for" in message
@@ -101,7 +100,7 @@ def test_another_configuration_is_refused_with_what_differs(saved):
 
 
 def test_many_differences_are_cut_short(saved):
-    with pytest.raises(RunError, match="and 6 more") as error:
+    with pytest.raises(DirectoryError, match="and 6 more") as error:
         RunDirectory(saved, _CONFIG | {f"setting{k}": k for k in range(10)})
     assert str(error.value).count("asked for") == 4
 
@@ -160,7 +159,7 @@ def test_no_damage_passes_for_a_checkpoint(saved):
 def test_run_without_a_whole_checkpoint_is_an_error(saved):
     for name in (CHECKPOINT, PREVIOUS):
         (saved / name).write_bytes(b"no checkpoint")
-    with RunDirectory(saved, _CONFIG) as run, pytest.raises(RunError, match="can be read"):
+    with RunDirectory(saved, _CONFIG) as run, pytest.raises(DirectoryError, match="can be read"):
         run.load()
     assert (saved / CHECKPOINT).read_bytes() == b"no checkpoint"
 
@@ -180,7 +179,7 @@ def test_leavings_of_a_killed_process_go(saved):
 
 def test_damaged_configuration(saved):
     (saved / CONFIG).write_text('{"pool": "la')
-    with pytest.raises(RunError, match="config.json is damaged.*--fresh"):
+    with pytest.raises(DirectoryError, match="config.json is damaged.*--fresh"):
         RunDirectory(saved, _CONFIG)
     RunDirectory(saved, _CONFIG, fresh=True).close()
 
@@ -189,7 +188,9 @@ def test_damaged_configuration(saved):
 def test_foreign_directory_is_left_alone(tmp_path, fresh):
     (tmp_path / "thesis.tex").write_text("years of work")
     for look in (lambda: check_free(tmp_path, CONFIG), lambda: RunDirectory(tmp_path, {}, fresh)):
-        with pytest.raises(RunError, match="is not empty and holds no config.json.*thesis.tex"):
+        with pytest.raises(
+            DirectoryError, match="is not empty and holds no config.json.*thesis.tex"
+        ):
             look()
     assert files_of(tmp_path) == {"thesis.tex": b"years of work"}
 
@@ -198,20 +199,20 @@ def test_file_in_the_way(tmp_path):
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         for look in (lambda p: check_free(p, CONFIG), lambda p: RunDirectory(p, {})):
-            with pytest.raises(RunError, match=f"Cannot write {path}"):
+            with pytest.raises(DirectoryError, match=f"Cannot write {path}"):
                 look(path)
     assert files_of(tmp_path) == {"file": b"mine"}
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a place where root cannot write")
 def test_directory_that_cannot_be_made():
-    with pytest.raises(RunError, match="Cannot write /proc/l2o"):
+    with pytest.raises(DirectoryError, match="Cannot write /proc/l2o"):
         RunDirectory(Path("/proc/l2o"), _CONFIG)
 
 
 def test_read_only_directory(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # root may do anything
-    with pytest.raises(RunError, match="no permission"):
+    with pytest.raises(DirectoryError, match="no permission"):
         check_free(tmp_path / "a" / "run", CONFIG)
     assert not (tmp_path / "a").exists()
 

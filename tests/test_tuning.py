@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from l2o.amalgamation.rundir import Claim, RunError
+from l2o.claim import Claim, DirectoryError
 from l2o.commands.terminal import UserError
 from l2o.commands.tune import TRIALS, Search, search, tune
 from l2o.evaluation.tables import TableError, read_table
@@ -169,7 +169,7 @@ def test_directory_of_another_is_left_alone(tmp_path):
         raise AssertionError("data was read")
 
     (tmp_path / "table.md").write_text("years of work")
-    with pytest.raises(RunError, match="holds no trials.csv"):
+    with pytest.raises(DirectoryError, match="holds no trials.csv"):
         tune(_SEARCH, load, tmp_path, jobs=1)
     assert [p.name for p in tmp_path.iterdir()] == ["table.md"]
 

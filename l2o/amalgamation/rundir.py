@@ -12,7 +12,6 @@ policy/          the policy, from the first validated period on
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import os
@@ -22,92 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from l2o.claim import Claim, DirectoryError
 from l2o.files import write_atomically
 
 CONFIG = "config.json"
 CHECKPOINT, PREVIOUS = "checkpoint.npz", "checkpoint.previous.npz"
-
-
-class RunError(ValueError):
-    """A run directory that cannot be used; the message says why in one line."""
-
-
-class Claim:
-    """A directory that this process alone writes to, until it is closed.
-
-    Args:
-        path: The directory; made if it is not there.
-        mark: Name of the file that tells a directory of ours from anybody's.
-        fresh: Whether ours, with what is in it, is moved aside first.
-
-    Raises:
-        RunError: If the directory cannot be written, is in use, or holds files that are not ours.
-    """
-
-    def __init__(self, path: Path, mark: str, fresh: bool = False):
-        self.path = Path(path)
-        check_free(self.path, mark)
-        try:
-            if fresh and (self.path / mark).exists():
-                self._lock()  # nobody's run is moved from under their feet
-                self._move_aside()
-                self.close()
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock()
-            for leavings in self.path.rglob(".*.tmp"):  # of a process that was killed
-                leavings.unlink()
-        except OSError as error:
-            raise RunError(f"Cannot write {self.path}: {error.strerror}") from error
-
-    def _lock(self) -> None:
-        self._file = open(self.path / ".lock", "w")  # noqa: SIM115 held until `close`
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(f"{self.path} is in use by another process") from error
-
-    def _move_aside(self) -> None:
-        path, number = Path(os.path.abspath(self.path)), 1
-        while (aside := path.with_name(f"{path.name}.old{number}")).exists():
-            number += 1
-        os.replace(path, aside)
-
-    def close(self) -> None:
-        """Gives the directory free."""
-        self._file.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-
-def check_free(path: Path, mark: str) -> None:
-    """Looks, and only looks, whether a directory may be claimed.
-
-    Args:
-        path: The directory, which need not exist.
-        mark: Name of the file that tells a directory of ours from anybody's.
-
-    Raises:
-        RunError: If it may not.
-    """
-    try:
-        if path.is_dir() and not (path / mark).exists():
-            foreign = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))
-            if foreign:
-                names = ", ".join(foreign[:3]) + (" ..." if len(foreign) > 3 else "")
-                raise RunError(
-                    f"{path} is not empty and holds no {mark}, so it is left alone: {names}"
-                )
-        there = next(p for p in (path, *path.absolute().parents) if p.exists())
-    except OSError as error:
-        raise RunError(f"Cannot write {path}: {error.strerror}") from error
-    if not there.is_dir():
-        raise RunError(f"Cannot write {path}: {there} is not a directory")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise RunError(f"Cannot write {path}: no permission to write in {there}")
 
 
 class RunDirectory(Claim):
@@ -119,8 +37,8 @@ class RunDirectory(Claim):
         fresh: Whether a run that is there is moved aside instead of taken up again.
 
     Raises:
-        RunError: If the directory cannot be written, is in use, holds another configuration, or
-            holds files that are no run's.
+        DirectoryError: If the directory cannot be written, is in use, or holds another
+            configuration or files that are no run's.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], fresh: bool = False):
@@ -139,11 +57,11 @@ class RunDirectory(Claim):
         try:
             there = json.loads(file.read_text())
         except ValueError as error:
-            raise RunError(f"{file} is damaged: {error}. --fresh moves it aside") from error
+            raise DirectoryError(f"{file} is damaged: {error}. --fresh moves it aside") from error
         found = list(differences(there, json.loads(json.dumps(config))))
         if found:
             more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
-            raise RunError(
+            raise DirectoryError(
                 f"{self.path} holds a run of another configuration ({'; '.join(found[:4])}{more}). "
                 "Choose another --output, or --fresh to move it aside"
             )
@@ -163,7 +81,7 @@ class RunDirectory(Claim):
         """The newest checkpoint that is whole, or None where there is none.
 
         Raises:
-            RunError: If there are checkpoints and none can be read.
+            DirectoryError: If there are checkpoints and none can be read.
         """
         damaged = []
         for name in (CHECKPOINT, PREVIOUS):
@@ -185,7 +103,7 @@ class RunDirectory(Claim):
                 os.replace(self.path / CHECKPOINT, self.path / f"{CHECKPOINT}.damaged")
             return arrays, status
         if damaged:
-            raise RunError(f"No checkpoint in {self.path} can be read: {', '.join(damaged)}")
+            raise DirectoryError(f"No checkpoint in {self.path} can be read: {', '.join(damaged)}")
         return None
 
 

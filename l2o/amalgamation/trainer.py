@@ -164,7 +164,7 @@ class Trainer:
         watch: Told of events; see `l2o.commands.watch`.
 
     Raises:
-        RunError: If the directory's checkpoints cannot be read.
+        DirectoryError: If the directory's checkpoints cannot be read.
     """
 
     def __init__(

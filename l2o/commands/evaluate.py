@@ -106,6 +106,7 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def _evaluate(options: argparse.Namespace, tf) -> int:
+    from l2o.claim import DirectoryError
     from l2o.commands.forecast import Forecast
     from l2o.evaluation.comparison import summary_table
     from l2o.evaluation.fit import Warmup
@@ -123,7 +124,7 @@ def _evaluate(options: argparse.Namespace, tf) -> int:
     try:
         tasks = _tasks(options)
         directory = ResultsDirectory(options.output or RESULTS / preset)
-    except (PrivacyError, TableError) as error:
+    except (PrivacyError, DirectoryError, TableError) as error:
         raise UserError(str(error)) from error
     tf.config.experimental.enable_op_determinism()
     tf.keras.utils.set_random_seed(options.seed)

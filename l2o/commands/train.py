@@ -13,8 +13,9 @@ import tensorflow as tf
 
 import l2o
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
-from l2o.amalgamation.rundir import CONFIG, RunDirectory, RunError, check_free
+from l2o.amalgamation.rundir import CONFIG, RunDirectory
 from l2o.amalgamation.trainer import Phase, Stopped, Trainer, plan
+from l2o.claim import DirectoryError, check_free
 from l2o.commands.terminal import UserError, duration, quiet_start, run_command
 from l2o.commands.train_options import check, meta_settings, parser, schedules
 from l2o.commands.tune import Search, tune
@@ -40,7 +41,7 @@ def _main(arguments: list[str] | None) -> int:
             "A process of the search was killed, perhaps for memory; the fits that ended are "
             "kept. The same command, with fewer --jobs, goes on"
         ) from error
-    except (RunError, TableError, l2o.PolicyError, DatasetUnavailable) as error:
+    except (DirectoryError, TableError, l2o.PolicyError, DatasetUnavailable) as error:
         raise UserError(str(error)) from error
     except BrokenPipeError:
         raise

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from l2o.amalgamation.rundir import Claim, check_free
+from l2o.claim import Claim, check_free
 from l2o.commands.terminal import Progress, UserError, duration, quiet_start
 from l2o.evaluation.fit import Warmup
 from l2o.evaluation.tables import TableError, read_table
@@ -184,7 +184,7 @@ def tune(
         fresh: Whether a search that is in the directory is moved aside.
 
     Raises:
-        RunError: If the directory cannot be written, is in use, or holds something else.
+        DirectoryError: If the directory cannot be written, is in use, or holds something else.
         TableError: If it holds another search.
         UserError: If the fits are too short for a rate to matter.
     """

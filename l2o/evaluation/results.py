@@ -10,6 +10,7 @@ from typing import NamedTuple
 from l2o.evaluation.tables import TableError, read_table, write_table
 
 VERSION = 1
+TABLE = "results.csv"  # its name in a directory of results
 
 
 class Key(NamedTuple):
@@ -89,7 +90,7 @@ class Result:
 
 
 def read_results(*paths: Path | str) -> list[Result]:
-    """Reads tables of results, or directories with a `results.csv`, into one.
+    """Reads tables of results, or directories with one, into one.
 
     Raises:
         TableError: If one cannot be read, an evaluation is not whole, or two tables tell
@@ -97,7 +98,7 @@ def read_results(*paths: Path | str) -> list[Result]:
     """
     merged: dict[Key, list[Result]] = {}
     for path in map(Path, paths):
-        path = path / "results.csv" if path.is_dir() else path
+        path = path / TABLE if path.is_dir() else path
         for key, rows in by_evaluation(read_table(path, Result)).items():
             epochs = [row.epoch for row in rows]
             whole = rows[-1].diverged_at >= 0 or epochs[-1] == key.epochs

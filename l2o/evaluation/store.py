@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
@@ -13,15 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from l2o.claim import Claim
 from l2o.evaluation.fit import Course
-from l2o.evaluation.results import Key, Result, by_evaluation, read_results, write_results
+from l2o.evaluation.results import (
+    TABLE,
+    Key,
+    Result,
+    by_evaluation,
+    read_results,
+    write_results,
+)
 from l2o.evaluation.tables import TableError
 from l2o.files import write_atomically
 
 SAMPLES = 10  # images of a dataset that are kept
 
 
-class ResultsDirectory:
+class ResultsDirectory(Claim):
     """A directory of results, for one process until it is closed.
 
     results.csv     one row an epoch
@@ -33,30 +40,25 @@ class ResultsDirectory:
         path: The directory; made if it is not there.
 
     Raises:
-        TableError: If it cannot be written, is in use, or holds a table that cannot be read.
+        DirectoryError: If it cannot be written, is in use, or holds other files.
+        TableError: If its table cannot be read.
     """
 
     def __init__(self, path: Path):
-        self.path = Path(path)
+        super().__init__(path, TABLE)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 held until `close`
-        except OSError as error:
-            raise TableError(f"Cannot write {self.path}: {error.strerror}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.results = read_results(self.table) if self.table.exists() else []
-        except BlockingIOError as error:
-            raise TableError(f"{self.path} is in use by another process") from error
         except TableError:
             self.close()
             raise
+        if not self.results:
+            write_results(self.table, [])
         self._known = set(by_evaluation(self.results))
 
     @property
     def table(self) -> Path:
         """The file with the table."""
-        return self.path / "results.csv"
+        return self.path / TABLE
 
     def __contains__(self, key: Key) -> bool:
         return key in self._known
@@ -80,10 +82,6 @@ class ResultsDirectory:
         buffer = io.BytesIO()
         np.save(buffer, images[:SAMPLES])
         write_atomically(self.path / "samples" / f"{dataset}.npy", buffer.getvalue())
-
-    def close(self) -> None:
-        """Lets another process in."""
-        self._lock.close()
 
 
 def steps_file(key: Key) -> str:
