@@ -16,8 +16,9 @@ import tensorflow as tf
 from l2o.amalgamation import trainer as module
 from l2o.amalgamation.curriculum import Schedule, Stage, choice_schedule
 from l2o.amalgamation.meta import MetaTraining, initial_state
+from l2o.amalgamation.plan import Meta, Phase, plan
 from l2o.amalgamation.rundir import RunDirectory
-from l2o.amalgamation.trainer import Meta, Phase, Stopped, Trainer, plan
+from l2o.amalgamation.trainer import Stopped, Trainer
 from l2o.amalgamation.unroll import Amalgamation
 from l2o.checkpoint import load_policy
 from l2o.rules import Adam, Choice, RMSProp, RNNProp

@@ -12,32 +12,21 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.curriculum import (
-    Progress,
-    Schedule,
-    Stage,
-    enter,
-    judge,
-    steps_left,
-)
-from l2o.amalgamation.meta import (
-    CLIP_FLOOR,
-    CLIP_RATIO,
-    MetaState,
-    MetaTraining,
-    initial_state,
-)
+from l2o.amalgamation.curriculum import Progress, Stage, enter, judge
+from l2o.amalgamation.meta import MetaTraining, initial_state
 from l2o.amalgamation.optimizee import Batch, Optimizee
+from l2o.amalgamation.plan import Meta, Phase
+from l2o.amalgamation.run import Run, pack, unpack
 from l2o.amalgamation.rundir import RunDirectory, Table
-from l2o.amalgamation.unroll import SCALE_LIMIT, Amalgamation, Teacher
+from l2o.amalgamation.unroll import Amalgamation, Teacher
 from l2o.checkpoint import Policy, save_policy
-from l2o.rules import Choice, RNNProp, UpdateRule, get_pool
+from l2o.rules import RNNProp
 
 TRAINING, VALIDATION, INITIAL = 0, 1, 2  # streams of random numbers of a phase
 CHECKPOINT_SECONDS = 60
@@ -46,103 +35,6 @@ UPDATES = ("phase", "stage", "period", "update", "unroll", "step", "meta_loss", 
 PERIODS = ("phase", "stage", "period", "repeats", "unroll", "alpha", "meta_loss", "distance",
            "validation_unroll", "validation_loss", "validation_error", "verdict", "skipped",
            "updates", "seconds")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Meta:
-    """Settings of the meta-training that the curriculum does not have.
-
-    Attributes:
-        seed: Everything random derives from it.
-        learning_rate: Of the meta-optimizer, Adam.
-        clip_ratio, clip_floor: Of the meta-gradient; see `meta.clip`.
-        warmup_steps, warmup_rate: Plain SGD before an unroll.
-        scaled: Random scaling, for RNNProp.
-        scale_limit: Largest logarithm of a scale.
-        first_order: No meta-gradient through the network's gradient.
-        recompute: Steps a segment computed again in the backward pass; 0 keeps everything.
-    """
-
-    seed: int = 0
-    learning_rate: float = 1e-3
-    clip_ratio: float = CLIP_RATIO
-    clip_floor: float = CLIP_FLOOR
-    warmup_steps: int = 100
-    warmup_rate: float = 0.01
-    scaled: bool = True
-    scale_limit: float = SCALE_LIMIT
-    first_order: bool = False
-    recompute: int = 0
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One policy to be trained.
-
-    Attributes:
-        name: Also the name of its directory in the run's.
-        rule: The policy.
-        scheme: How it is amalgamated.
-        schedule: Its curriculum.
-        teachers: Whom it imitates; `None` means the policy of the phase before.
-    """
-
-    name: str
-    rule: UpdateRule
-    scheme: str
-    schedule: Schedule
-    teachers: tuple[Teacher, ...] | None = ()
-
-
-def plan(
-    strategy: str, pool: str, schedule: Schedule, choice: Schedule | None = None
-) -> tuple[Phase, ...]:
-    """The phases of an amalgamation strategy.
-
-    Args:
-        strategy: "none", "mean", "minmax" or "choice".
-        pool: Name of the pool of teachers.
-        schedule: Curriculum of the policy.
-        choice: Curriculum of the Choice policy, for "choice" only.
-    """
-    teachers = get_pool(pool)
-    if strategy == "choice":
-        return (
-            Phase("choice", Choice(teachers), "none", choice),
-            Phase("policy", RNNProp(), "mean", schedule, teachers=None),
-        )
-    imitated = () if strategy == "none" else tuple(Teacher(rule, []) for rule in teachers)
-    return (Phase("policy", RNNProp(), strategy, schedule, imitated),)
-
-
-@dataclass
-class _Run:
-    """What changes while a run goes on, and is saved.
-
-    Attributes:
-        phase: Index of the phase.
-        progress: In its curriculum.
-        now: The policy as it is.
-        kept: As it was after the last period that was kept.
-        best: The stage's best; the checkpoint it began with before there is one.
-        previous: Weights of the phase before, or none.
-        unrolls: Unrolls of the present period that are behind.
-        sums: Of meta loss and distance over the present period's updates.
-        updates, periods: Rows of the tables.
-        seconds: Spent so far, all sessions together.
-    """
-
-    phase: int
-    progress: Progress
-    now: MetaState
-    kept: MetaState
-    best: MetaState
-    previous: list
-    unrolls: int = 0
-    sums: tuple[float, float] = (0.0, 0.0)
-    updates: int = 0
-    periods: int = 0
-    seconds: float = 0.0
 
 
 class Stopped(Exception):
@@ -233,20 +125,20 @@ class Trainer:
         self._stopping = True
         self._watch("stopping", {})
 
-    def _seconds(self, run: _Run) -> float:
+    def _seconds(self, run: Run) -> float:
         return run.seconds + time.monotonic() - self._clock
 
-    def _enter_phase(self, number: int, previous: list, seconds, updates, periods) -> _Run:
+    def _enter_phase(self, number: int, previous: list, seconds, updates, periods) -> Run:
         rule = self._phases[number].rule
         generator = np.random.default_rng([self._meta.seed, number, INITIAL])
         weights = rule.initial_weights(int(generator.integers(2**20)))
         state = initial_state(weights)
-        return _Run(
+        return Run(
             number, Progress(), state, state, state, previous,
             updates=updates, periods=periods, seconds=seconds,
         )  # fmt: skip
 
-    def _training(self, phase: Phase, run: _Run) -> MetaTraining:
+    def _training(self, phase: Phase, run: Run) -> MetaTraining:
         teachers, scheme = phase.teachers, phase.scheme
         if teachers is None:
             teachers = (Teacher(self._phases[run.phase - 1].rule, run.previous),)
@@ -274,7 +166,7 @@ class Trainer:
             self._meta.clip_floor,
         )
 
-    def _advance(self, phase: Phase, training: MetaTraining, run: _Run) -> None:
+    def _advance(self, phase: Phase, training: MetaTraining, run: Run) -> None:
         """One period with its validation, or the validation a stage begins with."""
         schedule, progress = phase.schedule, run.progress
         stage = schedule.stages[progress.stage]
@@ -322,7 +214,7 @@ class Trainer:
         self._save(run)
         self._watch("period", facts | {"stage_over": verdict.stage_over})
 
-    def _practise(self, training: MetaTraining, phase: Phase, stage: Stage, run: _Run) -> None:
+    def _practise(self, training: MetaTraining, phase: Phase, stage: Stage, run: Run) -> None:
         """The unrolls of a period that are not behind yet."""
         schedule, progress = phase.schedule, run.progress
         key = [self._meta.seed, run.phase, TRAINING]
@@ -365,12 +257,12 @@ class Trainer:
         self._leave_if_stopping(run)
         self._save(run)
 
-    def _leave_if_stopping(self, run: _Run) -> None:
+    def _leave_if_stopping(self, run: Run) -> None:
         if self._stopping:
             self._save(run)
             raise Stopped
 
-    def _validate(self, training: MetaTraining, phase: Phase, stage: Stage, run: _Run):
+    def _validate(self, training: MetaTraining, phase: Phase, stage: Stage, run: Run):
         """Meta losses [V] of the present policy on the fixed trajectories."""
         total = phase.schedule.validation_trajectories * stage.validation_unroll
         done = 0
@@ -391,7 +283,7 @@ class Trainer:
             tick,
         )
 
-    def _save_policy(self, phase: Phase, run: _Run, facts: dict[str, Any]) -> None:
+    def _save_policy(self, phase: Phase, run: Run, facts: dict[str, Any]) -> None:
         card = self._card | {
             "phase": phase.name,
             "schedule": asdict(phase.schedule),
@@ -402,64 +294,19 @@ class Trainer:
         }  # fmt: skip
         save_policy(self._directory.path / phase.name, phase.rule, _arrays(run.best.weights), card)
 
-    def _save(self, run: _Run) -> None:
+    def _save(self, run: Run) -> None:
         self._updates.sync()
         self._periods.sync()
         now = time.monotonic()
         run.seconds, self._clock, self._saved = self._seconds(run), now, now
-        arrays = {}
-        for name in ("now", "kept", "best"):
-            for k, tensor in enumerate(tf.nest.flatten(getattr(run, name))):
-                arrays[f"{name}.{k}"] = np.asarray(tensor)
-        for k, tensor in enumerate(run.previous):
-            arrays[f"previous.{k}"] = np.asarray(tensor)
-        status = {
-            "phase": run.phase,
-            "progress": asdict(run.progress),
-            "unrolls": run.unrolls,
-            "sums": run.sums,
-            "updates": run.updates,
-            "periods": run.periods,
-            "seconds": run.seconds,
-        }
-        self._directory.save(arrays, status)
+        self._directory.save(*pack(run))
 
-    def _restore(self) -> _Run | None:
+    def _restore(self) -> Run | None:
         saved = self._directory.load()
         if saved is None:
             return None
-        arrays, status = saved
-        number = status["phase"]
-        run = self._enter_phase(number, [], 0.0, 0, 0)
-        states = {}
-        for name in ("now", "kept", "best"):
-            count = len(tf.nest.flatten(run.now))
-            flat = [tf.convert_to_tensor(arrays[f"{name}.{k}"]) for k in range(count)]
-            states[name] = tf.nest.pack_sequence_as(run.now, flat)
-        count = sum(key.startswith("previous.") for key in arrays)
-        previous = [tf.convert_to_tensor(arrays[f"previous.{k}"]) for k in range(count)]
-        return replace(
-            run,
-            **states,
-            previous=previous,
-            progress=Progress(**status["progress"]),
-            unrolls=status["unrolls"],
-            sums=tuple(status["sums"]),
-            updates=status["updates"],
-            periods=status["periods"],
-            seconds=status["seconds"],
-        )
-
-
-def inner_steps_left(phases: tuple[Phase, ...], number: int, progress: Progress):
-    """(training, validation) inner steps of the present stage, and of the whole run.
-
-    Trajectories are counted one by one, whether or not they run side by side.
-    """
-    here = steps_left(phases[number].schedule, progress)
-    later = [steps for p in phases[number + 1 :] for steps in steps_left(p.schedule, Progress())]
-    total = np.sum([*here, *later, (0, 0)], axis=0)
-    return (here[0] if here else (0, 0)), (int(total[0]), int(total[1]))
+        fresh = self._enter_phase(saved[1]["phase"], [], 0.0, 0, 0)
+        return unpack(*saved, fresh)
 
 
 def _word(verdict) -> str:

@@ -13,8 +13,9 @@ import tensorflow as tf
 
 import l2o
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
+from l2o.amalgamation.plan import Phase, plan
 from l2o.amalgamation.rundir import CONFIG, RunDirectory
-from l2o.amalgamation.trainer import Phase, Stopped, Trainer, plan
+from l2o.amalgamation.trainer import Stopped, Trainer
 from l2o.claim import DirectoryError, check_free
 from l2o.commands.terminal import UserError, duration, quiet_start, run_command
 from l2o.commands.train_options import check, meta_settings, parser, schedules

@@ -14,7 +14,7 @@ from l2o.amalgamation.curriculum import (
     choice_schedule,
 )
 from l2o.amalgamation.meta import CLIP_FLOOR, CLIP_RATIO
-from l2o.amalgamation.trainer import Meta
+from l2o.amalgamation.plan import Meta
 from l2o.amalgamation.unroll import SCALE_LIMIT
 from l2o.commands.terminal import Parser, UserError, count, known, positive, weight, whole
 from l2o.rules import POOLS

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from l2o.amalgamation.curriculum import Progress as Curriculum
 from l2o.amalgamation.optimizee import Batch, Optimizee, loss_and_gradient
-from l2o.amalgamation.trainer import Phase, inner_steps_left
+from l2o.amalgamation.plan import Phase, inner_steps_left
 from l2o.commands.terminal import Progress, duration
 from problems import Dataset
 

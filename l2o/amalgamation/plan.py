@@ -1,0 +1,90 @@
+"""The plan of an amalgamation: its settings, and the phases it is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from l2o.amalgamation.curriculum import Progress, Schedule, steps_left
+from l2o.amalgamation.meta import CLIP_FLOOR, CLIP_RATIO
+from l2o.amalgamation.unroll import SCALE_LIMIT, Teacher
+from l2o.rules import Choice, RNNProp, UpdateRule, get_pool
+
+
+@dataclass(frozen=True)
+class Meta:
+    """Settings of the meta-training that the curriculum does not have.
+
+    Attributes:
+        seed: Everything random derives from it.
+        learning_rate: Of the meta-optimizer, Adam.
+        clip_ratio, clip_floor: Of the meta-gradient; see `meta.clip`.
+        warmup_steps, warmup_rate: Plain SGD before an unroll.
+        scaled: Random scaling, for RNNProp.
+        scale_limit: Largest logarithm of a scale.
+        first_order: No meta-gradient through the network's gradient.
+        recompute: Steps a segment computed again in the backward pass; 0 keeps everything.
+    """
+
+    seed: int = 0
+    learning_rate: float = 1e-3
+    clip_ratio: float = CLIP_RATIO
+    clip_floor: float = CLIP_FLOOR
+    warmup_steps: int = 100
+    warmup_rate: float = 0.01
+    scaled: bool = True
+    scale_limit: float = SCALE_LIMIT
+    first_order: bool = False
+    recompute: int = 0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One policy to be trained.
+
+    Attributes:
+        name: Also the name of its directory in the run's.
+        rule: The policy.
+        scheme: How it is amalgamated.
+        schedule: Its curriculum.
+        teachers: Whom it imitates; `None` means the policy of the phase before.
+    """
+
+    name: str
+    rule: UpdateRule
+    scheme: str
+    schedule: Schedule
+    teachers: tuple[Teacher, ...] | None = ()
+
+
+def plan(
+    strategy: str, pool: str, schedule: Schedule, choice: Schedule | None = None
+) -> tuple[Phase, ...]:
+    """The phases of an amalgamation strategy.
+
+    Args:
+        strategy: "none", "mean", "minmax" or "choice".
+        pool: Name of the pool of teachers.
+        schedule: Curriculum of the policy.
+        choice: Curriculum of the Choice policy, for "choice" only.
+    """
+    teachers = get_pool(pool)
+    if strategy == "choice":
+        return (
+            Phase("choice", Choice(teachers), "none", choice),
+            Phase("policy", RNNProp(), "mean", schedule, teachers=None),
+        )
+    imitated = () if strategy == "none" else tuple(Teacher(rule, []) for rule in teachers)
+    return (Phase("policy", RNNProp(), strategy, schedule, imitated),)
+
+
+def inner_steps_left(phases: tuple[Phase, ...], number: int, progress: Progress):
+    """(training, validation) inner steps of the present stage, and of the whole run.
+
+    Trajectories are counted one by one, whether or not they run side by side.
+    """
+    here = steps_left(phases[number].schedule, progress)
+    later = [steps for p in phases[number + 1 :] for steps in steps_left(p.schedule, Progress())]
+    total = np.sum([*here, *later, (0, 0)], axis=0)
+    return (here[0] if here else (0, 0)), (int(total[0]), int(total[1]))

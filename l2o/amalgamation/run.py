@@ -1,0 +1,70 @@
+"""What a meta-training run is made of at one moment, and how that goes to disk and back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from l2o.amalgamation.curriculum import Progress
+from l2o.amalgamation.meta import MetaState
+
+_STATES = ("now", "kept", "best")
+_COUNTERS = ("phase", "unrolls", "sums", "updates", "periods", "seconds")
+
+
+@dataclass
+class Run:
+    """What changes while a run goes on, and is saved.
+
+    Attributes:
+        phase: Index of the phase.
+        progress: In its curriculum.
+        now: The policy as it is.
+        kept: As it was after the last period that was kept.
+        best: The stage's best; the checkpoint it began with before there is one.
+        previous: Weights of the phase before, or none.
+        unrolls: Unrolls of the present period that are behind.
+        sums: Of meta loss and distance over the present period's updates.
+        updates, periods: Rows of the tables.
+        seconds: Spent so far, all sessions together.
+    """
+
+    phase: int
+    progress: Progress
+    now: MetaState
+    kept: MetaState
+    best: MetaState
+    previous: list
+    unrolls: int = 0
+    sums: tuple[float, float] = (0.0, 0.0)
+    updates: int = 0
+    periods: int = 0
+    seconds: float = 0.0
+
+
+def pack(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays by name, and the rest as JSON can hold it."""
+    parts = {name: tf.nest.flatten(getattr(run, name)) for name in (*_STATES, "previous")}
+    arrays = {
+        f"{name}.{k}": np.asarray(tensor)
+        for name, tensors in parts.items()
+        for k, tensor in enumerate(tensors)
+    }
+    status = {name: getattr(run, name) for name in _COUNTERS}
+    return arrays, status | {"progress": asdict(run.progress)}
+
+
+def unpack(arrays: dict[str, np.ndarray], status: dict[str, Any], fresh: Run) -> Run:
+    """The run of a `pack`; `fresh` is one at the start of the same phase."""
+
+    def tensors(name: str) -> list:
+        count = sum(key.startswith(f"{name}.") for key in arrays)
+        return [tf.convert_to_tensor(arrays[f"{name}.{k}"]) for k in range(count)]
+
+    states = {name: tf.nest.pack_sequence_as(fresh.now, tensors(name)) for name in _STATES}
+    counters = {name: status[name] for name in _COUNTERS} | {"sums": tuple(status["sums"])}
+    progress = Progress(**status["progress"])
+    return replace(fresh, **states, **counters, previous=tensors("previous"), progress=progress)
