@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import base64
 import math
-import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +23,8 @@ from keras import ops
 from l2o import pretrained
 from l2o.checkpoint import Policy, PolicyError, load_policy
 from l2o.rules import Layout, State, UpdateRule, rule_from_config
+from l2o.step import compiled_step
 
-# A coordinatewise rule runs on this many coordinates at a time, which bounds its activations
-# (some 1.5 kB a coordinate for RNNProp) whatever the size of the model.
-BLOCK = 2**18
-# Tensors of so many coordinates are blocks by themselves; at most so many are, as each is
-# compiled.
-ALONE, MOST_ALONE = 2**12, 32
 WEIGHT_DECAY_LIMIT = 1e-4
 BACKENDS = ("tensorflow", "jax", "torch")
 
@@ -217,7 +209,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
     def _take_step(self, gradients: list, variables: list, learning_rate) -> None:
         states = [self._slots.states[self._get_variable_index(v)] for v in variables]
         held = (states, self._slots.shared, self._slots.skipped)
-        steps, moved = _compiled_move(self._policy.rule, Layout.of(variables))(
+        steps, moved = compiled_step(self._policy.rule, Layout.of(variables))(
             _values(self._slots.weights),
             [ops.cast(_value(g), _dtype()) for g in gradients],
             _values(held),
@@ -336,165 +328,6 @@ def _initial_state(policy: Policy) -> State:
         )
     state = policy.rule.initial_state(Layout(("",), ((),)))
     return State(*({k: ops.convert_to_numpy(v) for k, v in part.items()} for part in state))
-
-
-@lru_cache(maxsize=32)
-def _compiled_move(rule: UpdateRule, layout: Layout) -> Callable:
-    """`_move` for a rule and a layout, as fast as the backend has it.
-
-    Compiling takes seconds, so optimizers of one rule and alike models share what comes of it.
-    """
-    move = partial(_move, rule, layout)
-    if keras.backend.backend() == "tensorflow" and sys.platform != "darwin":
-        import tensorflow as tf
-
-        return tf.function(move, jit_compile=True, autograph=False)
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.jit(move)
-    return move
-
-
-def _move(rule, layout, weights, gradients, held, decays, warm, rate, warmup_rate):
-    """One step of all variables; pure.
-
-    Args:
-        rule: The update rule.
-        layout: Of the variables.
-        weights: The rule's.
-        gradients: One a variable.
-        held: States of the variables, shared state, number of skipped steps.
-        decays: What weight decay subtracts at a rate of 1, one a variable; or None.
-        warm: Whether this is a step of the warm-up, a bool scalar.
-        rate: Of the rule and of the decay.
-        warmup_rate: Of the warm-up's SGD.
-
-    Returns:
-        What is to be subtracted from each variable, and the new `held`.
-    """
-    states, shared, skipped = held
-    finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in gradients]))
-
-    def observe(gradient, state, layout):
-        return warmup_rate * gradient, rule.observe(weights, gradient, state, layout)
-
-    def update(gradient, state, layout):
-        step, state = rule.update(weights, gradient, state, layout)
-        return rate * step, state
-
-    def run(function):
-        return _by_blocks(rule, function, layout, gradients, states, shared)
-
-    def rest():
-        return [ops.zeros_like(g) for g in gradients], states, shared
-
-    steps, states, shared = ops.cond(
-        finite, lambda: ops.cond(warm, lambda: run(observe), lambda: run(update)), rest
-    )
-    steps = [
-        step if decay is None else step + ops.where(finite, rate * decay, 0.0)
-        for step, decay in zip(steps, decays, strict=True)
-    ]
-    return steps, (states, shared, skipped + ops.cast(ops.logical_not(finite), skipped.dtype))
-
-
-def _by_blocks(rule, function, layout, gradients, states, shared):
-    """Runs `function(gradient, state, layout)` over all coordinates, block by block.
-
-    Returns:
-        Steps, states and shared state, in the form they came in.
-    """
-    tensor = {name: _joined([s.tensor[name] for s in states]) for name in states[0].tensor}
-    flat = [ops.reshape(g, (-1,)) for g in gradients]
-    steps = [[] for _ in states]
-    coordinate = [{name: [] for name in state.coordinate} for state in states]
-    for start, stop in _blocks(layout) if rule.coordinatewise else [(0, layout.size)]:
-        pieces, place = layout.pieces(start, stop), 0
-        columns = {
-            name: _joined([_cut(states[k].coordinate[name], a, b) for k, a, b in pieces])
-            for name in states[0].coordinate
-        }
-        gradient = _joined([_cut(flat[k], a, b) for k, a, b in pieces])
-        long = rule.coordinatewise and stop - start > BLOCK
-        run = partial(_looped, function) if long else function
-        step, state = run(gradient, State(columns, tensor, shared), layout.block(start, stop))
-        for k, a, b in pieces:
-            steps[k].append(_cut(step, place, place + b - a))
-            for name, values in state.coordinate.items():
-                coordinate[k][name].append(_cut(values, place, place + b - a))
-            place += b - a
-    states = [
-        State(
-            {name: _joined(parts) for name, parts in coordinate[k].items()},
-            {name: values[..., k : k + 1] for name, values in state.tensor.items()},
-            {},
-        )
-        for k in range(len(states))
-    ]
-    steps = [ops.reshape(_joined(s), shape) for s, shape in zip(steps, layout.shapes, strict=True)]
-    return steps, states, state.shared
-
-
-def _blocks(layout: Layout) -> list[tuple[int, int]]:
-    """Where the vector is cut: at most `BLOCK` coordinates each, and big tensors by themselves.
-
-    A block of one tensor needs no joining of states, which takes a third of the step's time. Only
-    such a block may be longer than `BLOCK`.
-    """
-    alone = min(max(ALONE, layout.size // MOST_ALONE), BLOCK)
-    big = [(o, o + s) for o, s in zip(layout.offsets, layout.sizes, strict=True) if s >= alone]
-    cuts = sorted({0, layout.size, *(cut for block in big for cut in block)})
-    blocks = []
-    for start, stop in pairwise(cuts):
-        whole = (start, stop) in big
-        blocks += [(start, stop)] if whole else pairwise([*range(start, stop, BLOCK), stop])
-    return blocks
-
-
-def _looped(function, gradient, state: State, layout: Layout):
-    """`function(gradient, state, layout)` over one long tensor, some coordinates at a time.
-
-    One part after the other, whose activations then share their memory.
-    """
-    size = layout.size
-    count = -(-size // BLOCK)
-    length = -(-size // count)
-    part = layout.block(0, length)
-
-    def place(values, start):
-        return (0,) * (len(values.shape) - 1) + (start,)
-
-    def body(i, done):
-        # The last part starts early enough to be as long as the others: what two parts have in
-        # common comes out alike, as both read the old state.
-        start = ops.minimum(i * length, size - length)
-
-        def cut(values):
-            return ops.slice(values, place(values, start), (*values.shape[:-1], length))
-
-        columns = {name: cut(values) for name, values in state.coordinate.items()}
-        step, new = function(cut(gradient), State(columns, state.tensor, state.shared), part)
-        steps, states, _ = done
-        states = {
-            name: ops.slice_update(states[name], place(values, start), values)
-            for name, values in new.coordinate.items()
-        }
-        return ops.slice_update(steps, (start,), step), states, new.shared
-
-    empty = {name: ops.zeros_like(values) for name, values in state.coordinate.items()}
-    steps, coordinate, shared = ops.fori_loop(
-        0, count, body, (ops.zeros_like(gradient), empty, state.shared)
-    )
-    return steps, State(coordinate, state.tensor, shared)
-
-
-def _joined(parts: list):
-    return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=-1)
-
-
-def _cut(values, start: int, stop: int):
-    return values if stop - start == values.shape[-1] else values[..., start:stop]
 
 
 def _native(variable):

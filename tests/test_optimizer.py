@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import l2o
-import l2o.optimizer
+import l2o.step
 from l2o import AmalgamatedOptimizer, Policy
 from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.unroll import Amalgamation, begin, practise, warm_up
@@ -239,10 +239,10 @@ def test_float64_is_exact(float64):
 
 
 def test_one_compiled_step_serves_alike_models():
-    l2o.optimizer._compiled_move.cache_clear()
+    l2o.step.compiled_step.cache_clear()
     for _ in range(2):
         walk(AmalgamatedOptimizer(Momentum(0.1)), gradients(2))
-    assert l2o.optimizer._compiled_move.cache_info().misses == 1
+    assert l2o.step.compiled_step.cache_info().misses == 1
 
 
 @pytest.mark.parametrize(
@@ -295,16 +295,16 @@ def test_rules_with_state_of_tensors():
 @pytest.fixture(params=[[0, 1, 6, 18, 30, 34], [0, 20, 34]], ids=["long tensors", "joined"])
 def small_blocks(monkeypatch, request):
     """Tensors of 3 and more are blocks by themselves and loop over parts; or all are joined."""
-    monkeypatch.setattr(l2o.optimizer, "BLOCK", {6: 3, 3: 20}[len(request.param)])
-    monkeypatch.setattr(l2o.optimizer, "ALONE", 20)
-    l2o.optimizer._compiled_move.cache_clear()
+    monkeypatch.setattr(l2o.step, "BLOCK", {6: 3, 3: 20}[len(request.param)])
+    monkeypatch.setattr(l2o.step, "ALONE", 20)
+    l2o.step.compiled_step.cache_clear()
     yield list(pairwise(request.param))
-    l2o.optimizer._compiled_move.cache_clear()
+    l2o.step.compiled_step.cache_clear()
 
 
 @pytest.mark.parametrize("rule", [Adam(0.05), Choice((Adam(0.02),), 2, layers=1), TensorNorm()])
 def test_blocks_change_nothing(rule, small_blocks):
     """A rule that is not coordinatewise runs on the whole vector all the same."""
-    assert l2o.optimizer._blocks(LAYOUT) == small_blocks
+    assert l2o.step.blocks(LAYOUT) == small_blocks
     path = walk(AmalgamatedOptimizer(policy(rule), warmup_steps=WARM), gradients())
     close(path, expected(policy(rule), gradients()))
