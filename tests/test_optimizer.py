@@ -119,14 +119,14 @@ def test_the_trainers_step_and_the_optimizers_agree_for_200_steps(any_rule):
     job = Amalgamation(taught.rule, (), "none", Linear(), warmup_rate=0.01)
     weights = [tf.constant(w) for w in taught.weights]
     trajectory = warm_up(job, weights, begin(job, (0,), scaled=False), early)
-    _, _, student = practise(job, weights, trajectory.student, trajectory.scale, late)
+    _, _, after = practise(job, weights, trajectory, late)
     optimizer = AmalgamatedOptimizer(taught, warmup_steps=warm, warmup_learning_rate=0.01)
     path = walk(optimizer, vectors)
     # To a millionth of the largest coordinate, which is what 200 sums in float32 leave of it.
-    for actual, wanted in ((path[99], trajectory.student), (path[-1], student)):
+    for actual, wanted in ((path[99], trajectory.student), (path[-1], after.student)):
         largest = np.abs(wanted.parameters).max()
         np.testing.assert_allclose(actual, wanted.parameters, rtol=0, atol=1e-6 * largest)
-    for name, values in student.state.coordinate.items():
+    for name, values in after.student.state.coordinate.items():
         states = [s.coordinate[name].numpy() for s in optimizer._slots.states]
         close(np.concatenate(states, axis=-1), values, 1e-5)
 
