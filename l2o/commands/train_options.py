@@ -70,8 +70,8 @@ def parser() -> Parser:
     g = p.add_argument_group("schedule (a preset, and what departs from it)")
     g.add_argument("--preset", type=known(tuple(PRESETS)), metavar="NAME",
                    help="paper: the paper's, hours on a GPU; cpu: its stages with one trajectory "
-                   "an update, 1-2 hours on two cores; smoke: every stage, minutes, no useful "
-                   "policy. Default paper where there is a GPU, else cpu")
+                   "an update, about two hours on two cores; smoke: every stage, minutes, no "
+                   "useful policy. Default paper where there is a GPU, else cpu")
     g.add_argument("--unrolls", type=count, nargs="+", metavar="N",
                    help="inner steps of an unroll, one value a stage")
     g.add_argument("--alphas", type=weight, nargs="+", metavar="A",

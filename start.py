@@ -1,0 +1,25 @@
+"""How the commands start: quietly."""
+
+import importlib
+import os
+import sys
+
+
+def run(module: str) -> None:
+    """Imports a command's module and runs its `main`.
+
+    Importing it imports TensorFlow, whose libraries greet on stderr whatever they are told.
+    Python's own errors come as ever: they are raised when stderr is back.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        command = importlib.import_module(module)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
+    command.main()
