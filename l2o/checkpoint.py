@@ -112,7 +112,9 @@ def _description(path: Path) -> str:
     if not path.is_dir():
         raise PolicyError(f"There is no policy directory at {path}")
     if not (path / DESCRIPTION).exists():
-        raise PolicyError(f"{path} is no policy directory: it has no {DESCRIPTION}")
+        inside = [p.parent for p in sorted(path.glob(f"*/{DESCRIPTION}"))]
+        hint = f"; there is one in {' and in '.join(map(str, inside))}" if inside else ""
+        raise PolicyError(f"{path} is no policy directory: it has no {DESCRIPTION}{hint}")
     try:
         return (path / DESCRIPTION).read_text()
     except (OSError, ValueError) as error:

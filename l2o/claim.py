@@ -19,12 +19,15 @@ class Claim:
         mark: Name of the file that tells a directory of ours from anybody's.
         fresh: Whether ours, with what is in it, is moved aside first.
 
+    Attributes:
+        moved_to: Where `fresh` put what was there, or None.
+
     Raises:
         DirectoryError: If the directory cannot be written, is in use, or holds files not ours.
     """
 
     def __init__(self, path: Path, mark: str, fresh: bool = False):
-        self.path = Path(path)
+        self.path, self.moved_to = Path(path), None
         check_free(self.path, mark)
         try:
             if fresh and (self.path / mark).exists():
@@ -50,6 +53,7 @@ class Claim:
         while (aside := path.with_name(f"{path.name}.old{number}")).exists():
             number += 1
         os.replace(path, aside)
+        self.moved_to = aside
 
     def close(self) -> None:
         """Gives the directory free."""

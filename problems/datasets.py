@@ -118,8 +118,11 @@ def load_dataset(
 
     Raises:
         ValueError: `data` is none of the three, or TFDS has no dataset of images called `name`.
-        DatasetUnavailable: The dataset cannot be had, and `data` is "tfds".
+        DatasetUnavailable: The dataset cannot be had, and `data` is "tfds"; or `data_dir` is no
+            folder.
     """
+    if data_dir is not None and not Path(data_dir).expanduser().is_dir():
+        raise DatasetUnavailable(f"There is no folder of data at {data_dir}")
     if data not in ("auto", "tfds", "digits"):
         raise ValueError(f"data must be 'auto', 'tfds' or 'digits'. Received: {data!r}")
     if name == "digits":

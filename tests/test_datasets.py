@@ -102,6 +102,7 @@ def test_auto_says_what_is_missing_and_goes_on_with_digits(bare):
         said.append(text)
         seconds.append(time.perf_counter() - start)
 
+    (bare / "data").mkdir()
     start = time.perf_counter()
     dataset = load_dataset("mnist", data_dir=str(bare / "data"), report=report)
     text = "\n".join(said)
@@ -112,6 +113,13 @@ def test_auto_says_what_is_missing_and_goes_on_with_digits(bare):
     assert (dataset.name, dataset.requested, dataset.substituted) == ("digits", "mnist", True)
     assert "IN PLACE OF mnist" in dataset.description
     assert "\n" not in dataset.description
+
+
+@pytest.mark.parametrize("data", ["auto", "tfds", "digits"])
+def test_a_folder_that_is_not_there_is_an_error_and_not_made(bare, data):
+    with pytest.raises(DatasetUnavailable, match="no folder of data at .*typo"):
+        load_dataset("mnist", data, str(bare / "typo"), report=silent)
+    assert not (bare / "typo").exists()
 
 
 def test_a_stand_in_goes_through_the_problems_own_network(bare):

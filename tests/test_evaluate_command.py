@@ -138,6 +138,8 @@ def test_newest_run_is_the_newest_that_is_finished(tmp_path):
     assert newest_run(tmp_path / "runs") == new
     make_run(tmp_path / "runs" / "new" / "2", finished=False)
     assert newest_run(tmp_path / "runs") == old
+    make_run(tmp_path / "runs" / "old.old1")  # put aside by --fresh
+    assert newest_run(tmp_path / "runs") == old
 
 
 @pytest.mark.parametrize("text", ["adan", "keras:Adan", "adam@", "adam@-1", "keras:Adam@x", "no/x"])

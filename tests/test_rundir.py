@@ -122,6 +122,7 @@ def test_fresh_moves_the_run_aside(saved):
             assert run.load() is None
             run.save(arrays(9), {"number": 9})
         aside = saved.with_name(f"run.old{number}")
+        assert run.moved_to == aside
         if number == 1:
             assert files_of(aside) == before
     assert json.loads((aside / CONFIG).read_text())["pool"] == "small"

@@ -130,7 +130,8 @@ def _evaluate(options: argparse.Namespace, tf) -> int:
     tf.keras.utils.set_random_seed(options.seed)
     todo = missing(tasks, contenders, plan, directory)
     wanted = len(tasks) * len(contenders) * plan.repeats
-    print(f"Preset: {preset}{reason}: {plan.repeats} repeats of {plan.epochs} epochs")
+    print(f"Preset: {preset}{reason}")
+    print(f"Repeats: {plan.repeats}, epochs: {plan.epochs}")
     print(f"Optimizers: {', '.join(dict.fromkeys(c.name for c in contenders))}")
     print(f"Results: {directory.table}, {wanted - len(todo)} of {wanted} "
           "evaluations are there", flush=True)  # fmt: skip
@@ -161,7 +162,8 @@ def _evaluate(options: argparse.Namespace, tf) -> int:
         bar.close()
     keys = {plan.key(t, c, r + 1) for t in tasks for c in contenders for r in range(plan.repeats)}
     print(f"\n{summary_table(row for row in directory.results if row.key in keys)}")
-    print("Means over n evaluations; test accuracy at the epoch chosen on validation.")
+    print("Means over n evaluations. Test accuracy is at the epoch chosen on validation, log train")
+    print("of the mean loss over the last epoch's batches, each before its step.")
     print(f"Figures and a page: python evaluate.py --report {directory.path}")
     return 0
 

@@ -107,7 +107,8 @@ def _train(options: argparse.Namespace) -> int:
         try:
             _replicate(options, options.seed + k, directory, phases, strategy, data, origin)
         except Stopped:
-            print(f"Stopped. The run is kept in {directory}; the same command goes on with it.")
+            again = "the same command" + " without --fresh" * options.fresh
+            print(f"Stopped. The run is kept in {directory}; {again} goes on with it.")
             return 130
     return 0
 
@@ -129,6 +130,8 @@ def _replicate(options, seed: int, directory: Path, phases, strategy, data, orig
             phases, meta, optimizee, Batch(data.train.images, data.train.labels),
             problem.batch_size, strategy, run, card, watch,
         )  # fmt: skip
+        if run.moved_to:
+            print(f"The run that was there is now in {run.moved_to}")
         print(f"Run directory: {directory}" + (", which is gone on with" * trainer.resumed))
         seconds = expected_seconds(phases, *trainer.position(), optimizee, data, problem.batch_size)
         left = " left" * trainer.resumed

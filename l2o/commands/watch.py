@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import time
 from collections import deque
@@ -15,6 +16,7 @@ import tensorflow as tf
 from l2o.amalgamation.curriculum import Progress as Curriculum
 from l2o.amalgamation.optimizee import Batch, Optimizee, loss_and_gradient
 from l2o.amalgamation.plan import Phase, inner_steps_left
+from l2o.amalgamation.rundir import CONFIG
 from l2o.commands.terminal import Progress, duration
 from problems import Dataset
 
@@ -209,6 +211,9 @@ def draw_periods(table: Path, path: Path) -> None:
     top.legend(fontsize="small")
     bottom.set_ylabel("log distance to teachers")
     bottom.set_xlabel("meta-updates (vertical lines: stages end)")
+    config = json.loads((table.parent / CONFIG).read_text())
+    title = "{strategy}, pool {pool}: {problem}\nData: {data}".format(**config)
+    figure.suptitle(title, fontsize="small")
     figure.tight_layout()
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=120, format="png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -91,8 +92,12 @@ def get_contenders(text: str) -> list[Contender]:
 
 
 def newest_run(runs: Path) -> Path | None:
-    """The directory of the newest finished run under `runs`, or None."""
-    finished = [path for path in runs.glob("*") if _is_finished(path)]
+    """The directory of the newest finished run under `runs`, or None.
+
+    Runs that `--fresh` moved aside do not count.
+    """
+    there = [path for path in runs.glob("*") if not re.search(r"\.old\d+$", path.name)]
+    finished = [path for path in there if _is_finished(path)]
     return max(finished, key=lambda path: path.stat().st_mtime, default=None)
 
 

@@ -126,7 +126,7 @@ def _overview(cases) -> list[Block]:
     stand_ins = defaultdict(list)
     for case, found in cases.items():
         if no_oracle(found):
-            stand_ins[no_oracle(found)].append(case.problem)
+            stand_ins[no_oracle(found)].append(case.title)
     warnings += [
         f"{', '.join(problems)}: {reason}; the best of what there is stands in for it."
         for reason, problems in stand_ins.items()

@@ -98,6 +98,8 @@ def read_results(*paths: Path | str) -> list[Result]:
     """
     merged: dict[Key, list[Result]] = {}
     for path in map(Path, paths):
+        if path.is_dir() and not (path / TABLE).exists():
+            raise TableError(f"{path} holds no {TABLE}")
         path = path / TABLE if path.is_dir() else path
         for key, rows in by_evaluation(read_table(path, Result)).items():
             epochs = [row.epoch for row in rows]

@@ -33,7 +33,9 @@ def read_table(path: Path | str, kind: type[Row]) -> list[Row]:
     try:
         text = Path(path).read_text()
         lines = list(csv.reader(io.StringIO(text)))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise TableError(f"{path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise TableError(f"{path} cannot be read: {error}") from error
     if not lines or lines[0] != names:
         received = ", ".join(lines[0])[:200] if lines else "an empty file"
