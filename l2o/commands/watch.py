@@ -212,7 +212,8 @@ def draw_periods(table: Path, path: Path) -> None:
     bottom.set_ylabel("log distance to teachers")
     bottom.set_xlabel("meta-updates (vertical lines: stages end)")
     config = json.loads((table.parent / CONFIG).read_text())
-    title = "{strategy}, pool {pool}: {problem}\nData: {data}".format(**config)
+    data = config["data"].split(" (")[0]
+    title = f"{config['strategy']}, pool {config['pool']}, {config['problem']}, data: {data}"
     figure.suptitle(title, fontsize="small")
     figure.tight_layout()
     temporary = path.with_name(f".{path.name}")
