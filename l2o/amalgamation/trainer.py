@@ -92,13 +92,13 @@ class Trainer:
         Raises:
             Stopped: After SIGINT or SIGTERM, once what there is has been saved.
         """
+        handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
         run = self._run or self._enter_phase(0, [], seconds=0.0, updates=0, periods=0)
         path = self._directory.path
         self._updates = Table(path / "updates.csv", UPDATES, run.updates)
         self._periods = Table(path / "periods.csv", PERIODS, run.periods)
         self._clock = time.monotonic()
         self._saved = self._clock
-        handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             while True:
                 phase = self._phases[run.phase]
