@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import tempfile
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -238,20 +240,36 @@ def _prepare(name: str, target: Path, raw: Path | None = None) -> tfds.core.Data
     # files of mnist for those of fashion_mnist, for their names are the same.
     # TFDS announces itself on stdout; what a person needs to know has been reported already.
     silence = contextlib.redirect_stdout(io.StringIO())
-    with tempfile.TemporaryDirectory(dir=target, prefix="scratch-") as scratch, silence:
+    with _scratch(target) as scratch, silence:
         config = tfds.download.DownloadConfig(
-            manual_dir=raw, extract_dir=Path(scratch) / "extracted", try_download_gcs=False
+            manual_dir=raw, extract_dir=scratch / "extracted", try_download_gcs=False
         )
         try:
-            builder.download_and_prepare(
-                download_dir=Path(scratch) / "downloads", download_config=config
-            )
+            builder.download_and_prepare(download_dir=scratch / "downloads", download_config=config)
         except Exception:
             # Another process may have finished first: TFDS then fails to put its folder in place.
             builder = _builder(name, target)
             if not builder.is_prepared():
                 raise
     return builder
+
+
+@contextlib.contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """A folder below `target` that is gone afterwards.
+
+    Where one file is refused, TFDS' threads may still be extracting the others into it: it is
+    then emptied until they have ended, and never in place of the error that says what is wrong.
+    """
+    scratch = Path(tempfile.mkdtemp(dir=target, prefix="scratch-"))
+    try:
+        yield scratch
+    finally:
+        for _ in range(50):
+            shutil.rmtree(scratch, ignore_errors=True)
+            if not scratch.exists():
+                break
+            time.sleep(0.1)
 
 
 def _reachable(url: str) -> bool:

@@ -1,5 +1,6 @@
 """Where data comes from, and what is said when it does not."""
 
+import contextlib
 import functools
 import gzip
 import http.server
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from problems import Dataset, DatasetUnavailable, get_problem, load_dataset
+from problems import Dataset, DatasetUnavailable, datasets, get_problem, load_dataset
 
 _IDX = "{}-images-idx3-ubyte.gz", "{}-labels-idx1-ubyte.gz"
 
@@ -259,6 +260,26 @@ def test_a_file_that_is_not_the_official_one_is_refused(bare, official):
     file.write_bytes(content[:-1])
     with pytest.raises(DatasetUnavailable, match="size differs"):
         load_dataset("mnist", data="tfds", data_dir=str(folder), report=silent)
+
+
+def test_files_still_being_extracted_do_not_hide_the_error(tmp_path):
+    """TFDS' threads go on for a while after it has raised."""
+    made = threading.Event()
+
+    def extract(folder):
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            with contextlib.suppress(FileNotFoundError):
+                (folder / f"{time.monotonic_ns()}").touch()
+            made.set()
+
+    with pytest.raises(ValueError, match="checksum"), datasets._scratch(tmp_path) as scratch:
+        thread = threading.Thread(target=extract, args=(scratch,))
+        thread.start()
+        made.wait()
+        raise ValueError("checksum")
+    thread.join()
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_raw_files_are_named(bare, official):
