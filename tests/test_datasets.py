@@ -1,6 +1,6 @@
 """Where data comes from, and what is said when it does not."""
 
-import contextlib
+import errno
 import functools
 import gzip
 import http.server
@@ -262,23 +262,21 @@ def test_a_file_that_is_not_the_official_one_is_refused(bare, official):
         load_dataset("mnist", data="tfds", data_dir=str(folder), report=silent)
 
 
-def test_files_still_being_extracted_do_not_hide_the_error(tmp_path):
-    """TFDS' threads go on for a while after it has raised."""
-    made = threading.Event()
+def test_files_still_being_extracted_do_not_hide_the_error(monkeypatch, tmp_path):
+    """TFDS' threads go on for a while after it has raised: the folder is not empty at first."""
+    rmdir, refused = os.rmdir, []
 
-    def extract(folder):
-        until = time.monotonic() + 0.5
-        while time.monotonic() < until:
-            with contextlib.suppress(FileNotFoundError):
-                (folder / f"{time.monotonic_ns()}").touch()
-            made.set()
+    def busy(path, **options):
+        if not refused:
+            refused.append(path)
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", path)
+        rmdir(path, **options)
 
+    monkeypatch.setattr(os, "rmdir", busy)
     with pytest.raises(ValueError, match="checksum"), datasets._scratch(tmp_path) as scratch:
-        thread = threading.Thread(target=extract, args=(scratch,))
-        thread.start()
-        made.wait()
+        (scratch / "extracted").mkdir()
         raise ValueError("checksum")
-    thread.join()
+    assert refused
     assert not list(tmp_path.iterdir())
 
 
