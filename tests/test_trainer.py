@@ -1,7 +1,7 @@
 """The trainer: killed anywhere it comes to the same end; what is undone is undone; what is saved.
 
 A kill leaves the files as they are at that moment, so a copy of the directory, taken in the midst
-of an uninterrupted run, is what a killed run has. `test_train_command.py` kills a real process.
+of an uninterrupted run, is what a killed run has. `test_stopped.py` kills real processes.
 """
 
 import csv

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from l2o.claim import Claim, DirectoryError
-from l2o.files import write_atomically
+from l2o.files import write_atomically, writing
 
 CONFIG = "config.json"
 CHECKPOINT, PREVIOUS = "checkpoint.npz", "checkpoint.previous.npz"
@@ -136,18 +136,28 @@ class Table:
         head = io.StringIO()
         csv.writer(head, lineterminator="\n").writerows([self._columns, *behind])
         write_atomically(path, head.getvalue())
+        self._path = path
         self._file = open(path, "a", newline="")  # noqa: SIM115 grows while the run lasts
         self._writer = csv.writer(self._file, lineterminator="\n")
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a row and hands it to the operating system."""
-        self._writer.writerow([row[name] for name in self._columns])
-        self._file.flush()
+        with writing(self._path):
+            self._writer.writerow([row[name] for name in self._columns])
+            self._file.flush()
 
     def sync(self) -> None:
         """Has the rows on disk before a checkpoint counts them."""
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -92,32 +93,29 @@ class Trainer:
         Raises:
             Stopped: After SIGINT or SIGTERM, once what there is has been saved.
         """
-        handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        run = self._run or self._enter_phase(0, [], seconds=0.0, updates=0, periods=0)
-        path = self._directory.path
-        self._updates = Table(path / "updates.csv", UPDATES, run.updates)
-        self._periods = Table(path / "periods.csv", PERIODS, run.periods)
-        self._clock = time.monotonic()
-        self._saved = self._clock
-        try:
-            while True:
-                phase = self._phases[run.phase]
-                training = self._training(phase, run)
-                while not run.progress.finished:
-                    self._advance(phase, training, run)
-                if run.phase + 1 == len(self._phases):
-                    return Policy(phase.rule, _arrays(run.now.weights), self._card)
-                tick = self._seconds(run)
-                run = self._enter_phase(
-                    run.phase + 1, run.now.weights, tick, run.updates, run.periods
-                )
-                self._clock = time.monotonic()
-                self._save(run)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            self._updates.close()
-            self._periods.close()
+        with _handling(self._stop):
+            run = self._run or self._enter_phase(0, [], seconds=0.0, updates=0, periods=0)
+            path = self._directory.path
+            with (
+                Table(path / "updates.csv", UPDATES, run.updates) as self._updates,
+                Table(path / "periods.csv", PERIODS, run.periods) as self._periods,
+            ):
+                self._clock = self._saved = time.monotonic()
+                return self._finish(run)
+
+    def _finish(self, run: Run) -> Policy:
+        """All phases that are left."""
+        while True:
+            phase = self._phases[run.phase]
+            training = self._training(phase, run)
+            while not run.progress.finished:
+                self._advance(phase, training, run)
+            if run.phase + 1 == len(self._phases):
+                return Policy(phase.rule, _arrays(run.now.weights), self._card)
+            tick = self._seconds(run)
+            run = self._enter_phase(run.phase + 1, run.now.weights, tick, run.updates, run.periods)
+            self._clock = time.monotonic()
+            self._save(run)
 
     def _stop(self, *_) -> None:
         if self._stopping:  # asked a second time: do not wait for the truncation to end
@@ -307,6 +305,19 @@ class Trainer:
             return None
         fresh = self._enter_phase(saved[1]["phase"], [], 0.0, 0, 0)
         return unpack(*saved, fresh)
+
+
+@contextmanager
+def _handling(handler: Callable) -> Iterator[None]:
+    """SIGINT and SIGTERM go to `handler` within, and to whom they went before afterwards."""
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, handler)
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _word(verdict) -> str:

@@ -18,7 +18,7 @@ class UserError(Exception):
 
 
 def run_command(command: Callable[[], int]) -> None:
-    """Runs a command and exits with its status; a `UserError` is one line and status 2."""
+    """Runs a command and exits with its status; what the user can mend is one line and status 2."""
     try:
         status = command()
     except UserError as error:
@@ -30,6 +30,9 @@ def run_command(command: Callable[[], int]) -> None:
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
+    except OSError as error:  # a full disk, most of all
+        print(f"error: {error}. What had been saved is kept", file=sys.stderr)
+        status = 2
     sys.exit(status)
 
 

@@ -44,10 +44,6 @@ def _main(arguments: list[str] | None) -> int:
         ) from error
     except (DirectoryError, TableError, l2o.PolicyError, DatasetUnavailable) as error:
         raise UserError(str(error)) from error
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UserError(f"{error}. What had been saved is kept") from error
 
 
 def _tune(options: argparse.Namespace) -> int:
