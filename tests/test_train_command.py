@@ -11,6 +11,7 @@ import l2o
 from l2o.amalgamation.curriculum import PRESETS
 from l2o.commands import train as command
 from l2o.commands.train_options import parser, schedules
+from problems import Dataset, Split
 
 # Everything there is, in seconds: both phases, two stages.
 _TINY = (
@@ -215,6 +216,23 @@ def test_replicates():
     assert [policy.card["seed"] for policy in policies] == [5, 6]
     assert not np.array_equal(policies[0].weights[0], policies[1].weights[0])
     assert sorted(p.name for p in Path("out").iterdir()) == ["1", "2"]
+
+
+def test_run_that_cannot_recover(capfd, monkeypatch):
+    """Pixels of NaN: every meta-update is left out, in every try; the next replicate is tried."""
+
+    def poisoned(*_):
+        nan = Split(np.full((300, 28, 28, 1), np.nan, "float32"), np.zeros(300, "int32"))
+        return Dataset("mnist", "mnist", "made up", 10, (28, 28, 1), nan, nan, nan)
+
+    monkeypatch.setattr(command, "load_dataset", poisoned)
+    line = [*_SHORT, "--output", "out", "--max-repeats", "1", "--replicates", "2"]
+    assert run(*line) == 1
+    first, second = capfd.readouterr().err.splitlines()
+    assert first == second and "period 1 were not finite, in all of 2 tries" in first
+    assert first.endswith("It has no policy yet; a smaller --learning-rate may help")
+    assert run(*line) == 1
+    assert capfd.readouterr().err.splitlines() == [first, first]
 
 
 def test_full_disk_is_one_line(capfd, monkeypatch):

@@ -42,6 +42,10 @@ class Stopped(Exception):
     """The run was interrupted; what it had is saved."""
 
 
+class Diverged(Exception):
+    """The run cannot recover; the policies saved so far are its last good ones."""
+
+
 class Trainer:
     """Runs the phases of an amalgamation in a run directory.
 
@@ -92,6 +96,7 @@ class Trainer:
 
         Raises:
             Stopped: After SIGINT or SIGTERM, once what there is has been saved.
+            Diverged: If a period was lost in every try; see `curriculum.judge`.
         """
         with _handling(self._stop):
             run = self._run or self._enter_phase(0, [], seconds=0.0, updates=0, periods=0)
@@ -109,6 +114,8 @@ class Trainer:
             phase = self._phases[run.phase]
             training = self._training(phase, run)
             while not run.progress.finished:
+                if run.progress.diverged:
+                    raise Diverged(_described(phase, run.progress))
                 self._advance(phase, training, run)
             if run.phase + 1 == len(self._phases):
                 return Policy(phase.rule, _arrays(run.now.weights), self._card)
@@ -177,9 +184,11 @@ class Trainer:
             return
         self._practise(training, phase, stage, run)
         losses = self._validate(training, phase, stage, run)
-        run.progress, verdict = judge(schedule, progress, float(losses.mean()))
         updates = schedule.period // schedule.meta_batch
         updates *= stage.unroll(progress.period) // schedule.truncation
+        skipped = int(run.now.skipped) - int(run.kept.skipped)
+        run.progress, verdict = judge(schedule, progress, float(losses.mean()), skipped / updates)
+        sums = np.array(run.sums) / (updates - skipped) if skipped < updates else (np.nan, np.nan)
         facts = {
             "phase": phase.name,
             "stage": progress.stage + 1,
@@ -187,12 +196,12 @@ class Trainer:
             "repeats": progress.repeats,
             "unroll": stage.unroll(progress.period),
             "alpha": stage.alpha,
-            "meta_loss": run.sums[0] / updates,
-            "distance": run.sums[1] / updates,
+            "meta_loss": float(sums[0]),
+            "distance": float(sums[1]),
             "validation_unroll": stage.validation_unroll,
             "validation_loss": float(losses.mean()),
             "validation_error": _standard_error(losses),
-            "verdict": _word(verdict),
+            "verdict": "diverged" if run.progress.diverged else _word(verdict),
             "skipped": int(run.now.skipped),
             "updates": run.updates,
             "seconds": round(self._seconds(run), 1),
@@ -200,13 +209,12 @@ class Trainer:
         self._periods.append(facts)
         run.periods += 1
         run.unrolls, run.sums = 0, (0.0, 0.0)
-        skipped = run.now.skipped
-        run.now = run.kept = run.now if verdict.keep else run.kept
+        now = run.now if verdict.keep else run.kept
         if verdict.best:
-            run.best = run.now
+            run.best = now
         if verdict.stage_over:
-            run.now = run.kept = run.best
-        run.now = run.now._replace(skipped=skipped)  # what was skipped stays counted
+            now = run.best
+        run.now = run.kept = now._replace(skipped=run.now.skipped)  # they stay counted
         if verdict.best:  # before the checkpoint: after it, a crash would leave it undone
             self._save_policy(phase, run, facts)
         self._save(run)
@@ -221,24 +229,27 @@ class Trainer:
         for number in range(run.unrolls, schedule.period // schedule.meta_batch):
             first = progress.trajectories + number * schedule.meta_batch
             trajectories = training.begin(key, first)
-            state, updates, rows, sums = run.now, run.updates, [], np.array(run.sums)
+            state, updates, sums = run.now, run.updates, np.array(run.sums)
             for start in range(0, unroll, schedule.truncation):
                 begun = time.monotonic()
+                left_out = int(state.skipped)
                 state, trajectories, report = training.update(
                     state, trajectories, key, first, start, warmup, stage.alpha
                 )
-                meta_loss, distance, finite = (float(x) for x in report)
+                meta_loss, distance = float(report.meta_loss), float(report.distance)
+                finite = int(state.skipped) == left_out
                 seconds = time.monotonic() - begun
                 updates += 1
-                sums += np.nan_to_num([meta_loss, distance])
-                rows.append((progress.stage + 1, progress.period + 1, updates, unroll, start,
-                             meta_loss, distance, int(finite >= 1), round(seconds, 3)))  # fmt: skip
-                self._updates.append(dict(zip(UPDATES, (phase.name, *rows[-1]), strict=True)))
+                if finite:
+                    sums += (meta_loss, distance)
+                row = (phase.name, progress.stage + 1, progress.period + 1, updates, unroll, start,
+                       meta_loss, distance, int(finite), round(seconds, 3))  # fmt: skip
+                self._updates.append(dict(zip(UPDATES, row, strict=True)))
                 self._watch(
                     "update",
                     {
                         "phase": phase, "run": run, "meta_loss": meta_loss,
-                        "distance": distance, "finite": finite >= 1, "seconds": seconds,
+                        "distance": distance, "finite": finite, "seconds": seconds,
                         "unroll": unroll,
                         "done": number * unroll + start + schedule.truncation,
                         "total": schedule.period // schedule.meta_batch * unroll,
@@ -318,6 +329,15 @@ def _handling(handler: Callable) -> Iterator[None]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def _described(phase: Phase, progress: Progress) -> str:
+    """What a run that diverged says."""
+    times = "" if not progress.repeats else f", in all of {progress.repeats + 1} tries"
+    return (
+        f"The meta-updates or the validation of {phase.name}, stage {progress.stage + 1}, period "
+        f"{progress.period + 1} were not finite{times}, so the run cannot go on"
+    )
 
 
 def _word(verdict) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -15,7 +16,7 @@ import l2o
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.amalgamation.plan import Phase, plan
 from l2o.amalgamation.rundir import CONFIG, RunDirectory
-from l2o.amalgamation.trainer import Stopped, Trainer
+from l2o.amalgamation.trainer import Diverged, Stopped, Trainer
 from l2o.claim import DirectoryError, check_free
 from l2o.commands.terminal import UserError, duration, quiet_start, run_command
 from l2o.commands.train_options import check, meta_settings, parser, schedules
@@ -27,7 +28,10 @@ from problems import DatasetUnavailable, get_problem, load_dataset
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; exits with status 0, 2 for a user's error, 130 when stopped."""
+    """Runs the command.
+
+    Exits with status 0, 1 where a run diverged, 2 for a user's error, 130 when stopped.
+    """
     run_command(lambda: _main(arguments))
 
 
@@ -97,6 +101,7 @@ def _train(options: argparse.Namespace) -> int:
         "preset": preset,
         "devices": f"{strategy.num_replicas_in_sync} {'GPU' if gpus else 'CPU'}",
     }
+    status = 0
     for k, directory in enumerate(directories):
         if options.replicates > 1:
             print(f"Replicate {k + 1} of {options.replicates}, seed {options.seed + k}")
@@ -106,7 +111,12 @@ def _train(options: argparse.Namespace) -> int:
             again = "the same command" + " without --fresh" * options.fresh
             print(f"Stopped. The run is kept in {directory}; {again} goes on with it.")
             return 130
-    return 0
+        except Diverged as error:
+            there = [p for phase in reversed(phases) if (p := directory / phase.name).exists()]
+            kept = f"Its last good policy is in {there[0]}" if there else "It has no policy yet"
+            print(f"error: {error}. {kept}; a smaller --learning-rate may help", file=sys.stderr)
+            status = 1
+    return status
 
 
 def _replicate(options, seed: int, directory: Path, phases, strategy, data, origin) -> None:
@@ -135,8 +145,6 @@ def _replicate(options, seed: int, directory: Path, phases, strategy, data, orig
               flush=True)  # fmt: skip
         trainer.run()
     policy = directory / phases[-1].name
-    if not policy.exists():
-        raise UserError(f"No validation was ever finite, so {directory} has no policy")
     print(f"Done in {duration(time.monotonic() - begun)}. The policy is in {policy}:")
     print(f'    model.compile(optimizer=l2o.AmalgamatedOptimizer.load("{policy}"))', flush=True)
 
