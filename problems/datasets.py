@@ -31,12 +31,44 @@ _PROBE_SECONDS = 1.2
 _DIGITS = "scikit-learn's 1,797 handwritten digits, 8×8 resized to 28×28"
 
 
+class DatasetUnavailable(Exception):
+    """The data is neither on this machine nor within reach, or damaged; the message says what."""
+
+
+class DatasetDamaged(DatasetUnavailable):
+    """The data is there and cannot be read, so nothing stands in for it."""
+
+
+def _damaged(folder: Path, error: Exception) -> DatasetDamaged:
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    return DatasetDamaged(
+        f"The data in {folder} is damaged: {said}. Remove that folder, and it is prepared anew"
+    )
+
+
 @dataclass(frozen=True)
 class Split:
-    """Examples: `images` uint8 [n, height, width, channels] and `labels` int32 [n]."""
+    """Examples: `images` uint8 [n, height, width, channels] and `labels` int32 [n].
+
+    Images may be floats too, which networks then see as they are.
+
+    Raises:
+        DatasetUnavailable: If they are no such arrays, or an image is not finite.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+
+    def __post_init__(self):
+        images, labels = self.images, self.labels
+        if images.ndim != 4 or images.dtype.kind not in "uf":
+            raise DatasetUnavailable(f"Images of {images.dtype} with shape {images.shape}")
+        if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+            raise DatasetUnavailable(
+                f"{len(images)} images, but labels of {labels.dtype} with shape {labels.shape}"
+            )
+        if images.dtype.kind == "f" and not np.isfinite(images).all():
+            raise DatasetUnavailable("An image holds a value that is not finite")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,6 +87,10 @@ class Dataset:
         train: Training examples, less the validation examples.
         validation: The last min(5,000, a sixth) of TFDS' training examples, in TFDS' order.
         test: TFDS' test split.
+
+    Raises:
+        DatasetUnavailable: If a split is empty, or its images or labels are not such as are
+            described.
     """
 
     name: str
@@ -65,6 +101,22 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
+
+    def __post_init__(self):
+        for part in ("train", "validation", "test"):
+            split = getattr(self, part)
+            if not len(split):
+                raise DatasetUnavailable(f"{self.name}: the {part} split is empty")
+            if (shape := split.images.shape[1:]) != tuple(self.shape):
+                raise DatasetUnavailable(
+                    f"{self.name}: {part} images of shape {shape} are not {tuple(self.shape)}"
+                )
+            lowest, highest = int(split.labels.min()), int(split.labels.max())
+            if lowest < 0 or highest >= self.classes:
+                raise DatasetUnavailable(
+                    f"{self.name}: {part} labels from {lowest} to {highest} are not those of "
+                    f"{self.classes} classes"
+                )
 
     @property
     def substituted(self) -> bool:
@@ -77,10 +129,6 @@ class Dataset:
         sizes = f"{len(self.train):,} train, {len(self.validation):,} validation"
         stand_in = f", IN PLACE OF {self.requested}" if self.substituted else ""
         return f"{self.name}{stand_in} ({self.source}; {sizes}, {len(self.test):,} test)"
-
-
-class DatasetUnavailable(Exception):
-    """The data is neither on this machine nor within reach; the message says what would help."""
 
 
 @contextlib.contextmanager
@@ -120,8 +168,8 @@ def load_dataset(
 
     Raises:
         ValueError: `data` is none of the three, or TFDS has no dataset of images called `name`.
-        DatasetUnavailable: The dataset cannot be had, and `data` is "tfds"; or `data_dir` is no
-            folder.
+        DatasetUnavailable: The dataset cannot be had, and `data` is "tfds"; or it is damaged; or
+            `data_dir` is no folder.
     """
     if data_dir is not None and not Path(data_dir).expanduser().is_dir():
         raise DatasetUnavailable(f"There is no folder of data at {data_dir}")
@@ -135,7 +183,7 @@ def load_dataset(
     try:
         return _read(_find(name, data_dir, report), requested=name)
     except DatasetUnavailable as missing:
-        if data == "tfds":
+        if data == "tfds" or isinstance(missing, DatasetDamaged):
             raise
         report(
             f"{missing}\nGoing on with the embedded digits IN PLACE OF {name}: {_DIGITS}. "
@@ -222,6 +270,8 @@ def _builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
         builder = tfds.builder(name, data_dir=folder)
     except tfds.core.DatasetNotFoundError:
         raise ValueError(f"TFDS has no dataset of that name. Received: {name!r}") from None
+    except Exception as error:  # it reads what is in the folder
+        raise _damaged(folder / name, error) from error
     features = builder.info.features
     if not {"image", "label"} <= set(features) or None in features["image"].shape:
         raise ValueError(f"A dataset of labelled images of one shape is needed. Received: {name!r}")
@@ -312,20 +362,27 @@ def _load_digits(requested: str) -> Dataset:
 
 
 def _read(builder: tfds.core.DatasetBuilder, requested: str) -> Dataset:
-    """Reads prepared data into memory and splits off the validation examples."""
+    """Reads prepared data into memory and splits off the validation examples.
+
+    Raises:
+        DatasetDamaged: It cannot be read.
+    """
     embedded = builder.name == "digits"
-    train, test = _read_split(builder, "train"), _read_split(builder, "test")
-    held_out = len(train) - min(5_000, len(train) // 6)
-    return Dataset(
-        name="digits" if embedded else requested,
-        requested=requested,
-        source=f"embedded, {_DIGITS}" if embedded else f"TFDS {builder.version}",
-        classes=builder.info.features["label"].num_classes,
-        shape=builder.info.features["image"].shape,
-        train=Split(train.images[:held_out], train.labels[:held_out]),
-        validation=Split(train.images[held_out:], train.labels[held_out:]),
-        test=test,
-    )
+    try:
+        train, test = _read_split(builder, "train"), _read_split(builder, "test")
+        held_out = len(train) - min(5_000, len(train) // 6)
+        return Dataset(
+            name="digits" if embedded else requested,
+            requested=requested,
+            source=f"embedded, {_DIGITS}" if embedded else f"TFDS {builder.version}",
+            classes=builder.info.features["label"].num_classes,
+            shape=builder.info.features["image"].shape,
+            train=Split(train.images[:held_out], train.labels[:held_out]),
+            validation=Split(train.images[held_out:], train.labels[held_out:]),
+            test=test,
+        )
+    except Exception as error:  # TensorFlow's, TFDS' and NumPy's: there are a dozen kinds
+        raise _damaged(builder.data_path, error) from error
 
 
 def _read_split(builder: tfds.core.DatasetBuilder, split: str) -> Split:

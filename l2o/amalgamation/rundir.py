@@ -15,6 +15,7 @@ import csv
 import io
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,7 @@ class RunDirectory(Claim):
             if not path.exists():
                 continue
             try:
-                with np.load(path, allow_pickle=False) as file:
-                    arrays = {key: file[key] for key in file.files}  # reading checks the CRCs
+                arrays = read_arrays(path)
                 status = json.loads(str(arrays.pop("status")))
                 if arrays.pop("names").tolist() != sorted(arrays):  # a ZIP's list has no CRC
                     raise ValueError("arrays are missing")
@@ -105,6 +105,20 @@ class RunDirectory(Claim):
         if damaged:
             raise DirectoryError(f"No checkpoint in {self.path} can be read: {', '.join(damaged)}")
         return None
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an uncompressed .npz file, which thus cannot be larger than the file.
+
+    Raises:
+        Exception: If it is damaged, or no such file; there are a dozen kinds.
+    """
+    with zipfile.ZipFile(path) as file:
+        for member in file.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > file.fp.seek(0, 2):
+                raise ValueError(f"{member.filename} is not stored as it is")
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}  # reading checks the CRCs
 
 
 def differences(there: Any, asked: Any, place: str = "") -> Iterator[str]:

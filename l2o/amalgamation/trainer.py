@@ -27,6 +27,7 @@ from l2o.amalgamation.run import Run, pack, unpack
 from l2o.amalgamation.rundir import RunDirectory, Table
 from l2o.amalgamation.unroll import Amalgamation, Teacher
 from l2o.checkpoint import Policy, save_policy
+from l2o.claim import DirectoryError
 from l2o.rules import RNNProp
 
 TRAINING, VALIDATION, INITIAL = 0, 1, 2  # streams of random numbers of a phase
@@ -314,8 +315,16 @@ class Trainer:
         saved = self._directory.load()
         if saved is None:
             return None
-        fresh = self._enter_phase(saved[1]["phase"], [], 0.0, 0, 0)
-        return unpack(*saved, fresh)
+        try:
+            fresh = self._enter_phase(saved[1]["phase"], [], 0.0, 0, 0)
+            run = unpack(*saved, fresh)
+            self._phases[run.phase].schedule.stages[run.progress.stage]
+            return run
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise DirectoryError(
+                f"The checkpoint in {self._directory.path} is no checkpoint of this run: "
+                f"{' '.join(str(error).split())}"
+            ) from error
 
 
 @contextmanager

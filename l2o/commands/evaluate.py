@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from l2o.commands.terminal import (
+    MOST_SEED,
     Parser,
     Progress,
     UserError,
@@ -120,6 +121,10 @@ def _evaluate(options: argparse.Namespace, tf) -> int:
     reason = "" if options.preset else f", because there is {'a' if gpus else 'no'} GPU"
     repeats, epochs = PRESETS[preset]
     plan = Plan(options.repeats or repeats, options.epochs or epochs, options.seed)
+    if plan.repeats > 10_000:
+        raise UserError(f"--repeats must be at most 10000. Received: {plan.repeats}")
+    if plan.seed > (most := MOST_SEED - plan.repeats + 1):
+        raise UserError(f"--seed must be at most {most}. Received: {plan.seed}")
     contenders = _contenders(options)
     try:
         tasks = _tasks(options)
@@ -208,6 +213,9 @@ def _tasks(options: argparse.Namespace) -> list:
     for name in dict.fromkeys(problem.dataset for problem in problems):
         try:
             datasets[name] = load_dataset(name, options.data, options.data_dir)
+            for problem in problems:
+                if problem.dataset == name:
+                    problem.check(datasets[name])
         except DatasetUnavailable as error:
             raise UserError(str(error)) from error
         print(f"Data: {datasets[name].description}", flush=True)

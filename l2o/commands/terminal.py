@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+MOST_SEED = 2**32 - 1  # NumPy's global generator takes no larger one
+_MOST = 10**12  # of anything that is counted
 _PLAIN_SECONDS = 10  # without a terminal, a line of progress at most this often
 
 
@@ -22,7 +24,7 @@ def run_command(command: Callable[[], int]) -> None:
     try:
         status = command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
@@ -31,7 +33,7 @@ def run_command(command: Callable[[], int]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
     except OSError as error:  # a full disk, most of all
-        print(f"error: {error}. What had been saved is kept", file=sys.stderr)
+        print(f"error: {one_line(str(error))}. What had been saved is kept", file=sys.stderr)
         status = 2
     sys.exit(status)
 
@@ -45,7 +47,12 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str):
-        self.exit(2, f"error: {message} (see --help)\n")
+        self.exit(2, f"error: {one_line(message)} (see --help)\n")
+
+
+def one_line(text: str) -> str:
+    """A message whose line breaks, of a file's name perhaps, are spaces."""
+    return " ".join(text.split())
 
 
 def known(names: Sequence[str]) -> Callable[[str], str]:
@@ -61,23 +68,25 @@ def known(names: Sequence[str]) -> Callable[[str], str]:
 
 def count(text: str) -> int:
     """An argument that must be a whole number of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not '{text}'")
-    return value
+    return _whole(text, 1)
 
 
 def whole(text: str) -> int:
     """An argument that must be a whole number of at least 0."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not '{text}'")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number of at least {least}, not '{text}'"
+        )
+    if value > _MOST:
+        raise argparse.ArgumentTypeError(f"must be at most {_MOST:,}, not '{text}'")
     return value
 
 

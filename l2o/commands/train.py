@@ -70,7 +70,9 @@ def _tune(options: argparse.Namespace) -> int:
 
 
 def _load_data(options: argparse.Namespace):
-    data = load_dataset(get_problem(options.problem).dataset, options.data, options.data_dir)
+    problem = get_problem(options.problem)
+    data = load_dataset(problem.dataset, options.data, options.data_dir)
+    problem.check(data)
     print(f"Data: {data.description}", flush=True)
     return data
 
@@ -160,6 +162,8 @@ def _strategy(gpus: list, devices: int | None, meta_batch: int) -> tf.distribute
         )
     if gpus:
         return tf.distribute.MirroredStrategy([f"/gpu:{k}" for k in range(replicas)])
+    if replicas > 64:
+        raise UserError(f"--devices: at most 64 logical ones. Received: {devices}")
     cpu = tf.config.list_physical_devices("CPU")[0]
     if replicas > 1 and not tf.config.get_logical_device_configuration(cpu):
         logical = [tf.config.LogicalDeviceConfiguration()] * replicas

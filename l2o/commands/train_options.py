@@ -16,12 +16,20 @@ from l2o.amalgamation.curriculum import (
 from l2o.amalgamation.meta import CLIP_FLOOR, CLIP_RATIO
 from l2o.amalgamation.plan import Meta
 from l2o.amalgamation.unroll import SCALE_LIMIT
-from l2o.commands.terminal import Parser, UserError, count, known, positive, weight, whole
+from l2o.commands.terminal import (
+    MOST_SEED,
+    Parser,
+    UserError,
+    count,
+    known,
+    positive,
+    weight,
+    whole,
+)
 from l2o.rules import POOLS
 from problems import PROBLEMS, get_problem
 
 STRATEGIES = ("choice", "mean", "minmax", "none")
-MOST_SEED = 2**32 - 1  # NumPy's global generator takes no larger one
 DESCRIPTION = """\
 Trains one optimizer from a pool of analytical ones (Huang et al., Optimizer
 Amalgamation, ICLR 2022). The result is a policy directory; use it with
@@ -162,7 +170,11 @@ def check(options: argparse.Namespace) -> None:
             f"--problem: {options.problem} is trained with DP-SGD, which train.py does not do; "
             "name the same problem without it"
         )
-    most = MOST_SEED - options.replicates + 1
+    for name, most in (("replicates", 10_000), ("tune_seeds", 10_000), ("jobs", 1_000)):
+        if (value := getattr(options, name)) > most:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} must be at most {most}. Received: {value}")
+    most = MOST_SEED - max(options.replicates, options.tune_seeds * options.tune) + 1
     if options.seed > most:
         raise UserError(f"--seed must be at most {most}. Received: {options.seed}")
     fixed = ("period", "min_periods", "max_periods", "patience")
