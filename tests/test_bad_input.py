@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 import problems
 from l2o import checkpoint
+from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.plan import Meta, Phase
 from l2o.amalgamation.run import pack
 from l2o.amalgamation.rundir import CHECKPOINT, CONFIG, PREVIOUS, RunDirectory
@@ -300,7 +301,8 @@ _PHASES = (Phase("policy", _RULE, "none", options.PRESETS["smoke"].schedule),)
 
 def trainer(directory: RunDirectory) -> Trainer:
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
-    return Trainer(_PHASES, Meta(), None, None, 8, strategy, directory, {})
+    data = Batch(np.zeros((8, 64)), np.zeros(8))
+    return Trainer(_PHASES, Meta(), None, data, 8, strategy, directory, {})
 
 
 def start_run(path: Path) -> Path:

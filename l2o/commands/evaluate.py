@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from l2o.commands.terminal import (
-    MOST_SEED,
     Parser,
     Progress,
     UserError,
@@ -107,6 +106,7 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def _evaluate(options: argparse.Namespace, tf) -> int:
+    from l2o.amalgamation.plan import MOST_SEED
     from l2o.claim import DirectoryError
     from l2o.commands.forecast import Forecast
     from l2o.evaluation.comparison import summary_table

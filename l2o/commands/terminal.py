@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-MOST_SEED = 2**32 - 1  # NumPy's global generator takes no larger one
 _MOST = 10**12  # of anything that is counted
 _PLAIN_SECONDS = 10  # without a terminal, a line of progress at most this often
 
