@@ -28,7 +28,7 @@ _LONG = [
     *"--unrolls 2 4 --alphas 0.2 0.1 --min-periods 9 --max-periods 9 --patience 9".split(),
 ]
 _EVALUATE = (
-    "evaluate.py --data digits --problem mnist_mlp --optimizer adam sgd --repeats 8 --epochs 1"
+    "evaluate.py --data digits --problem mnist_mlp --optimizer adam sgd --repeats 16 --epochs 1"
 ).split()
 _NEVER = ("", 10**9, 0, "SIGKILL")
 # What a checkpoint's file operations are called.

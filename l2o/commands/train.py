@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
-from dataclasses import asdict
+from contextlib import closing, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tensorflow as tf
 
 import l2o
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
-from l2o.amalgamation.plan import Meta, Phase
+from l2o.amalgamation.plan import Phase
 from l2o.amalgamation.rundir import CONFIG, RunDirectory
+from l2o.amalgamation.settings import Settings
 from l2o.amalgamation.trainer import Diverged, Stopped, Trainer
 from l2o.checkpoint import fingerprint
 from l2o.claim import DirectoryError, check_free
+from l2o.commands.pool import spread
 from l2o.commands.terminal import UserError, duration, quiet_start, run_command
 from l2o.commands.train_options import check, parser, settings
 from l2o.commands.tune import Search, tune
 from l2o.commands.watch import Watch, expected_seconds
 from l2o.evaluation.tables import TableError
 from l2o.evaluation.tuning import RATES
-from problems import DatasetUnavailable, get_problem, load_dataset
+from problems import Dataset, DatasetUnavailable, get_problem, load_dataset
+
+STOPPED = 130  # the exit status of what a signal ended
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,11 +47,6 @@ def _main(arguments: list[str] | None) -> int:
     tf.get_logger().setLevel("ERROR")  # it warns of every second network that is traced
     try:
         return _tune(options) if options.tune else _train(options)
-    except BrokenProcessPool as error:
-        raise UserError(
-            "A process of the search was killed, perhaps for memory; the fits that ended are "
-            "kept. The same command, with fewer --jobs, goes on"
-        ) from error
     except (DirectoryError, TableError, l2o.PolicyError, DatasetUnavailable) as error:
         raise UserError(str(error)) from error
 
@@ -63,7 +63,8 @@ def _tune(options: argparse.Namespace) -> int:
     )
     output = options.output or Path("runs/tuning")
     try:
-        tune(search, lambda: _load_data(options), output, options.jobs, options.fresh)
+        jobs = options.jobs or os.cpu_count() or 1
+        tune(search, lambda: _load_data(options), output, jobs, options.fresh)
     except KeyboardInterrupt:
         print("\nStopped. The fits that ended are kept; the same command goes on.")
         return 130
@@ -80,52 +81,130 @@ def _load_data(options: argparse.Namespace):
 
 def _train(options: argparse.Namespace) -> int:
     """Every run; what can be wrong with the command line is found before data is read."""
+    work = _prepare(options)
+    for directory, _ in work.runs:
+        check_free(directory, CONFIG)
+    print(f"Preset: {work.preset}{work.reason}", flush=True)
+    data, count = _load_data(options), len(work.runs)
+    if (options.jobs or 1) > 1 and count > 1:
+        return _spread(work)
+    status = 0
+    for k, (_, chosen) in enumerate(work.runs):
+        if count > 1:
+            magnitude = "" if chosen.magnitude is None else f", magnitude {chosen.magnitude:g}"
+            print(f"Run {k + 1} of {count}: seed {chosen.seed}{magnitude}")
+        status = max(status, said := _run(work, data, k))
+        if said == STOPPED:
+            break
+    return status
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a command line asks for.
+
+    Attributes:
+        options: The command line.
+        preset, reason: Which, and why where it does not say.
+        runs: Directories and settings.
+        phases: Of each run.
+        strategy: Its devices.
+        devices: In words.
+    """
+
+    options: argparse.Namespace
+    preset: str
+    reason: str
+    runs: list[tuple[Path, Settings]]
+    phases: tuple[Phase, ...]
+    strategy: tf.distribute.Strategy
+    devices: str
+
+
+def _prepare(options: argparse.Namespace) -> Work:
     with quiet_start():
         gpus = tf.config.list_physical_devices("GPU")
     preset, reason = options.preset, ""
     if preset is None:
         preset, reason = ("paper", "there is a GPU") if gpus else ("cpu", "there is no GPU")
         reason = f", because {reason}"
+    if gpus and (options.jobs or 1) > 1:
+        raise UserError("--jobs spreads runs over the cores of a machine without a GPU")
     runs = settings(options, preset)
     first = runs[0][1]
     strategy = _strategy(gpus, options.devices, first.schedules()[0].meta_batch)
-    for directory, _ in runs:
-        check_free(directory, CONFIG)
     try:
         phases = first.phases()
     except ValueError as error:
         raise UserError(str(error)) from error
-    print(f"Preset: {preset}{reason}", flush=True)
-    data = _load_data(options)
-    origin = {
-        "strategy": first.strategy,
-        "pool": first.pool,
-        "problem": options.problem,
-        "data": data.description,
-        "preset": preset,
-        "devices": f"{strategy.num_replicas_in_sync} {'GPU' if gpus else 'CPU'}",
-    }
-    status = 0
-    for k, (directory, chosen) in enumerate(runs):
-        if len(runs) > 1:
-            magnitude = f", magnitude {chosen.magnitude:g}" * (chosen.magnitude is not None)
-            print(f"Run {k + 1} of {len(runs)}: seed {chosen.seed}{magnitude}")
-        try:
-            _run(options, chosen.meta(), directory, phases, strategy, data, origin)
-        except Stopped:
-            again = "the same command" + " without --fresh" * options.fresh
-            print(f"Stopped. The run is kept in {directory}; {again} goes on with it.")
-            return 130
-        except Diverged as error:
-            there = [p for phase in reversed(phases) if (p := directory / phase.name).exists()]
-            kept = f"Its last good policy is in {there[0]}" if there else "It has no policy yet"
-            print(f"error: {error}. {kept}; a smaller --learning-rate may help", file=sys.stderr)
-            status = 1
+    devices = f"{strategy.num_replicas_in_sync} {'GPU' if gpus else 'CPU'}"
+    return Work(options, preset, reason, runs, phases, strategy, devices)
+
+
+def _spread(work: Work) -> int:
+    """The runs in several processes, whose own words are not heard; their tables tell."""
+    options, status = work.options, 0
+    jobs = min(options.jobs, len(work.runs))
+    print(f"{len(work.runs)} runs in {jobs} processes; see periods.csv in each run directory",
+          flush=True)  # fmt: skip
+    numbers = [(k,) for k in range(len(work.runs))]
+    try:
+        for k, ended, text in spread(_run_one, numbers, jobs, _start_worker, (options,)):
+            print(f"Run {k + 1} of {len(numbers)}: {text}", flush=True)
+            status = max(status, ended)
+    except KeyboardInterrupt:
+        print("\nStopped. The runs are kept; the same command goes on with them.")
+        return STOPPED
     return status
 
 
-def _run(options, meta: Meta, directory: Path, phases, strategy, data, origin) -> None:
-    begun = time.monotonic()
+_worker: dict = {}  # what a process of --jobs holds
+
+
+def _start_worker(options: argparse.Namespace) -> None:
+    with redirect_stdout(io.StringIO()):
+        _worker.update(work=_prepare(options), data=_load_data(options))
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+
+
+def _run_one(k: int) -> tuple[int, int, str]:
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        status = _run(_worker["work"], _worker["data"], k)
+    return k, status, said.getvalue().strip().splitlines()[-1].strip()
+
+
+def _run(work: Work, data: Dataset, k: int) -> int:
+    """One run, and the exit status it asks for."""
+    (directory, chosen), begun = work.runs[k], time.monotonic()
+    try:
+        _meta_train(work, chosen, directory, data)
+    except Stopped:
+        again = "the same command" + " without --fresh" * work.options.fresh
+        print(f"Stopped. The run is kept in {directory}; {again} goes on with it.")
+        return STOPPED
+    except Diverged as error:
+        there = [p for phase in reversed(work.phases) if (p := directory / phase.name).exists()]
+        kept = f"Its last good policy is in {there[0]}" if there else "It has no policy yet"
+        print(f"error: {error}. {kept}; a smaller --learning-rate may help", file=sys.stderr)
+        return 1
+    policy = directory / work.phases[-1].name
+    print(f"Done in {duration(time.monotonic() - begun)}. The policy is in {policy}:")
+    print(f'    model.compile(optimizer=l2o.AmalgamatedOptimizer.load("{policy}"))', flush=True)
+    return 0
+
+
+def _meta_train(work: Work, chosen: Settings, directory: Path, data: Dataset) -> None:
+    options, phases, meta = work.options, work.phases, chosen.meta()
+    origin = {
+        "strategy": chosen.strategy,
+        "pool": chosen.pool,
+        "problem": options.problem,
+        "data": data.description,
+        "preset": work.preset,
+        "devices": work.devices,
+    }
     problem = get_problem(options.problem)
     config = origin | {"meta": asdict(meta), "phases": [_described(p) for p in phases]}
     versions = {"l2o": l2o.__version__, "tensorflow": tf.__version__, "keras": tf.keras.__version__}
@@ -142,7 +221,7 @@ def _run(options, meta: Meta, directory: Path, phases, strategy, data, origin) -
         try:
             trainer = Trainer(
                 phases, meta, optimizee, Batch(data.train.images, data.train.labels),
-                problem.batch_size, strategy, run, card, watch,
+                problem.batch_size, work.strategy, run, card, watch,
             )  # fmt: skip
         except ValueError as error:
             raise UserError(str(error)) from error
@@ -153,12 +232,9 @@ def _run(options, meta: Meta, directory: Path, phases, strategy, data, origin) -
             phases, meta, *trainer.position(), optimizee, data, problem.batch_size
         )
         left = " left" * trainer.resumed
-        print(f"Expected time: about {duration(seconds)}{left} on {origin['devices']} as it is now",
+        print(f"Expected time: about {duration(seconds)}{left} on {work.devices} as it is now",
               flush=True)  # fmt: skip
         trainer.run()
-    policy = directory / phases[-1].name
-    print(f"Done in {duration(time.monotonic() - begun)}. The policy is in {policy}:")
-    print(f'    model.compile(optimizer=l2o.AmalgamatedOptimizer.load("{policy}"))', flush=True)
 
 
 def _strategy(gpus: list, devices: int | None, meta_batch: int) -> tf.distribute.Strategy:

@@ -86,6 +86,45 @@ def missing(
     ]
 
 
+class Bench:
+    """Runs evaluations; an optimizer on a problem is compiled once as long as the problem stays.
+
+    Args:
+        plan: How long, and which seeds.
+    """
+
+    def __init__(self, plan: Plan):
+        self._plan, self._task = plan, None
+
+    def run(
+        self,
+        task: Task,
+        repeat: int,
+        contender: Contender,
+        report: Callable[[int], None] = lambda steps: None,
+    ) -> tuple[Key, list[Result], Course]:
+        """One evaluation; `report` is told now and then how many of its steps are behind.
+
+        Raises:
+            PrivacyError: If a network cannot be trained privately.
+        """
+        if task is not self._task:
+            self._optimizee = KerasOptimizee(lambda: task.problem.build(task.dataset))
+            if task.privacy:
+                check_network(self._optimizee.model)
+            splits = task.dataset.train, task.dataset.validation, task.dataset.test
+            self._examples, self._fits, self._task = list(map(as_batch, splits)), {}, task
+        if contender not in self._fits:
+            train, validation, test = self._examples
+            self._fits[contender] = Fit(
+                self._optimizee, contender.stepper(), train, validation, task.problem.batch_size,
+                test, gradient=task.privacy or plain_gradient,
+            )  # fmt: skip
+        key = self._plan.key(task, contender, repeat)
+        course = self._fits[contender].run(key.seed, self._plan.epochs, report)
+        return key, as_results(key, task, course), course
+
+
 def evaluate(
     todo: Sequence[tuple[Task, int, Contender]],
     plan: Plan,
@@ -103,31 +142,21 @@ def evaluate(
     Raises:
         PrivacyError: If a network cannot be trained privately.
     """
-    now, fits = None, {}
+    bench = Bench(plan)
+    keep(todo, directory)
     for task, repeat, contender in todo:
-        if task is not now:
-            now, fits = task, {}
-            optimizee = KerasOptimizee(lambda task=task: task.problem.build(task.dataset))
-            if task.privacy:
-                check_network(optimizee.model)
-            splits = task.dataset.train, task.dataset.validation, task.dataset.test
-            train, validation, test = map(as_batch, splits)
-            directory.keep_samples(task.dataset.name, task.dataset.test.images)
-        if contender not in fits:
-            if contender.card:
-                directory.keep_card(contender.origin, contender.card)
-            fits[contender] = Fit(
-                optimizee, contender.stepper(), train, validation, task.problem.batch_size, test,
-                gradient=task.privacy or plain_gradient,
-            )  # fmt: skip
-        key = plan.key(task, contender, repeat)
         watch(task, contender, repeat, 0)
-        course = fits[contender].run(
-            key.seed,
-            plan.epochs,
-            lambda steps, at=(task, contender, repeat): watch(*at, steps),
-        )
-        directory.add(key, as_results(key, task, course), course)
+        report = lambda steps, at=(task, contender, repeat): watch(*at, steps)  # noqa: E731
+        directory.add(*bench.run(task, repeat, contender, report))
+
+
+def keep(todo: Sequence[tuple[Task, int, Contender]], directory: ResultsDirectory) -> None:
+    """Keeps what belongs to evaluations: cards of policies, samples of datasets."""
+    for dataset in {id(task.dataset): task.dataset for task, _, _ in todo}.values():
+        directory.keep_samples(dataset.name, dataset.test.images)
+    for contender in {contender: None for _, _, contender in todo}:
+        if contender.card:
+            directory.keep_card(contender.origin, contender.card)
 
 
 def as_results(key: Key, task: Task, course: Course) -> list[Result]:
