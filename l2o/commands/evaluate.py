@@ -7,15 +7,14 @@ from pathlib import Path
 
 from l2o.commands.terminal import (
     Parser,
-    Progress,
     UserError,
     count,
-    duration,
     known,
     quiet_start,
     run_command,
     whole,
 )
+from l2o.progress import Progress, duration
 
 PRESETS = {"paper": (10, 25), "cpu": (3, 5), "smoke": (1, 1)}  # repeats, epochs
 RUNS, RESULTS = Path("runs"), Path("results")

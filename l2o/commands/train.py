@@ -5,24 +5,23 @@ from __future__ import annotations
 import argparse
 import time
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 
 import tensorflow as tf
 
 import l2o
+from l2o.amalgamation.conduct import RunError, conduct, described_devices, make_strategy
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
-from l2o.amalgamation.plan import Phase, plan
-from l2o.amalgamation.rundir import CONFIG, RunDirectory
-from l2o.amalgamation.trainer import Stopped, Trainer
+from l2o.amalgamation.plan import plan
+from l2o.amalgamation.rundir import CONFIG
+from l2o.amalgamation.trainer import Stopped
 from l2o.claim import DirectoryError, check_free
-from l2o.commands.terminal import UserError, duration, quiet_start, run_command
+from l2o.commands.terminal import UserError, quiet_start, run_command
 from l2o.commands.train_options import check, meta_settings, parser, schedules
 from l2o.commands.tune import Search, tune
-from l2o.commands.watch import Watch, expected_seconds
 from l2o.evaluation.tables import TableError
 from l2o.evaluation.tuning import RATES
+from l2o.progress import duration
 from problems import DatasetUnavailable, get_problem, load_dataset
 
 
@@ -42,7 +41,7 @@ def _main(arguments: list[str] | None) -> int:
             "A process of the search was killed, perhaps for memory; the fits that ended are "
             "kept. The same command, with fewer --jobs, goes on"
         ) from error
-    except (DirectoryError, TableError, l2o.PolicyError, DatasetUnavailable) as error:
+    except (DirectoryError, RunError, TableError, l2o.PolicyError, DatasetUnavailable) as error:
         raise UserError(str(error)) from error
     except BrokenPipeError:
         raise
@@ -84,7 +83,7 @@ def _train(options: argparse.Namespace) -> int:
         preset, reason = ("paper", "there is a GPU") if gpus else ("cpu", "there is no GPU")
         reason = f", because {reason}"
     schedule, choice = schedules(options, preset)
-    strategy = _strategy(gpus, options.devices, schedule.meta_batch)
+    strategy = make_strategy(options.devices, schedule.meta_batch)
     phases = plan(options.strategy, options.pool, schedule, choice)
     directories = [options.output or Path("runs") / f"{options.strategy}-{options.pool}"]
     if options.replicates > 1:
@@ -99,7 +98,7 @@ def _train(options: argparse.Namespace) -> int:
         "problem": options.problem,
         "data": data.description,
         "preset": preset,
-        "devices": f"{strategy.num_replicas_in_sync} {'GPU' if gpus else 'CPU'}",
+        "devices": described_devices(strategy),
     }
     for k, directory in enumerate(directories):
         if options.replicates > 1:
@@ -115,63 +114,12 @@ def _train(options: argparse.Namespace) -> int:
 
 def _replicate(options, seed: int, directory: Path, phases, strategy, data, origin) -> None:
     begun = time.monotonic()
-    problem, meta = get_problem(options.problem), meta_settings(options, seed)
-    config = origin | {"meta": asdict(meta), "phases": [_described(p) for p in phases]}
-    versions = {"l2o": l2o.__version__, "tensorflow": tf.__version__, "keras": tf.keras.__version__}
-    card = config | {"seed": seed, "versions": versions}
-    with (
-        RunDirectory(directory, config, options.fresh) as run,
-        closing(Watch(directory, phases, options.tensorboard)) as watch,
-    ):
-        tf.keras.utils.set_random_seed(seed)
-        tf.config.experimental.enable_op_determinism()
-        optimizee = KerasOptimizee(lambda: problem.build(data))
-        trainer = Trainer(
-            phases, meta, optimizee, Batch(data.train.images, data.train.labels),
-            problem.batch_size, strategy, run, card, watch,
-        )  # fmt: skip
-        if run.moved_to:
-            print(f"The run that was there is now in {run.moved_to}")
-        print(f"Run directory: {directory}" + (", which is gone on with" * trainer.resumed))
-        seconds = expected_seconds(phases, *trainer.position(), optimizee, data, problem.batch_size)
-        left = " left" * trainer.resumed
-        print(f"Expected time: about {duration(seconds)}{left} on {origin['devices']} as it is now",
-              flush=True)  # fmt: skip
-        trainer.run()
+    problem = get_problem(options.problem)
+    conduct(
+        phases, meta_settings(options, seed), KerasOptimizee(lambda: problem.build(data)),
+        Batch(data.train.images, data.train.labels), problem.batch_size, strategy, directory,
+        origin, options.fresh, options.tensorboard,
+    )  # fmt: skip
     policy = directory / phases[-1].name
-    if not policy.exists():
-        raise UserError(f"No validation was ever finite, so {directory} has no policy")
     print(f"Done in {duration(time.monotonic() - begun)}. The policy is in {policy}:")
     print(f'    model.compile(optimizer=l2o.AmalgamatedOptimizer.load("{policy}"))', flush=True)
-
-
-def _strategy(gpus: list, devices: int | None, meta_batch: int) -> tf.distribute.Strategy:
-    """MirroredStrategy over GPUs, or over logical devices of the CPU."""
-    replicas = devices or len(gpus) or 1
-    if gpus and replicas > len(gpus):
-        raise UserError(f"--devices: there are {len(gpus)} GPUs. Received: {devices}")
-    if meta_batch % replicas:
-        raise UserError(
-            f"The meta-batch, {meta_batch}, must be a multiple of the devices. Received: {replicas}"
-        )
-    if gpus:
-        return tf.distribute.MirroredStrategy([f"/gpu:{k}" for k in range(replicas)])
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    if replicas > 1 and not tf.config.get_logical_device_configuration(cpu):
-        logical = [tf.config.LogicalDeviceConfiguration()] * replicas
-        tf.config.set_logical_device_configuration(cpu, logical)
-    return tf.distribute.MirroredStrategy([f"/cpu:{k}" for k in range(replicas)])
-
-
-def _described(phase: Phase) -> dict:
-    """A phase as the configuration has it."""
-    teachers = "the policy of the phase before"
-    if phase.teachers is not None:
-        teachers = [teacher.rule.get_config() for teacher in phase.teachers]
-    return {
-        "name": phase.name,
-        "rule": phase.rule.get_config(),
-        "scheme": phase.scheme,
-        "teachers": teachers,
-        "schedule": asdict(phase.schedule),
-    }

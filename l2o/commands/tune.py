@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from l2o.claim import Claim, check_free
-from l2o.commands.terminal import Progress, UserError, duration, quiet_start
+from l2o.commands.terminal import UserError, quiet_start
 from l2o.evaluation.fit import Warmup
 from l2o.evaluation.tables import TableError, read_table
 from l2o.evaluation.tuning import (
@@ -23,6 +23,7 @@ from l2o.evaluation.tuning import (
     write_trials,
 )
 from l2o.files import write_atomically
+from l2o.progress import Progress, duration
 from l2o.rules.pools import TEACHERS, TUNED_RATES, get_teacher
 from problems import Dataset, get_problem, load_dataset
 
