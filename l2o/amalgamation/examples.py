@@ -33,6 +33,9 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, part: slice) -> Examples:
+        return Examples(self.inputs[part], self.labels[part])
+
 
 def as_examples(data: Any, name: str = "data") -> tuple[Examples, int | None]:
     """Reads a user's data.
@@ -72,11 +75,11 @@ def as_examples(data: Any, name: str = "data") -> tuple[Examples, int | None]:
     return Examples(x if x.dtype == np.uint8 else _plain(x), _plain(y)), batch_size
 
 
-def digest(*splits: Examples | None) -> str:
+def digest(*splits: Examples) -> str:
     """What tells these examples from others, 8 characters."""
     found = hashlib.sha256()
     for split in splits:
-        for array in (split.inputs, split.labels) if split else ():
+        for array in (split.inputs, split.labels):
             found.update(f"{array.dtype} {array.shape}".encode())
             found.update(np.ascontiguousarray(array))
     return found.hexdigest()[:8]

@@ -39,9 +39,7 @@ def per_example(loss: Loss) -> Callable[[Any, Any], Any]:
             f"outputs) -> losses. Received: {loss!r}"
         ) from None
     if not isinstance(loss, keras.losses.Loss):
-        function = loss
-        # As `compile` does with a name; a function of the user's gets the labels as they are.
-        return (lambda y, outputs: function(tf.cast(y, outputs.dtype), outputs)) if named else loss
+        return _named(loss) if named else loss
     if loss.reduction not in _MEANS:
         raise ProblemError(
             f"l2o takes the mean of a batch's losses. Received: {type(loss).__name__} with "
@@ -49,6 +47,18 @@ def per_example(loss: Loss) -> Callable[[Any, Any], Any]:
         )
     # What Keras does before it reduces. `loss` itself would reduce.
     return lambda labels, outputs: loss.call(tf.cast(labels, loss.dtype), outputs)
+
+
+def _named(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A loss as `compile` takes it by name: labels [B] may go with outputs [B, 1]."""
+
+    def losses(labels, outputs):
+        labels = tf.cast(labels, outputs.dtype)
+        if outputs.shape.rank == labels.shape.rank + 1 and outputs.shape[-1] == 1:
+            labels = labels[..., tf.newaxis]
+        return function(labels, outputs)
+
+    return losses
 
 
 def takes_class_indices(loss: Loss) -> bool:

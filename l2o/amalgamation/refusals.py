@@ -51,7 +51,7 @@ def checked_optimizee(
             f"A batch must hold at least one and at most all {len(examples)} training examples. "
             f"Received: a batch size of {batch_size}"
         )
-    build = _builder(model_fn, examples)
+    build = builder(model_fn, examples)
     _check_builds(build)
     optimizee = KerasOptimizee(build, loss)
     _check_dtypes(optimizee.model)
@@ -64,7 +64,14 @@ def checked_optimizee(
     return optimizee
 
 
-def _builder(model_fn, examples: Examples) -> Callable[[], keras.Model]:
+def builder(
+    model_fn: Callable[[], keras.Model], examples: Examples
+) -> Callable[[], keras.Model]:
+    """`model_fn`, its models built: on an example where they do not know their input's shape.
+
+    Raises:
+        ProblemError: If it makes no such model; also by the function that is returned.
+    """
     if not callable(model_fn) or isinstance(model_fn, keras.Model):
         raise ProblemError(
             "model_fn must be a function without arguments that returns a new keras.Model at "
@@ -201,7 +208,7 @@ def _check_derivatives(optimizee: KerasOptimizee, batch: Batch, first_order: boo
         return loss, gradient, tape.gradient(square, parameters, unconnected_gradients="zero")
 
     function = tf.function(derivatives, autograph=False)
-    remedy = "replace it, or use first_order=True, which needs no second derivatives"
+    remedy = "replace it, or use first_order=True (--first-order), without second derivatives"
     try:
         numbers = function(parameters)
     except ProblemError:
@@ -256,7 +263,8 @@ def _check_sign(optimizee: KerasOptimizee, batch: Batch) -> None:
     if first <= 0 or lowest < 0:
         raise ProblemError(
             "The meta loss takes logarithms, and this loss need not be positive: use "
-            f'meta_loss="difference". Received: a loss of {first:.4g} at the initial weights'
+            f'meta_loss="difference" (--meta-loss difference). Received: {first:.4g} at the '
+            "initial weights"
             + f", {lowest:.4g} while it falls"
             * (lowest < 0)
         )
