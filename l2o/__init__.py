@@ -12,7 +12,8 @@ from l2o.checkpoint import Policy, PolicyError, load_policy, save_policy
 from l2o.optimizer import AmalgamatedOptimizer
 
 if TYPE_CHECKING:
-    from l2o.amalgamation.own import OwnProblem as OwnProblem, amalgamate as amalgamate
+    from l2o.amalgamation.own import OwnProblem as OwnProblem
+    from l2o.amalgamation.own import amalgamate as amalgamate
 
 __version__ = "0.1.0"
 

@@ -16,7 +16,8 @@ from l2o.amalgamation.plan import Meta, Phase
 from l2o.amalgamation.rundir import RunDirectory
 from l2o.amalgamation.trainer import Trainer
 from l2o.amalgamation.watch import Watch, expected_seconds
-from l2o.checkpoint import Policy, load_policy
+from l2o.checkpoint import Policy, fingerprint, load_policy
+from l2o.claim import DirectoryError
 from l2o.progress import duration
 
 
@@ -57,23 +58,33 @@ def conduct(
     Raises:
         DirectoryError: If the directory cannot be used, or holds another run.
         Stopped: After SIGINT or SIGTERM, once what there is has been saved.
-        RunError: If no validation was ever finite, so that there is no policy.
+        RunError: If there are not examples enough, or no validation was ever finite, so that
+            there is no policy.
     """
     config = origin | {"meta": asdict(meta), "phases": [_described(p) for p in phases]}
     versions = {"l2o": l2o.__version__, "tensorflow": tf.__version__, "keras": keras.__version__}
     card = config | {"seed": meta.seed, "versions": versions}
+    if meta.perturbation:
+        card["perturbation"] = asdict(meta.perturbation)
     with (
         RunDirectory(directory, config, fresh) as run,
         closing(Watch(directory, phases, tensorboard)) as watch,
     ):
         keras.utils.set_random_seed(meta.seed)
         tf.config.experimental.enable_op_determinism()
-        trainer = Trainer(phases, meta, optimizee, data, batch_size, strategy, run, card, watch)
+        try:
+            trainer = Trainer(
+                phases, meta, optimizee, data, batch_size, strategy, run, card, watch
+            )  # fmt: skip
+        except DirectoryError:
+            raise
+        except ValueError as error:
+            raise RunError(str(error)) from error
         if run.moved_to:
             print(f"The run that was there is now in {run.moved_to}")
         if named:
             print(f"Run directory: {directory}" + (", which is gone on with" * trainer.resumed))
-        seconds = expected_seconds(phases, *trainer.position(), optimizee, data, batch_size)
+        seconds = expected_seconds(phases, meta, *trainer.position(), optimizee, data, batch_size)
         left = " left" * trainer.resumed
         print(f"Expected time: about {duration(seconds)}{left} on {origin['devices']} as it is now",
               flush=True)  # fmt: skip
@@ -128,4 +139,5 @@ def _described(phase: Phase) -> dict:
         "scheme": phase.scheme,
         "teachers": teachers,
         "schedule": asdict(phase.schedule),
+        "start": "random" if phase.start is None else fingerprint(phase.start),
     }

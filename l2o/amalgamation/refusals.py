@@ -20,7 +20,7 @@ from l2o.amalgamation.optimizee import (
 )
 from l2o.rules import Adam
 
-# TensorFlow differentiates it twice without an error, and the result is wrong.
+# Operations that TensorFlow takes for constants: a second derivative without them is wrong.
 WRONG_TWICE = ("ResizeBilinearGrad",)
 PROBE_STEPS, PROBE_RATE = 100, 0.1
 
@@ -64,9 +64,7 @@ def checked_optimizee(
     return optimizee
 
 
-def builder(
-    model_fn: Callable[[], keras.Model], examples: Examples
-) -> Callable[[], keras.Model]:
+def builder(model_fn: Callable[[], keras.Model], examples: Examples) -> Callable[[], keras.Model]:
     """`model_fn`, its models built: on an example where they do not know their input's shape.
 
     Raises:
@@ -231,8 +229,8 @@ def _check_derivatives(optimizee: KerasOptimizee, batch: Batch, first_order: boo
     wrong = [] if first_order else _operations(graphs[0], WRONG_TWICE)
     if wrong:
         raise ProblemError(
-            f"{_layer(optimizee.model, wrong)} cannot be differentiated twice (TensorFlow's second "
-            f"derivative of bilinear resizing is wrong): {remedy}"
+            f"{_layer(optimizee.model, wrong)} cannot be differentiated twice (TensorFlow takes "
+            f"the gradient of bilinear resizing for constant): {remedy}"
         )
     for name, value in zip(("loss", "gradient", "second derivative"), numbers, strict=True):
         if not np.isfinite(value).all():
@@ -264,9 +262,7 @@ def _check_sign(optimizee: KerasOptimizee, batch: Batch) -> None:
         raise ProblemError(
             "The meta loss takes logarithms, and this loss need not be positive: use "
             f'meta_loss="difference" (--meta-loss difference). Received: {first:.4g} at the '
-            "initial weights"
-            + f", {lowest:.4g} while it falls"
-            * (lowest < 0)
+            "initial weights" + f", {lowest:.4g} while it falls" * (lowest < 0)
         )
 
 

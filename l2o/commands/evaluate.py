@@ -5,6 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from l2o.commands.problem import (
+    OWN,
+    check_data_flags,
+    is_private,
+    load_problem,
+    problem_name,
+)
 from l2o.commands.terminal import (
     Parser,
     UserError,
@@ -13,13 +20,6 @@ from l2o.commands.terminal import (
     quiet_start,
     run_command,
     whole,
-)
-from l2o.commands.problem import (
-    OWN,
-    check_data_flags,
-    is_private,
-    load_problem,
-    problem_name,
 )
 from l2o.progress import Progress, duration
 from problems import PROBLEMS

@@ -18,9 +18,8 @@ def problem_name(text: str) -> str:
     """An argument that names a problem; one of the user's own is not looked for yet."""
     module, colon, function = text.partition(":")
     if text not in problems.PROBLEMS and not (colon and module and function.isidentifier()):
-        raise argparse.ArgumentTypeError(
-            f"unknown name '{text}'; allowed: {', '.join(problems.PROBLEMS)}; and {OWN} for your own"
-        )
+        allowed = f"{', '.join(problems.PROBLEMS)}; or {OWN} for your own"
+        raise argparse.ArgumentTypeError(f"unknown name '{text}'; allowed: {allowed}")
     return text
 
 

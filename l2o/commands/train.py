@@ -11,18 +11,20 @@ import tensorflow as tf
 
 import l2o
 from l2o.amalgamation.conduct import RunError, conduct, described_devices, make_strategy
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee
-from l2o.amalgamation.plan import plan
+from l2o.amalgamation.optimizee import Batch
+from l2o.amalgamation.plan import Meta
 from l2o.amalgamation.rundir import CONFIG
 from l2o.amalgamation.trainer import Stopped
 from l2o.claim import DirectoryError, check_free
+from l2o.commands.problem import is_own, load_problem
 from l2o.commands.terminal import UserError, quiet_start, run_command
-from l2o.commands.train_options import check, meta_settings, parser, schedules
+from l2o.commands.train_options import check, parser, settings
 from l2o.commands.tune import Search, tune
+from l2o.evaluation.run import Task
 from l2o.evaluation.tables import TableError
 from l2o.evaluation.tuning import RATES
 from l2o.progress import duration
-from problems import DatasetUnavailable, get_problem, load_dataset
+from problems import DatasetUnavailable
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -52,59 +54,59 @@ def _main(arguments: list[str] | None) -> int:
 def _tune(options: argparse.Namespace) -> int:
     search = Search(
         problem=options.problem,
-        data=options.data,
+        data=options.data or "auto",
         data_dir=options.data_dir,
         rates=tuple(dict.fromkeys(options.rates or RATES)),
         seeds=options.tune_seeds,
         first_seed=options.seed,
         epochs=options.epochs,
     )
-    output = options.output or Path("runs/tuning")
+    place, output = (search.problem, search.data, search.data_dir), options.output
+    output = output or Path("runs/tuning")
     try:
-        tune(search, lambda: _load_data(options), output, options.jobs, options.fresh)
+        tune(search, lambda: load_problem(*place), output, options.jobs, options.fresh)
     except KeyboardInterrupt:
         print("\nStopped. The fits that ended are kept; the same command goes on.")
         return 130
     return 0
 
 
-def _load_data(options: argparse.Namespace):
-    data = load_dataset(get_problem(options.problem).dataset, options.data, options.data_dir)
-    print(f"Data: {data.description}", flush=True)
-    return data
-
-
 def _train(options: argparse.Namespace) -> int:
-    """Every replicate; what can be wrong with the command line is found before data is read."""
+    """Every run; what can be wrong with the command line is found before data is read."""
     with quiet_start():
         gpus = tf.config.list_physical_devices("GPU")
     preset, reason = options.preset, ""
     if preset is None:
         preset, reason = ("paper", "there is a GPU") if gpus else ("cpu", "there is no GPU")
         reason = f", because {reason}"
-    schedule, choice = schedules(options, preset)
-    strategy = make_strategy(options.devices, schedule.meta_batch)
-    phases = plan(options.strategy, options.pool, schedule, choice)
-    directories = [options.output or Path("runs") / f"{options.strategy}-{options.pool}"]
-    if options.replicates > 1:
-        directories = [directories[0] / str(k + 1) for k in range(options.replicates)]
-    for directory in directories:
+    runs = settings(options, preset)
+    first = runs[0][1]
+    strategy = make_strategy(options.devices, first.schedules()[0].meta_batch)
+    for directory, _ in runs:
         check_free(directory, CONFIG)
+    try:
+        phases = first.phases()
+    except ValueError as error:
+        raise UserError(str(error)) from error
     print(f"Preset: {preset}{reason}", flush=True)
-    data = _load_data(options)
+    needs = {"first_order": first.first_order, "positive": first.meta_loss == "log"}
+    task = Task(*load_problem(options.problem, options.data, options.data_dir, **needs))
     origin = {
-        "strategy": options.strategy,
-        "pool": options.pool,
+        "strategy": first.strategy,
+        "pool": first.pool,
         "problem": options.problem,
-        "data": data.description,
+        "data": task.dataset.description,
         "preset": preset,
         "devices": described_devices(strategy),
     }
-    for k, directory in enumerate(directories):
-        if options.replicates > 1:
-            print(f"Replicate {k + 1} of {options.replicates}, seed {options.seed + k}")
+    if is_own(options.problem):  # a name of the catalogue says all of this
+        origin["network"] = task.problem.network
+    for k, (directory, chosen) in enumerate(runs):
+        if len(runs) > 1:
+            magnitude = f", magnitude {chosen.magnitude:g}" * (chosen.magnitude is not None)
+            print(f"Run {k + 1} of {len(runs)}: seed {chosen.seed}{magnitude}")
         try:
-            _replicate(options, options.seed + k, directory, phases, strategy, data, origin)
+            _run(options, chosen.meta(), directory, phases, strategy, task, origin)
         except Stopped:
             again = "the same command" + " without --fresh" * options.fresh
             print(f"Stopped. The run is kept in {directory}; {again} goes on with it.")
@@ -112,13 +114,12 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _replicate(options, seed: int, directory: Path, phases, strategy, data, origin) -> None:
+def _run(options, meta: Meta, directory: Path, phases, strategy, task: Task, origin) -> None:
     begun = time.monotonic()
-    problem = get_problem(options.problem)
+    train = task.dataset.train
     conduct(
-        phases, meta_settings(options, seed), KerasOptimizee(lambda: problem.build(data)),
-        Batch(data.train.images, data.train.labels), problem.batch_size, strategy, directory,
-        origin, options.fresh, options.tensorboard,
+        phases, meta, task.optimizee(), Batch(train.inputs, train.labels), task.problem.batch_size,
+        strategy, directory, origin, options.fresh, options.tensorboard,
     )  # fmt: skip
     policy = directory / phases[-1].name
     print(f"Done in {duration(time.monotonic() - begun)}. The policy is in {policy}:")
