@@ -140,7 +140,6 @@ def here(tmp_path, monkeypatch):
     def reached(*_, **__):
         raise DatasetUnavailable("got as far as the data")
 
-    monkeypatch.setattr(train, "load_dataset", reached)
     monkeypatch.setattr(problems, "load_dataset", reached)
     return tmp_path
 
@@ -154,7 +153,7 @@ def test_train_command_lines(line, here):
 
 
 @cases(30)
-@given(line=command_lines(evaluate.parser(("mnist_mlp", "mnist_dp"))))
+@given(line=command_lines(evaluate.parser()))
 def test_evaluate_command_lines(line, here):
     before = files_of(here)
     assert_refused(evaluate.main, "--optimizer", "adam", *line)
@@ -500,7 +499,6 @@ _BRIEF = ("--problem", "mnist_mlp", "--preset", "smoke")  # should a fault be ov
 def test_data_that_is_none(part, name, here, monkeypatch):
     for change in _FAULTS[name]:
         make = lambda *_, change=change, **__: dataset(**{f"{part}_{name}": change})  # noqa: E731
-        monkeypatch.setattr(train, "load_dataset", make)
         monkeypatch.setattr(problems, "load_dataset", make)
         before = files_of(here)
         assert_refused(train.main, "--output", "out", *_BRIEF)
@@ -510,7 +508,6 @@ def test_data_that_is_none(part, name, here, monkeypatch):
 
 def test_data_too_little_for_a_batch(here, monkeypatch):
     short = dict.fromkeys(("train_images", "train_labels"), lambda x: x[:127])
-    monkeypatch.setattr(train, "load_dataset", lambda *_: dataset(**short))
     monkeypatch.setattr(problems, "load_dataset", lambda *_: dataset(**short))
     for main, words in ((train.main, []), (evaluate.main, ["--optimizer", "adam"])):
         said = assert_refused(main, *words, "--problem", "mnist_mlp")

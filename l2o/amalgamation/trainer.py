@@ -10,6 +10,7 @@ bit for bit.
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ class Trainer:
         strategy: A `tf.distribute` strategy.
         directory: Where it is kept.
         card: What every saved policy says of its origin; the trainer adds its own findings.
-        watch: Told of events; see `l2o.commands.watch`.
+        watch: Told of events; see `watch.Watch`.
 
     Raises:
         DirectoryError: If the directory's checkpoints cannot be read.
@@ -340,9 +341,11 @@ class Trainer:
 @contextmanager
 def _handling(handler: Callable) -> Iterator[None]:
     """SIGINT and SIGTERM go to `handler` within, and to whom they went before afterwards."""
-    before = {}
+    before, numbers = {}, (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():  # Python allows no other
+        numbers = ()
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             before[number] = signal.signal(number, handler)
         yield
     finally:

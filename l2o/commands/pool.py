@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -88,4 +89,6 @@ def _start(start: Callable, settings: tuple) -> None:
 
 def _end_with_parent() -> None:
     multiprocessing.parent_process().join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    while True:  # what heeds the first one waits for more work afterwards, in vain
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)

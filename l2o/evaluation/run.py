@@ -10,7 +10,7 @@ from l2o.evaluation.contenders import Contender
 from l2o.evaluation.fit import Course, Fit, plain_gradient
 from l2o.evaluation.privacy import ACCOUNTING, DELTA, DPSGD, check_network
 from l2o.evaluation.results import VERSION, Key, Result
-from l2o.evaluation.store import ResultsDirectory
+from l2o.evaluation.store import ResultsDirectory, is_image
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Task:
     """A problem as it is evaluated: anything with a catalogue problem's attributes, and its data.
 
     Attributes:
-        problem: Has `name`, `batch_size`, `private` and `build(dataset)`.
+        problem: Has `name`, `batch_size`, `private`, `loss` and `build(dataset)`.
         dataset: The data really used.
     """
 
@@ -28,8 +28,8 @@ class Task:
     @property
     def data(self) -> str:
         """The data as tables name it."""
-        used, wanted = self.dataset.name, self.dataset.requested
-        return f"{used} for {wanted}" if self.dataset.substituted else used
+        used = self.dataset.name
+        return f"{used} for {self.dataset.requested}" if self.dataset.substituted else used
 
     @property
     def privacy(self) -> DPSGD | None:
@@ -40,6 +40,10 @@ class Task:
     def steps_per_epoch(self) -> int:
         """Batches an epoch."""
         return len(self.dataset.train) // self.problem.batch_size
+
+    def optimizee(self) -> KerasOptimizee:
+        """The network and its loss."""
+        return KerasOptimizee(lambda: self.problem.build(self.dataset), self.problem.loss)
 
 
 @dataclass(frozen=True)
@@ -109,11 +113,12 @@ class Bench:
             PrivacyError: If a network cannot be trained privately.
         """
         if task is not self._task:
-            self._optimizee = KerasOptimizee(lambda: task.problem.build(task.dataset))
+            self._optimizee = task.optimizee()
             if task.privacy:
                 check_network(self._optimizee.model)
             splits = task.dataset.train, task.dataset.validation, task.dataset.test
-            self._examples, self._fits, self._task = list(map(as_batch, splits)), {}, task
+            self._examples = [as_batch(split) if len(split) else None for split in splits]
+            self._fits, self._task = {}, task
         if contender not in self._fits:
             train, validation, test = self._examples
             self._fits[contender] = Fit(
@@ -153,7 +158,8 @@ def evaluate(
 def keep(todo: Sequence[tuple[Task, int, Contender]], directory: ResultsDirectory) -> None:
     """Keeps what belongs to evaluations: cards of policies, samples of datasets."""
     for dataset in {id(task.dataset): task.dataset for task, _, _ in todo}.values():
-        directory.keep_samples(dataset.name, dataset.test.images)
+        if is_image(dataset.test.inputs):
+            directory.keep_samples(dataset.name, dataset.test.inputs)
     for contender in {contender: None for _, _, contender in todo}:
         if contender.card:
             directory.keep_card(contender.origin, contender.card)
