@@ -11,9 +11,9 @@ import keras
 import tensorflow as tf
 
 import l2o
+from l2o.amalgamation.cluster import ClusterError, make_cluster, open_directory, workers
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.amalgamation.plan import Meta, Phase
-from l2o.amalgamation.rundir import RunDirectory
 from l2o.amalgamation.trainer import Trainer
 from l2o.amalgamation.watch import Watch, expected_seconds
 from l2o.checkpoint import Policy, fingerprint, load_policy
@@ -59,6 +59,7 @@ def conduct(
         DirectoryError: If the directory cannot be used, or holds another run.
         Stopped: After SIGINT or SIGTERM, once what there is has been saved.
         Diverged: If it cannot recover.
+        ClusterError: If another worker is gone.
         RunError: If there are not examples enough.
     """
     config = origin | {"meta": asdict(meta), "phases": [_described(p) for p in phases]}
@@ -67,8 +68,8 @@ def conduct(
     if meta.perturbation:
         card["perturbation"] = asdict(meta.perturbation)
     with (
-        RunDirectory(directory, config, fresh) as run,
-        closing(Watch(directory, phases, tensorboard)) as watch,
+        open_directory(directory, config, fresh) as run,
+        closing(Watch(run.path, phases, tensorboard)) as watch,
     ):
         keras.utils.set_random_seed(meta.seed)
         tf.config.experimental.enable_op_determinism()
@@ -88,12 +89,20 @@ def conduct(
         left = " left" * trainer.resumed
         print(f"Expected time: about {duration(seconds)}{left} on {origin['devices']} as it is now",
               flush=True)  # fmt: skip
-        trainer.run()
-    return load_policy(directory / phases[-1].name)
+        try:
+            trainer.run()
+        except tf.errors.OpError as error:
+            if not workers():
+                raise
+            raise ClusterError(
+                "A worker is gone, so this one ends too. The same commands go on from the last "
+                "checkpoint"
+            ) from error
+        return load_policy(run.path / phases[-1].name)
 
 
 def make_strategy(devices: int | None, meta_batch: int) -> tf.distribute.Strategy:
-    """MirroredStrategy over GPUs, or over logical devices of the CPU.
+    """MirroredStrategy over GPUs or logical devices of the CPU, or several workers.
 
     Args:
         devices: How many; all GPUs, or one, by default.
@@ -101,7 +110,12 @@ def make_strategy(devices: int | None, meta_batch: int) -> tf.distribute.Strateg
 
     Raises:
         RunError: If there are not so many, or they do not divide the meta-batch.
+        ClusterError: The same, where TF_CONFIG names several workers.
     """
+    if workers():
+        if devices:
+            raise RunError("--devices: with several workers, each uses all of its GPUs or one CPU")
+        return make_cluster(meta_batch)
     gpus = tf.config.list_physical_devices("GPU")
     replicas = devices or len(gpus) or 1
     if gpus and replicas > len(gpus):

@@ -14,6 +14,7 @@ from pathlib import Path
 import tensorflow as tf
 
 import l2o
+from l2o.amalgamation.cluster import ClusterError
 from l2o.amalgamation.conduct import RunError, conduct, described_devices, make_strategy
 from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.plan import Phase
@@ -49,7 +50,14 @@ def _main(arguments: list[str] | None) -> int:
     tf.get_logger().setLevel("ERROR")  # it warns of every second network that is traced
     try:
         return _tune(options) if options.tune else _train(options)
-    except (DirectoryError, RunError, TableError, l2o.PolicyError, DatasetUnavailable) as error:
+    except (
+        ClusterError,
+        DirectoryError,
+        RunError,
+        TableError,
+        l2o.PolicyError,
+        DatasetUnavailable,
+    ) as error:
         raise UserError(str(error)) from error
 
 
