@@ -237,6 +237,13 @@ class Verdict:
     exploded: bool = False
     stage_over: bool = False
 
+    @property
+    def word(self) -> str:
+        """In a table."""
+        if self.exploded:
+            return "exploded, kept" if self.keep else "exploded, undone"
+        return "best" if self.best else "kept"
+
 
 def enter(progress: Progress, loss: float) -> Progress:
     """The stage begins: `loss` is the incoming checkpoint's under the stage's validation."""

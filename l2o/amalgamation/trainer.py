@@ -9,11 +9,8 @@ bit for bit.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -26,6 +23,7 @@ from l2o.amalgamation.optimizee import Batch, Optimizee
 from l2o.amalgamation.plan import Meta, Phase
 from l2o.amalgamation.run import Run, pack, unpack
 from l2o.amalgamation.rundir import RunDirectory, Table
+from l2o.amalgamation.signals import handling
 from l2o.amalgamation.unroll import Amalgamation, Teacher
 from l2o.checkpoint import Policy, save_policy
 from l2o.claim import DirectoryError
@@ -105,7 +103,7 @@ class Trainer:
             Stopped: After SIGINT or SIGTERM, once what there is has been saved.
             Diverged: If a period was lost in every try; see `curriculum.judge`.
         """
-        with _handling(self._stop):
+        with handling(self._stop):
             run = self._run or self._enter_phase(0, [], seconds=0.0, updates=0, periods=0)
             path = self._directory.path
             with (
@@ -213,7 +211,7 @@ class Trainer:
             "validation_unroll": stage.validation_unroll,
             "validation_loss": float(losses.mean()),
             "validation_error": _standard_error(losses),
-            "verdict": "diverged" if run.progress.diverged else _word(verdict),
+            "verdict": "diverged" if run.progress.diverged else verdict.word,
             "skipped": int(run.now.skipped),
             "updates": run.updates,
             "seconds": round(self._seconds(run), 1),
@@ -338,21 +336,6 @@ class Trainer:
             ) from error
 
 
-@contextmanager
-def _handling(handler: Callable) -> Iterator[None]:
-    """SIGINT and SIGTERM go to `handler` within, and to whom they went before afterwards."""
-    before, numbers = {}, (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():  # Python allows no other
-        numbers = ()
-    try:
-        for number in numbers:
-            before[number] = signal.signal(number, handler)
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
 def _described(phase: Phase, progress: Progress) -> str:
     """What a run that diverged says."""
     times = "" if not progress.repeats else f", in all of {progress.repeats + 1} tries"
@@ -360,12 +343,6 @@ def _described(phase: Phase, progress: Progress) -> str:
         f"The meta-updates or the validation of {phase.name}, stage {progress.stage + 1}, period "
         f"{progress.period + 1} were not finite{times}, so the run cannot go on"
     )
-
-
-def _word(verdict) -> str:
-    if verdict.exploded:
-        return "exploded, kept" if verdict.keep else "exploded, undone"
-    return "best" if verdict.best else "kept"
 
 
 def _standard_error(losses: np.ndarray) -> float:
