@@ -26,8 +26,8 @@ from sklearn.datasets import load_diabetes
 
 import l2o
 
-SEEDS, EPOCHS = 5, 10
-# Two stages, unrolls of 50 and of 100 steps, each of three periods of eight trajectories.
+SEEDS, EPOCHS = 3, 10
+# Two stages, unrolls of 50 and of 100 steps, each of two periods of eight trajectories.
 SHORT = {
     "preset": "cpu",
     "strategy": "mean",
@@ -37,8 +37,8 @@ SHORT = {
     "alphas": (0.2, 0.1),
     "last_validation": 100,
     "period": 8,
-    "min_periods": 3,
-    "max_periods": 3,
+    "min_periods": 2,
+    "max_periods": 2,
     "warmup_steps": 10,
 }
 
