@@ -5,6 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import tensorflow as tf
+
+from l2o import PolicyError, pretrained
+from l2o.claim import DirectoryError
+from l2o.commands.forecast import Forecast
 from l2o.commands.terminal import (
     Parser,
     Progress,
@@ -16,6 +21,22 @@ from l2o.commands.terminal import (
     run_command,
     whole,
 )
+from l2o.evaluation.comparison import summary_table
+from l2o.evaluation.contenders import (
+    ContenderError,
+    get_contenders,
+    keras_optimizers,
+    newest_run,
+)
+from l2o.evaluation.fit import Warmup
+from l2o.evaluation.privacy import PrivacyError, check_python
+from l2o.evaluation.report import write_report
+from l2o.evaluation.results import read_results
+from l2o.evaluation.run import Plan, Task, evaluate, missing
+from l2o.evaluation.store import ResultsDirectory, read_cards, read_samples
+from l2o.evaluation.tables import TableError
+from l2o.rules import TUNED_RATES
+from problems import PROBLEMS, DatasetUnavailable, get_problem, load_dataset
 
 PRESETS = {"paper": (10, 25), "cpu": (3, 5), "smoke": (1, 1)}  # repeats, epochs
 RUNS, RESULTS = Path("runs"), Path("results")
@@ -49,14 +70,14 @@ NO_POLICY = (
 )
 
 
-def parser(problems: tuple[str, ...]) -> Parser:
-    """The command line, given the problems there are."""
+def parser() -> Parser:
+    """The command line."""
     # fmt: off
     p = Parser(prog="evaluate.py", description=DESCRIPTION, epilog=EXAMPLES)
     g = p.add_argument_group("what is evaluated")
-    g.add_argument("--problem", type=known((*problems, ALL)), nargs="+", default=["mnist_cnn"],
+    g.add_argument("--problem", type=known((*PROBLEMS, ALL)), nargs="+", default=["mnist_cnn"],
                    metavar="NAME", help=f"default mnist_cnn. {ALL}, or some of "
-                   f"{', '.join(problems)}")
+                   f"{', '.join(PROBLEMS)}")
     g.add_argument("--optimizer", nargs="+", metavar="WHAT",
                    help="see below; default the shipped policy choice-large (while none is shipped,"
                    " that of the newest finished run under runs/) and adam")
@@ -92,29 +113,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _main(arguments: list[str] | None) -> int:
-    with quiet_start():
-        from problems import PROBLEMS
-    options = parser(tuple(PROBLEMS)).parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.report:
         return _report(options)
-    with quiet_start():
-        import tensorflow as tf
     tf.get_logger().setLevel("ERROR")
     if options.list:
         return _list()
-    return _evaluate(options, tf)
+    return _evaluate(options)
 
 
-def _evaluate(options: argparse.Namespace, tf) -> int:
-    from l2o.claim import DirectoryError
-    from l2o.commands.forecast import Forecast
-    from l2o.evaluation.comparison import summary_table
-    from l2o.evaluation.fit import Warmup
-    from l2o.evaluation.privacy import PrivacyError
-    from l2o.evaluation.run import Plan, evaluate, missing
-    from l2o.evaluation.store import ResultsDirectory
-    from l2o.evaluation.tables import TableError
-
+def _evaluate(options: argparse.Namespace) -> int:
     gpus = tf.config.list_physical_devices("GPU")
     preset = options.preset or ("paper" if gpus else "cpu")
     reason = "" if options.preset else f", because there is {'a' if gpus else 'no'} GPU"
@@ -169,9 +177,6 @@ def _evaluate(options: argparse.Namespace, tf) -> int:
 
 
 def _contenders(options: argparse.Namespace) -> list:
-    from l2o import PolicyError, pretrained
-    from l2o.evaluation.contenders import ContenderError, get_contenders, newest_run
-
     words = options.optimizer
     if words is None:
         if "choice-large" in pretrained.available():
@@ -195,10 +200,6 @@ def _contenders(options: argparse.Namespace) -> list:
 
 
 def _tasks(options: argparse.Namespace) -> list:
-    from l2o.evaluation.privacy import check_python
-    from l2o.evaluation.run import Task
-    from problems import PROBLEMS, DatasetUnavailable, get_problem, load_dataset
-
     names = list(PROBLEMS) if ALL in options.problem else list(dict.fromkeys(options.problem))
     problems = [get_problem(name) for name in names]
     if any(problem.private for problem in problems):
@@ -215,11 +216,6 @@ def _tasks(options: argparse.Namespace) -> list:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from l2o.evaluation.report import write_report
-    from l2o.evaluation.results import read_results
-    from l2o.evaluation.store import read_cards, read_samples
-    from l2o.evaluation.tables import TableError
-
     folders = [path if path.is_dir() else path.parent for path in options.report]
     output = options.output or folders[0] / "report"
     try:
@@ -236,11 +232,6 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _list() -> int:
-    from l2o import pretrained
-    from l2o.evaluation.contenders import keras_optimizers, newest_run
-    from l2o.rules import TUNED_RATES
-    from problems import PROBLEMS
-
     print("Problems:")
     for problem in PROBLEMS.values():
         private = ", DP-SGD" if problem.private else ""
