@@ -21,6 +21,10 @@ def log_loss(loss):
     return tf.math.log(loss + LOG_FLOOR)
 
 
+# What the meta loss is the mean difference of, between a step and the start of the unroll.
+META_LOSSES: dict[str, Callable] = {"log": log_loss, "difference": lambda loss: loss}
+
+
 def log_distance(student, teachers):
     """D = log(|student - teacher|^2 / 2 + 1e-10) - log D for each teacher.
 

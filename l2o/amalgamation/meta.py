@@ -21,6 +21,7 @@ from l2o.amalgamation.unroll import (
     batches,
     begin,
     choose,
+    held_out,
     rehearse,
     truncation,
 )
@@ -43,6 +44,20 @@ class MetaState(NamedTuple):
     weights: list
     optimizer: State
     skipped: Any
+
+
+class Cut(NamedTuple):
+    """The batches of one truncation.
+
+    Attributes:
+        warm: Of the warm-up; none but at an unroll's start.
+        steps: To train on.
+        judged: Held out for the meta loss, or ().
+    """
+
+    warm: Batch
+    steps: Batch
+    judged: Batch | tuple
 
 
 def meta_optimizer(learning_rate: float) -> Adam:
@@ -93,6 +108,10 @@ class MetaTraining:
         scaled: Whether training uses random scaling.
         scale_limit: Largest logarithm of a scale.
         clip_ratio, clip_floor: See `clip`.
+        held_out: Whether the meta loss is measured on examples that its unroll never trains on.
+
+    Raises:
+        ValueError: If the meta-batch does not suit the replicas, or the examples do not suffice.
     """
 
     job: Amalgamation
@@ -106,6 +125,7 @@ class MetaTraining:
     scale_limit: float = SCALE_LIMIT
     clip_ratio: float = CLIP_RATIO
     clip_floor: float = CLIP_FLOOR
+    held_out: bool = False
 
     def __post_init__(self):
         replicas = self.strategy.num_replicas_in_sync
@@ -113,6 +133,11 @@ class MetaTraining:
             raise ValueError(
                 f"The meta-batch must be a positive multiple of the {replicas} replicas. "
                 f"Received: {self.meta_batch}"
+            )
+        if self.held_out and len(self.data.labels) // 10 < self.batch_size:
+            raise ValueError(
+                f"A held-out tenth must fill a batch of {self.batch_size}. "
+                f"Received: {len(self.data.labels)} examples in all"
             )
 
     def begin(self, key: Sequence[int], first: int):
@@ -147,8 +172,8 @@ class MetaTraining:
         Returns:
             The new state and trajectories, and the report of this truncation, averaged.
         """
-        warm, batches = self._batches(key, first, start, warmup, self.meta_batch)
-        return self._update(state, trajectories, warm, batches, tf.constant(alpha, self._dtype))
+        cuts = self._spread(lambda k: self._cut([*key, k], start, warmup), first, self.meta_batch)
+        return self._update(state, trajectories, cuts, tf.constant(alpha, self._dtype))
 
     def validate(
         self,
@@ -174,8 +199,8 @@ class MetaTraining:
             trajectory, total = begin(self._validation, [*key, index], scaled=False), 0.0
             for start in range(0, unroll, self.truncation):
                 begun = time.monotonic()
-                warm, steps = self._cut([*key, index], start, warmup)
-                trajectory, loss = self._rehearse(weights, trajectory, warm, steps)
+                cut = self._cut([*key, index], start, warmup)
+                trajectory, loss = self._rehearse(weights, trajectory, cut)
                 total += float(loss)
                 tick(time.monotonic() - begun)
             losses.append(total * self.truncation / unroll)
@@ -189,14 +214,15 @@ class MetaTraining:
     def _validation(self) -> Amalgamation:
         return replace(self.job, teachers=(), scheme="none", recompute=0)
 
-    def _cut(self, key: Sequence[int], start: int, warmup: int) -> tuple[Batch, Batch]:
-        """Warm-up batches (none but at an unroll's start) and those of one truncation."""
-        warm = batches(self.data, key, self.batch_size, 0, 0 if start else warmup)
-        steps = batches(self.data, key, self.batch_size, warmup + start, self.truncation)
-        return _tensors((warm, steps))
-
-    def _batches(self, key, first: int, start: int, warmup: int, count: int):
-        return self._spread(lambda index: self._cut([*key, index], start, warmup), first, count)
+    def _cut(self, key: Sequence[int], start: int, warmup: int) -> Cut:
+        """What one truncation of a trajectory sees."""
+        data, size, begun = self.data, self.batch_size, warmup + start
+        kept, tenth = held_out(data, key) if self.held_out else (None, None)
+        warm = batches(data, key, size, 0, 0 if start else warmup, kept)
+        steps, judged = batches(data, key, size, begun, self.truncation, kept), ()
+        if self.held_out:
+            judged = batches(data, key, size, begun, self.truncation, tenth, stream=4)
+        return _tensors(Cut(warm, steps, judged))
 
     def _spread(self, make, first: int, count: int):
         """`make(index)` for `count` indices, stacked [A, ...] on each replica."""
@@ -211,15 +237,16 @@ class MetaTraining:
 
     @cached_property
     def _update(self):
-        def replica(state, trajectories, warm, batches, alpha):
+        def replica(state, trajectories, cuts, alpha):
             def one(args):
-                return truncation(self.job, state.weights, *args, alpha)
+                trajectory, (warm, steps, judged) = args
+                return truncation(self.job, state.weights, trajectory, warm, steps, alpha, judged)
 
             signature = (state.weights, _row_specs(trajectories), Report(*[alpha] * 3))
             signature = tf.nest.map_structure(_spec, signature)
             gradients, trajectories, report = tf.map_fn(
                 one,
-                (trajectories, warm, batches),
+                (trajectories, cuts),
                 parallel_iterations=1,
                 fn_output_signature=signature,
             )
@@ -230,9 +257,9 @@ class MetaTraining:
             return self._apply(state, gradient, report.finite >= 1), trajectories, report
 
         @tf.function
-        def update(state, trajectories, warm, batches, alpha):
+        def update(state, trajectories, cuts, alpha):
             state, trajectories, report = self.strategy.run(
-                replica, (state, trajectories, warm, batches, alpha)
+                replica, (state, trajectories, cuts, alpha)
             )
             first = lambda x: self.strategy.experimental_local_results(x)[0]  # noqa: E731
             state, report = tf.nest.map_structure(first, (state, report))
@@ -254,9 +281,7 @@ class MetaTraining:
     @cached_property
     def _rehearse(self):
         return tf.function(
-            lambda weights, trajectory, warm, steps: rehearse(
-                self._validation, weights, trajectory, warm, steps
-            )
+            lambda weights, trajectory, cut: rehearse(self._validation, weights, trajectory, *cut)
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.losses import SCHEMES, log_distance, log_loss
+from l2o.amalgamation.losses import META_LOSSES, SCHEMES, log_distance
 from l2o.amalgamation.optimizee import (
     Batch,
     Optimizee,
@@ -65,7 +65,7 @@ class Report(NamedTuple):
     """What a truncation came to, all float scalars.
 
     Attributes:
-        meta_loss: mean_i [log M(x_i, theta_i) - log M(x_i, theta_0)].
+        meta_loss: mean_i [log M(x_i, theta_i) - log M(x_i, theta_0)], or as the job has it.
         distance: The scheme's distance to the teachers; 0 without teachers.
         finite: 1 if losses, parameters, states and meta-gradient are all finite, else 0.
     """
@@ -96,6 +96,8 @@ class Amalgamation:
         recompute: Steps a segment that the backward pass computes again instead of keeping, or 0
             to keep everything.
         perturbation: Of the policy in `truncation`, or none.
+        meta_loss: A name in `META_LOSSES`: "log", or "difference", without logarithms, for a loss
+            that need not be positive.
     """
 
     rule: UpdateRule
@@ -106,11 +108,16 @@ class Amalgamation:
     first_order: bool = False
     recompute: int = 0
     perturbation: Perturbation | None = None
+    meta_loss: str = "log"
 
     def __post_init__(self):
-        if self.scheme not in SCHEMES:
-            allowed = ", ".join(SCHEMES)
-            raise ValueError(f"Unknown scheme. Allowed: {allowed}. Received: {self.scheme}")
+        for kind, name, known in (
+            ("scheme", self.scheme, SCHEMES),
+            ("meta loss", self.meta_loss, META_LOSSES),
+        ):
+            if name not in known:
+                allowed = ", ".join(known)
+                raise ValueError(f"Unknown {kind}. Allowed: {allowed}. Received: {name}")
         if (SCHEMES[self.scheme] is None) != (not self.teachers):
             raise ValueError(
                 f"Scheme '{self.scheme}' and {len(self.teachers)} teachers do not go together: "
@@ -144,7 +151,15 @@ def begin(
     return tf.nest.map_structure(tf.convert_to_tensor, trajectory)
 
 
-def batches(data: Batch, key: Sequence[int], batch_size: int, start: int, steps: int) -> Batch:
+def batches(
+    data: Batch,
+    key: Sequence[int],
+    batch_size: int,
+    start: int,
+    steps: int,
+    among: np.ndarray | None = None,
+    stream: int = 1,
+) -> Batch:
     """A trajectory's batches from step `start` on.
 
     Args:
@@ -153,12 +168,26 @@ def batches(data: Batch, key: Sequence[int], batch_size: int, start: int, steps:
         batch_size: B.
         start: The first step, counted from the start of the trajectory, warm-up included.
         steps: S.
+        among: Indices of the examples to draw from; all by default.
+        stream: Sequences with another number are drawn independently.
 
     Returns:
         Inputs [S, B, ...] and labels [S, B].
     """
-    indices = batch_indices([*key, 1], len(data.labels), batch_size, start, steps)
+    examples = len(data.labels) if among is None else len(among)
+    indices = batch_indices([*key, stream], examples, batch_size, start, steps)
+    indices = indices if among is None else among[indices]
     return Batch(data.inputs[indices], data.labels[indices])
+
+
+def held_out(data: Batch, key: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the examples a trajectory trains on, and of the tenth it never does.
+
+    Drawn anew for each trajectory, for the held-out meta loss (after Metz et al. 2019).
+    """
+    order = np.random.default_rng([*key, 3]).permutation(len(data.labels))
+    kept, tenth = np.split(order, [len(order) - len(order) // 10])
+    return kept, tenth
 
 
 def batch_at(batches: Batch, i) -> Batch:
@@ -224,7 +253,14 @@ def follow(job: Amalgamation, runners: list[Runner], batches: Batch) -> tuple[An
     return loop[2].stack(), loop[1]
 
 
-def practise(job: Amalgamation, weights: list, trajectory: Trajectory, batches: Batch, path=None):
+def practise(
+    job: Amalgamation,
+    weights: list,
+    trajectory: Trajectory,
+    batches: Batch,
+    path=None,
+    judged: Batch | tuple = (),
+):
     """The student's steps over T batches.
 
     Args:
@@ -233,9 +269,10 @@ def practise(job: Amalgamation, weights: list, trajectory: Trajectory, batches: 
         trajectory: Where it stands.
         batches: T of them.
         path: The teachers' parameters [T, K, D] after each step, in clean coordinates, or None.
+        judged: T batches for the losses, if those are not `batches`.
 
     Returns:
-        log M(x_i, theta_i) [T], distances [T, K] (or an empty [T, 0]), and the trajectory, in
+        log M(x_i, theta_i) [T] (or as `job.meta_loss` has it), distances [T, K] (or an empty [T, 0]), and the trajectory, in
         which only the student has moved on.
     """
     steps, scale = int(batches.labels.shape[0]), trajectory.scale
@@ -244,16 +281,17 @@ def practise(job: Amalgamation, weights: list, trajectory: Trajectory, batches: 
     noise, start = (trajectory.seed, trajectory.step), trajectory.student
     moved = lambda runner: trajectory._replace(student=runner, step=noise[1] + steps)  # noqa: E731
     if not job.recompute:
-        inputs = (weights, start, scale, batches, path, noise)
+        inputs = (weights, start, scale, (batches, judged), path, noise)
         losses, distances, runner = _segment(job, inputs)
         return losses, distances, moved(runner)
     count, run = steps // job.recompute, recomputed(_segment)
     cut = lambda x: tf.reshape(x, (count, job.recompute, *x.shape[1:]))  # noqa: E731
-    batches, path = tf.nest.map_structure(cut, (batches, path))
+    pieces = tf.nest.map_structure(cut, (batches, judged, path))
 
     def step(k, runner, losses, distances):
         here = (noise[0], noise[1] + k * job.recompute)
-        inputs = (weights, runner, scale, batch_at(batches, k), path[k], here)
+        batches, judged, path = tf.nest.map_structure(lambda x: x[k], pieces)
+        inputs = (weights, runner, scale, (batches, judged), path, here)
         loss, distance, runner = run(job, inputs)
         return k + 1, runner, losses.write(k, loss), distances.write(k, distance)
 
@@ -261,19 +299,23 @@ def practise(job: Amalgamation, weights: list, trajectory: Trajectory, batches: 
     loop = tf.while_loop(lambda k, *_: k < count, step, (0, start, *arrays), parallel_iterations=1)
     _, runner, losses, distances = loop
     losses = tf.reshape(losses.stack(), (-1,))
-    return losses, tf.reshape(distances.stack(), (-1, path.shape[2])), moved(runner)
+    return losses, tf.reshape(distances.stack(), (-1, path.shape[1])), moved(runner)
 
 
 def _segment(job: Amalgamation, inputs: tuple) -> tuple:
     """Some steps of `practise`; everything a gradient goes to is in `inputs`."""
     weights, runner, *constants = inputs
-    scale, batches, path, (seed, first) = tf.nest.map_structure(tf.stop_gradient, constants)
-    optimizee = Scaled(job.optimizee, scale)
+    constants = tf.nest.map_structure(tf.stop_gradient, constants)
+    scale, (batches, judged), path, (seed, first) = constants
+    optimizee, measured = Scaled(job.optimizee, scale), META_LOSSES[job.meta_loss]
 
     def step(i, runner, losses, distances):
         loss, gradient, carried = loss_and_gradient(
             optimizee, runner.parameters, runner.carried, batch_at(batches, i)
         )
+        if judged:
+            here = (runner.parameters, runner.carried, batch_at(judged, i))
+            loss, _ = optimizee.loss(*here, training=True)
         if job.first_order:
             gradient = tf.stop_gradient(gradient)
         acting = noisy_weights(job.perturbation, weights, seed, first + i)
@@ -281,7 +323,7 @@ def _segment(job: Amalgamation, inputs: tuple) -> tuple:
         move, state = job.rule.update(acting, seen, runner.state, optimizee.layout)
         runner = Runner(runner.parameters - move, carried, state)
         distance = log_distance(runner.parameters, path[i] / scale)
-        return i + 1, runner, losses.write(i, log_loss(loss)), distances.write(i, distance)
+        return i + 1, runner, losses.write(i, measured(loss)), distances.write(i, distance)
 
     steps = int(batches.labels.shape[0])
     arrays = [tf.TensorArray(scale.dtype, size=steps) for _ in range(2)]
@@ -291,17 +333,19 @@ def _segment(job: Amalgamation, inputs: tuple) -> tuple:
 
 
 def start_losses(job: Amalgamation, trajectory: Trajectory, batches: Batch):
-    """log M(x_i, theta_0) [T] over T batches."""
+    """log M(x_i, theta_0) [T] over T batches, or as `job.meta_loss` has it."""
     parameters, carried = trajectory.start
 
     def loss(batch):
         value, _ = job.optimizee.loss(parameters * trajectory.scale, carried, batch, training=True)
-        return log_loss(value)
+        return META_LOSSES[job.meta_loss](value)
 
     return tf.map_fn(loss, batches, fn_output_signature=trajectory.scale.dtype)
 
 
-def truncation(job: Amalgamation, weights: list, trajectory: Trajectory, warm, batches, alpha):
+def truncation(
+    job: Amalgamation, weights: list, trajectory: Trajectory, warm, batches, alpha, judged=()
+):
     """One truncation with its meta-gradient.
 
     Args:
@@ -311,6 +355,7 @@ def truncation(job: Amalgamation, weights: list, trajectory: Trajectory, warm, b
         warm: W warm-up batches; W = 0 but for the first truncation of an unroll.
         batches: T batches.
         alpha: Weight of the distance.
+        judged: T held-out batches for the meta loss, or () if `batches` are for that too.
 
     Returns:
         Meta-gradient (a list like `weights`) at the perturbed weights, the trajectory after it,
@@ -326,7 +371,7 @@ def truncation(job: Amalgamation, weights: list, trajectory: Trajectory, warm, b
     def learn(weights):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
-            losses, distances, after = practise(job, weights, trajectory, batches, path)
+            losses, distances, after = practise(job, weights, trajectory, batches, path, judged)
             distance = tf.zeros((), losses.dtype) if scheme is None else scheme(distances)
             loss = tf.reduce_mean(losses) + alpha * distance
         gradient = tape.gradient(loss, weights, unconnected_gradients="zero")
@@ -334,14 +379,14 @@ def truncation(job: Amalgamation, weights: list, trajectory: Trajectory, warm, b
 
     weights = attacked(job.perturbation, weights, lambda weights: learn(weights)[0])
     gradient, losses, distance, after = learn(weights)
-    meta_loss = tf.reduce_mean(losses - start_losses(job, trajectory, batches))
+    meta_loss = tf.reduce_mean(losses - start_losses(job, trajectory, judged or batches))
     after = after._replace(teachers=teachers)
     finite = all_finite([gradient, after, meta_loss, distance])
     report = Report(meta_loss, distance, tf.cast(finite, losses.dtype))
     return gradient, choose(finite, after, before), report
 
 
-def rehearse(job: Amalgamation, weights: list, trajectory: Trajectory, warm, batches):
+def rehearse(job: Amalgamation, weights: list, trajectory: Trajectory, warm, batches, judged=()):
     """`truncation` without teachers, perturbation and meta-gradient: what validation runs.
 
     Returns:
@@ -349,8 +394,8 @@ def rehearse(job: Amalgamation, weights: list, trajectory: Trajectory, warm, bat
     """
     job = replace(job, perturbation=None)
     trajectory = warm_up(job, weights, trajectory, warm)
-    losses, _, after = practise(job, weights, trajectory, batches)
-    meta_loss = tf.reduce_mean(losses - start_losses(job, trajectory, batches))
+    losses, _, after = practise(job, weights, trajectory, batches, judged=judged)
+    meta_loss = tf.reduce_mean(losses - start_losses(job, trajectory, judged or batches))
     return after, meta_loss
 
 
