@@ -40,13 +40,14 @@ def _command(parser: argparse.ArgumentParser) -> str:
     return "\n\n".join([*parts, _literal(parser.epilog)]) + "\n"
 
 
-def _literal(text: str) -> str:
+def _literal(text: str | None) -> str:
     return f"```text\n{text}\n```"
 
 
 def _group(group: argparse._ArgumentGroup) -> str:
     rows = [f"| {_flag(action)} | {_cell(action.help)} |" for action in group._group_actions]
-    title = group.title[0].upper() + group.title[1:]
+    title = str(group.title)
+    title = title[0].upper() + title[1:]
     return "\n".join([f"**{title}**\n", "| option | meaning |", "|---|---|", *rows])
 
 
@@ -55,8 +56,8 @@ def _flag(action: argparse.Action) -> str:
     return f"`{action.option_strings[-1]}{value}{' ...' * (action.nargs == '+')}`"
 
 
-def _cell(text: str) -> str:
-    return text.replace("%%", "%").replace("|", "\\|").replace("<", "&lt;")
+def _cell(text: str | None) -> str:
+    return str(text).replace("%%", "%").replace("|", "\\|").replace("<", "&lt;")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from l2o.amalgamation.optimizee import KerasOptimizee, as_batch
 from l2o.evaluation.contenders import Contender
@@ -22,8 +24,8 @@ class Task:
         dataset: The data really used.
     """
 
-    problem: object
-    dataset: object
+    problem: Any
+    dataset: Any
 
     @property
     def data(self) -> str:
@@ -107,7 +109,7 @@ def evaluate(
     for task, repeat, contender in todo:
         if task is not now:
             now, fits = task, {}
-            optimizee = KerasOptimizee(lambda task=task: task.problem.build(task.dataset))
+            optimizee = KerasOptimizee(partial(task.problem.build, task.dataset))
             if task.privacy:
                 check_network(optimizee.model)
             splits = task.dataset.train, task.dataset.validation, task.dataset.test
@@ -122,11 +124,8 @@ def evaluate(
             )  # fmt: skip
         key = plan.key(task, contender, repeat)
         watch(task, contender, repeat, 0)
-        course = fits[contender].run(
-            key.seed,
-            plan.epochs,
-            lambda steps, at=(task, contender, repeat): watch(*at, steps),
-        )
+        told = partial(watch, task, contender, repeat)
+        course = fits[contender].run(key.seed, plan.epochs, told)
         directory.add(key, as_results(key, task, course), course)
 
 
