@@ -67,7 +67,7 @@ def save_policy(
     description = {
         "format": FORMAT,
         "rule": rule.get_config(),
-        "file": WEIGHTS.format(_digest({}, weights)[:16]),
+        "file": WEIGHTS.format(fingerprint(weights)),
         "weights": [{"shape": w.shape, "dtype": str(w.dtype)} for w in weights],
         "card": card,
     }
@@ -96,6 +96,11 @@ def load_policy(path: Path | str) -> Policy:
             text, before = _description(path), text
             if text == before:
                 raise PolicyError(f"{path} lacks the weights: {error.filename}") from error
+
+
+def fingerprint(weights: Sequence[np.ndarray]) -> str:
+    """Sixteen digits that tell weights apart."""
+    return _digest({}, weights)[:16]
 
 
 def _is_free(path: Path) -> bool:

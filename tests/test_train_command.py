@@ -14,8 +14,11 @@ import tensorflow as tf
 
 import l2o
 from l2o.amalgamation.curriculum import PRESETS
+from l2o.amalgamation.perturbation import Perturbation
+from l2o.amalgamation.plan import Meta
+from l2o.checkpoint import fingerprint
 from l2o.commands import train as command
-from l2o.commands.train_options import parser, schedules
+from l2o.commands.train_options import parser, settings
 
 _ROOT = Path(__file__).parent.parent
 # Everything there is, in seconds: both phases, two stages.
@@ -36,6 +39,16 @@ def run(*arguments) -> int:
     with pytest.raises(SystemExit) as end:
         command.main([str(a) for a in arguments])
     return end.value.code
+
+
+def chosen(line: str, preset: str = "cpu") -> list:
+    """Directories and settings that a command line asks for."""
+    return settings(parser().parse_args(line.split()), preset)
+
+
+def schedules(line: str, preset: str) -> tuple:
+    ((_, one),) = chosen(line, preset)
+    return one.schedules()
 
 
 @pytest.fixture(autouse=True)
@@ -65,8 +78,19 @@ def files() -> dict[str, bytes]:
 
 
 _WRONG = {
+    "--policy best": "'best'; allowed: rnnprop, original, scale",
+    "--recipe best": "'best'; allowed: original, scale, rnnprop, stronger",
+    "--recipe scale --pool small --strategy mean": "so --strategy, --pool cannot be set",
+    "--perturbation noise --magnitude 1": "allowed: none, gaussian, adversarial, pgd, fgsm, input",
+    "--perturbation gaussian": "perturbation gaussian needs a magnitude",
+    "--perturbation gaussian --magnitude -1": "--magnitude: must be a number of at least 0",
+    "--perturbation fgsm --magnitude 1 --attack-steps 2": "Only 'adversarial' and 'pgd'",
+    "--perturbation pgd --magnitude 1 --absolute": "Only 'gaussian' can be absolute",
+    "--magnitude 0.1": "magnitude, absolute and attack_steps need a perturbation",
+    "--meta-loss linear": "'linear'; allowed: log, difference",
+    "--finetune nowhere": "There is no policy directory at nowhere",
     "--strategy best": "'best'; allowed: choice, mean, minmax, none",
-    "--pool huge": "'huge'; allowed: small, large",
+    "--pool huge": "'huge'; allowed: adam, small, large",
     "--problem mnist_cmn": "'mnist_cmn'; allowed: mnist_cnn, mnist_mlp",
     "--preset fast": "'fast'; allowed: paper, cpu, smoke",
     "--data mnist": "'mnist'; allowed: auto, tfds, digits",
@@ -91,8 +115,8 @@ _WRONG = {
     "--preset paper --meta-batch 3": "multiple of the meta-batch. Received: 40 and 3",
     "--max-periods 3": "max_periods must be at least min_periods, 6. Received: 3",
     "--updates 201 --unrolls 200": "multiple of the 2 updates of an unroll of 200 steps",
-    "--updates 10 --period 4 --patience 1": "so --period, --patience cannot be set",
-    "--recompute 7": "--recompute must divide the truncation, 100. Received: 7",
+    "--updates 10 --period 4 --patience 1": "so period, patience cannot be set",
+    "--recompute 7": "recompute must divide the truncation, 100. Received: 7",
     "--devices 1000": "must be a multiple of the devices. Received: 1000",
     "--problem mnist_dp": "mnist_dp is trained with DP-SGD",
     "--output foreign": "foreign is not empty and holds no config.json",
@@ -138,7 +162,7 @@ def test_every_setting_of_the_schedule_is_a_flag():
         "--last-validation 150 --choice-unrolls 50 100 150 --choice-validation 200 "
         "--choice-cold-periods 2"
     )
-    schedule, choice = schedules(parser().parse_args(line.split()), "paper")
+    schedule, choice = schedules(line, "paper")
     expected = {
         "truncation": 50, "meta_batch": 2, "period": 6, "min_periods": 3, "max_periods": 7,
         "patience": 4, "max_repeats": 0, "tolerance": 0.25, "validation_trajectories": 5,
@@ -153,23 +177,61 @@ def test_every_setting_of_the_schedule_is_a_flag():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_preset_alone(preset):
-    schedule, choice = schedules(parser().parse_args([]), preset)
+    schedule, choice = schedules("", preset)
     assert schedule == PRESETS[preset].schedule
     assert choice.stages[0].unrolls == PRESETS[preset].choice_unrolls
 
 
 def test_updates_are_one_period():
-    options = parser().parse_args("--updates 6 --unrolls 200 --alphas 0.3 --meta-batch 2".split())
-    schedule, _ = schedules(options, "paper")
+    schedule, _ = schedules("--updates 6 --unrolls 200 --alphas 0.3 --meta-batch 2", "paper")
     assert [(s.unrolls, s.alpha) for s in schedule.stages] == [((200,), 0.3)]
     assert (schedule.period, schedule.min_periods, schedule.max_periods) == (6, 1, 1)
 
 
 def test_choice_schedule_is_only_for_choice():
-    options = parser().parse_args(
-        "--strategy mean --truncation 30 --updates 2 --unrolls 30".split()
+    line = "--strategy mean --truncation 30 --updates 2 --unrolls 30"
+    assert schedules(line, "cpu")[1] is None
+
+
+@pytest.mark.parametrize("recipe", ["original", "scale", "rnnprop", "stronger"])
+def test_recipes(recipe):
+    ((directory, one),) = chosen(f"--recipe {recipe}")
+    (phase,) = one.phases()
+    assert directory == Path("runs") / recipe
+    assert phase.rule.name == {"stronger": "rnnprop"}.get(recipe, recipe)
+    teachers = [teacher.rule.name for teacher in phase.teachers]
+    assert teachers == (["adam"] if recipe == "stronger" else [])
+    assert phase.schedule == PRESETS["cpu"].schedule  # the curriculum is for all
+
+
+def test_every_policy_can_be_distilled():
+    ((directory, one),) = chosen("--policy scale --perturbation pgd --magnitude 1e-3")
+    assert directory == Path("runs/choice-large-scale-pgd-0.001")
+    assert [phase.rule.name for phase in one.phases()] == ["choice", "scale"]
+    assert one.meta().perturbation == Perturbation("pgd", 1e-3)
+
+
+def test_a_sweep_is_a_run_for_each_magnitude_and_seed():
+    line = "--perturbation gaussian --magnitude 5e-4 1e-3 --replicates 2 --seed 7 --output out"
+    found = [(str(d), s.meta().perturbation.magnitude, s.seed) for d, s in chosen(line)]
+    assert found == [
+        ("out/0.0005/1", 5e-4, 7), ("out/0.0005/2", 5e-4, 8),
+        ("out/0.001/1", 1e-3, 7), ("out/0.001/2", 1e-3, 8),
+    ]  # fmt: skip
+
+
+def test_every_flag_of_the_settings_arrives():
+    line = (
+        "--first-order --held-out --meta-loss difference --no-scaling --recompute 10 --seed 5 "
+        "--learning-rate 2 --clip-ratio 3 --clip-floor 4 --warmup-steps 5 --warmup-rate 6 "
+        "--scale-limit 7 --perturbation adversarial --magnitude 8 --attack-steps 9"
     )
-    assert schedules(options, "cpu")[1] is None
+    ((_, one),) = chosen(line)
+    assert one.meta() == Meta(
+        seed=5, learning_rate=2, clip_ratio=3, clip_floor=4, warmup_steps=5, warmup_rate=6,
+        scaling=False, scale_limit=7, first_order=True, recompute=10, held_out=True,
+        meta_loss="difference", perturbation=Perturbation("adversarial", 8, attack_steps=9),
+    )  # fmt: skip
 
 
 def test_help_fits_the_screen(capfd, monkeypatch):
@@ -212,6 +274,26 @@ def test_a_run_and_the_same_command_again(capfd):
     error = capfd.readouterr().err
     assert "validation_trajectories: 2 there, 3 asked for" in error and error.count("\n") == 1
     assert files() == before
+
+
+def test_perturbed_from_another_policy_and_held_out(capfd):
+    line = [*_SHORT, "--validation-trajectories", "1"]
+    assert run(*line, "--held-out") == 2
+    assert "batch of 128 from the held-out tenth. Received: 1250" in capfd.readouterr().err
+    line += ["--problem", "mnist_small_batch"]
+    assert run(*line, "--output", "first") == 0
+    line += ["--finetune", "first/policy", "--held-out", "--meta-loss", "difference"]
+    assert run(*line, "--perturbation", "gaussian", "--magnitude", "0.1", "--output", "out") == 0
+    before, after = (l2o.load_policy(f"{name}/policy") for name in ("first", "out"))
+    assert after.card["perturbation"]["kind"] == "gaussian"
+    assert after.card["perturbation"]["magnitude"] == 0.1
+    assert after.card["meta"]["held_out"] and after.card["meta"]["meta_loss"] == "difference"
+    assert after.card["phases"][0]["start"] == fingerprint(before.weights)
+    # Two updates of Adam move a weight by two rates at most: it began where the other ended.
+    moved = max(np.abs(a - b).max() for a, b in zip(before.weights, after.weights, strict=True))
+    assert 0 < moved < 2.1e-3
+    assert run(*line, "--policy", "original", "--output", "other") == 2
+    assert "cannot begin with the policy in first/policy" in capfd.readouterr().err
 
 
 @pytest.mark.slow

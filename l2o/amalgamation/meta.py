@@ -109,9 +109,6 @@ class MetaTraining:
         scale_limit: Largest logarithm of a scale.
         clip_ratio, clip_floor: See `clip`.
         held_out: Whether the meta loss is measured on examples that its unroll never trains on.
-
-    Raises:
-        ValueError: If the meta-batch does not suit the replicas, or the examples do not suffice.
     """
 
     job: Amalgamation
@@ -133,11 +130,6 @@ class MetaTraining:
             raise ValueError(
                 f"The meta-batch must be a positive multiple of the {replicas} replicas. "
                 f"Received: {self.meta_batch}"
-            )
-        if self.held_out and len(self.data.labels) // 10 < self.batch_size:
-            raise ValueError(
-                f"A held-out tenth must fill a batch of {self.batch_size}. "
-                f"Received: {len(self.data.labels)} examples in all"
             )
 
     def begin(self, key: Sequence[int], first: int):

@@ -57,6 +57,7 @@ class Trainer:
 
     Raises:
         DirectoryError: If the directory's checkpoints cannot be read.
+        ValueError: If there are not examples enough.
     """
 
     def __init__(
@@ -71,6 +72,10 @@ class Trainer:
         card: dict[str, Any],
         watch: Callable[[str, dict[str, Any]], None] = lambda event, facts: None,
     ):
+        examples = len(data.labels)
+        if (examples // 10 if meta.held_out else examples) < batch_size:
+            need = f"a batch of {batch_size}" + " from the held-out tenth" * meta.held_out
+            raise ValueError(f"There are not examples enough for {need}. Received: {examples}")
         self._phases, self._meta = phases, meta
         self._optimizee, self._data, self._batch_size = optimizee, data, batch_size
         self._strategy, self._directory = strategy, directory
@@ -129,9 +134,11 @@ class Trainer:
         return run.seconds + time.monotonic() - self._clock
 
     def _enter_phase(self, number: int, previous: list, seconds, updates, periods) -> Run:
-        rule = self._phases[number].rule
+        phase = self._phases[number]
         generator = np.random.default_rng([self._meta.seed, number, INITIAL])
-        weights = rule.initial_weights(int(generator.integers(2**20)))
+        weights = phase.start
+        if weights is None:
+            weights = phase.rule.initial_weights(int(generator.integers(2**20)))
         state = initial_state(weights)
         return Run(
             number, Progress(), state, state, state, previous,
@@ -150,6 +157,8 @@ class Trainer:
             self._meta.warmup_rate,
             self._meta.first_order,
             self._meta.recompute,
+            self._meta.perturbation,
+            self._meta.meta_loss,
         )
         return MetaTraining(
             job,
@@ -160,10 +169,11 @@ class Trainer:
             self._strategy,
             self._meta.learning_rate,
             # Random scaling is for RNNProp; the other policies need not bear it.
-            self._meta.scaled and isinstance(phase.rule, RNNProp),
+            self._meta.scaling and isinstance(phase.rule, RNNProp),
             self._meta.scale_limit,
             self._meta.clip_ratio,
             self._meta.clip_floor,
+            self._meta.held_out,
         )
 
     def _advance(self, phase: Phase, training: MetaTraining, run: Run) -> None:

@@ -272,8 +272,8 @@ def practise(
         judged: T batches for the losses, if those are not `batches`.
 
     Returns:
-        log M(x_i, theta_i) [T] (or as `job.meta_loss` has it), distances [T, K] (or an empty [T, 0]), and the trajectory, in
-        which only the student has moved on.
+        log M(x_i, theta_i) [T] (or as `job.meta_loss` has it), distances [T, K] (or an empty
+        [T, 0]), and the trajectory, in which only the student has moved on.
     """
     steps, scale = int(batches.labels.shape[0]), trajectory.scale
     if path is None:

@@ -13,12 +13,13 @@ import tensorflow as tf
 
 import l2o
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
-from l2o.amalgamation.plan import Phase, plan
+from l2o.amalgamation.plan import Meta, Phase
 from l2o.amalgamation.rundir import CONFIG, RunDirectory
 from l2o.amalgamation.trainer import Stopped, Trainer
+from l2o.checkpoint import fingerprint
 from l2o.claim import DirectoryError, check_free
 from l2o.commands.terminal import UserError, duration, quiet_start, run_command
-from l2o.commands.train_options import check, meta_settings, parser, schedules
+from l2o.commands.train_options import check, parser, settings
 from l2o.commands.tune import Search, tune
 from l2o.commands.watch import Watch, expected_seconds
 from l2o.evaluation.tables import TableError
@@ -76,36 +77,38 @@ def _load_data(options: argparse.Namespace):
 
 
 def _train(options: argparse.Namespace) -> int:
-    """Every replicate; what can be wrong with the command line is found before data is read."""
+    """Every run; what can be wrong with the command line is found before data is read."""
     with quiet_start():
         gpus = tf.config.list_physical_devices("GPU")
     preset, reason = options.preset, ""
     if preset is None:
         preset, reason = ("paper", "there is a GPU") if gpus else ("cpu", "there is no GPU")
         reason = f", because {reason}"
-    schedule, choice = schedules(options, preset)
-    strategy = _strategy(gpus, options.devices, schedule.meta_batch)
-    phases = plan(options.strategy, options.pool, schedule, choice)
-    directories = [options.output or Path("runs") / f"{options.strategy}-{options.pool}"]
-    if options.replicates > 1:
-        directories = [directories[0] / str(k + 1) for k in range(options.replicates)]
-    for directory in directories:
+    runs = settings(options, preset)
+    first = runs[0][1]
+    strategy = _strategy(gpus, options.devices, first.schedules()[0].meta_batch)
+    for directory, _ in runs:
         check_free(directory, CONFIG)
+    try:
+        phases = first.phases()
+    except ValueError as error:
+        raise UserError(str(error)) from error
     print(f"Preset: {preset}{reason}", flush=True)
     data = _load_data(options)
     origin = {
-        "strategy": options.strategy,
-        "pool": options.pool,
+        "strategy": first.strategy,
+        "pool": first.pool,
         "problem": options.problem,
         "data": data.description,
         "preset": preset,
         "devices": f"{strategy.num_replicas_in_sync} {'GPU' if gpus else 'CPU'}",
     }
-    for k, directory in enumerate(directories):
-        if options.replicates > 1:
-            print(f"Replicate {k + 1} of {options.replicates}, seed {options.seed + k}")
+    for k, (directory, chosen) in enumerate(runs):
+        if len(runs) > 1:
+            magnitude = f", magnitude {chosen.magnitude:g}" * (chosen.magnitude is not None)
+            print(f"Run {k + 1} of {len(runs)}: seed {chosen.seed}{magnitude}")
         try:
-            _replicate(options, options.seed + k, directory, phases, strategy, data, origin)
+            _run(options, chosen.meta(), directory, phases, strategy, data, origin)
         except Stopped:
             again = "the same command" + " without --fresh" * options.fresh
             print(f"Stopped. The run is kept in {directory}; {again} goes on with it.")
@@ -113,27 +116,34 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _replicate(options, seed: int, directory: Path, phases, strategy, data, origin) -> None:
+def _run(options, meta: Meta, directory: Path, phases, strategy, data, origin) -> None:
     begun = time.monotonic()
-    problem, meta = get_problem(options.problem), meta_settings(options, seed)
+    problem = get_problem(options.problem)
     config = origin | {"meta": asdict(meta), "phases": [_described(p) for p in phases]}
     versions = {"l2o": l2o.__version__, "tensorflow": tf.__version__, "keras": tf.keras.__version__}
-    card = config | {"seed": seed, "versions": versions}
+    card = config | {"seed": meta.seed, "versions": versions}
+    if meta.perturbation:
+        card["perturbation"] = asdict(meta.perturbation)
     with (
         RunDirectory(directory, config, options.fresh) as run,
         closing(Watch(directory, phases, options.tensorboard)) as watch,
     ):
-        tf.keras.utils.set_random_seed(seed)
+        tf.keras.utils.set_random_seed(meta.seed)
         tf.config.experimental.enable_op_determinism()
         optimizee = KerasOptimizee(lambda: problem.build(data))
-        trainer = Trainer(
-            phases, meta, optimizee, Batch(data.train.images, data.train.labels),
-            problem.batch_size, strategy, run, card, watch,
-        )  # fmt: skip
+        try:
+            trainer = Trainer(
+                phases, meta, optimizee, Batch(data.train.images, data.train.labels),
+                problem.batch_size, strategy, run, card, watch,
+            )  # fmt: skip
+        except ValueError as error:
+            raise UserError(str(error)) from error
         if run.moved_to:
             print(f"The run that was there is now in {run.moved_to}")
         print(f"Run directory: {directory}" + (", which is gone on with" * trainer.resumed))
-        seconds = expected_seconds(phases, *trainer.position(), optimizee, data, problem.batch_size)
+        seconds = expected_seconds(
+            phases, meta, *trainer.position(), optimizee, data, problem.batch_size
+        )
         left = " left" * trainer.resumed
         print(f"Expected time: about {duration(seconds)}{left} on {origin['devices']} as it is now",
               flush=True)  # fmt: skip
@@ -174,4 +184,5 @@ def _described(phase: Phase) -> dict:
         "scheme": phase.scheme,
         "teachers": teachers,
         "schedule": asdict(phase.schedule),
+        "start": "random" if phase.start is None else fingerprint(phase.start),
     }

@@ -1,27 +1,20 @@
-"""The command line of `train.py`: its flags, and the schedules they ask for."""
+"""The command line of `train.py`: its flags, and the runs they ask for."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import replace
 from pathlib import Path
 
-from l2o.amalgamation.curriculum import (
-    PRESETS,
-    Schedule,
-    amalgamation_stages,
-    choice_schedule,
-)
-from l2o.amalgamation.meta import CLIP_FLOOR, CLIP_RATIO
-from l2o.amalgamation.plan import Meta
-from l2o.amalgamation.unroll import SCALE_LIMIT
+from l2o.amalgamation.curriculum import PRESETS
+from l2o.amalgamation.losses import META_LOSSES
+from l2o.amalgamation.perturbation import KINDS
+from l2o.amalgamation.plan import MOST_SEED, POLICIES
+from l2o.amalgamation.settings import RECIPES, STRATEGIES, Settings
 from l2o.commands.terminal import Parser, UserError, count, known, positive, weight, whole
 from l2o.rules import POOLS
 from problems import PROBLEMS, get_problem
 
-STRATEGIES = ("choice", "mean", "minmax", "none")
-MOST_SEED = 2**32 - 1  # NumPy's global generator takes no larger one
 DESCRIPTION = """\
 Trains one optimizer from a pool of analytical ones (Huang et al., Optimizer
 Amalgamation, ICLR 2022). The result is a policy directory; use it with
@@ -39,6 +32,9 @@ examples:
     python train.py --strategy mean --unrolls 100 --alphas 0.2 --updates 200
   three seeds of it, each in its own directory below runs/three
     python train.py --replicates 3 --output runs/three
+  a baseline, and a sweep over two sizes of noise, two seeds each
+    python train.py --recipe rnnprop
+    python train.py --perturbation gaussian --magnitude 5e-4 1e-3 --replicates 2
   search the teachers' learning rates
     python train.py --tune
 
@@ -52,13 +48,22 @@ def parser() -> Parser:
                epilog=EXAMPLES)
     g = p.add_argument_group("what is trained")
     g.add_argument(
-        "--strategy", type=known(STRATEGIES), default="choice", metavar="NAME",
+        "--strategy", type=known(STRATEGIES), metavar="NAME",
         help="how teachers are amalgamated: choice (train a policy that mixes them, then distil "
         "it), mean or minmax (imitate the mean or the worst-imitated of them), none (meta loss "
         "alone); default choice",
     )
-    g.add_argument("--pool", type=known(tuple(POOLS)), default="large", metavar="NAME",
-                   help="teachers: large (six) or small (Adam, RMSProp); default large")
+    g.add_argument("--pool", type=known(tuple(POOLS)), metavar="NAME",
+                   help="teachers: large (six), small (Adam, RMSProp) or adam; default large")
+    g.add_argument("--policy", type=known(tuple(POLICIES)), metavar="NAME",
+                   help="the network that is trained: rnnprop (Lv et al. 2017), original "
+                   "(Andrychowicz et al. 2016) or scale (Wichrowska et al. 2017); default rnnprop")
+    g.add_argument("--recipe", type=known(tuple(RECIPES)), metavar="NAME",
+                   help="instead of these three, a learned optimizer that the paper compares with: "
+                   "original, scale or rnnprop on the meta loss alone, or stronger, rnnprop that "
+                   "also imitates Adam (Chen et al. 2020)")
+    g.add_argument("--finetune", type=Path, metavar="DIR",
+                   help="begin with the policy in this directory instead of a random one")
     g.add_argument("--problem", type=known(tuple(PROBLEMS)), default="mnist_cnn", metavar="NAME",
                    help=f"what to train on; default mnist_cnn. One of {', '.join(PROBLEMS)}")
     g = p.add_argument_group("data")
@@ -105,19 +110,19 @@ def parser() -> Parser:
     g = p.add_argument_group("meta-training")
     g.add_argument("--learning-rate", type=positive, default=1e-3, metavar="RATE",
                    help="of the meta-optimizer, Adam; default 0.001")
-    g.add_argument("--clip-ratio", type=positive, default=CLIP_RATIO, metavar="F",
+    g.add_argument("--clip-ratio", type=positive, default=Settings.clip_ratio, metavar="F",
                    help="longest meta-gradient of a weight tensor, in lengths of the tensor; "
-                   f"default {CLIP_RATIO:g}")
-    g.add_argument("--clip-floor", type=positive, default=CLIP_FLOOR, metavar="L",
-                   help=f"a shorter tensor counts as this long; default {CLIP_FLOOR:g}")
+                   f"default {Settings.clip_ratio:g}")
+    g.add_argument("--clip-floor", type=positive, default=Settings.clip_floor, metavar="L",
+                   help=f"a shorter tensor counts as this long; default {Settings.clip_floor:g}")
     g.add_argument("--warmup-steps", type=whole, default=100, metavar="W",
                    help="plain SGD steps before an unroll; default 100")
     g.add_argument("--warmup-rate", type=positive, default=0.01, metavar="RATE",
                    help="their learning rate; default 0.01")
-    g.add_argument("--scale-limit", type=positive, default=SCALE_LIMIT, metavar="S",
+    g.add_argument("--scale-limit", type=positive, default=Settings.scale_limit, metavar="S",
                    help="random scaling of the coordinates by exp(U(-S, S)) (Lv et al. 2017); "
-                   f"default {SCALE_LIMIT:g}")
-    g.add_argument("--no-scaling", action="store_true", help="no random scaling")
+                   f"default {Settings.scale_limit:g}")
+    g.add_argument("--no-scaling", dest="scaling", action="store_false", help="no random scaling")
     g.add_argument("--first-order", action="store_true",
                    help="stop the meta-gradient at the network's gradient: faster, less exact")
     g.add_argument("--recompute", type=count, default=0, metavar="S",
@@ -126,13 +131,30 @@ def parser() -> Parser:
     g.add_argument("--devices", type=count, metavar="R",
                    help="replicas: so many GPUs, or logical devices of a machine without any; "
                    "default all GPUs, or 1")
+    g.add_argument("--held-out", action="store_true",
+                   help="measure the meta loss on a tenth of the data, drawn for each unroll, that "
+                   "the unroll never trains on (after Metz et al. 2019)")
+    g.add_argument("--meta-loss", type=known(tuple(META_LOSSES)), default="log", metavar="HOW",
+                   help="log: of log loss; difference: of the loss itself, which may then be zero "
+                   "or negative. Default log")
+    g = p.add_argument_group("perturbation of the policy while it is trained")
+    g.add_argument("--perturbation", type=known(("none", *KINDS)), default="none", metavar="KIND",
+                   help="gaussian: noise on the weights; adversarial, pgd, fgsm: weights moved to "
+                   "where the loss is higher; input: noise on the gradients it sees; default none")
+    g.add_argument("--magnitude", type=weight, nargs="+", metavar="M",
+                   help="how much: relative to each weight tensor's size for gaussian and "
+                   "adversarial (try 0.001), absolute otherwise; several make a run of each")
+    g.add_argument("--absolute", action="store_true", help="gaussian noise of absolute size")
+    g.add_argument("--attack-steps", type=count, default=1, metavar="A",
+                   help="of adversarial and pgd, each as dear as a meta-gradient; default 1")
     g = p.add_argument_group("run")
     g.add_argument("--seed", type=whole, default=0, metavar="SEED",
                    help="fixes everything random; default 0")
     g.add_argument("--replicates", type=count, default=1, metavar="R",
                    help="run seeds SEED to SEED + R - 1, each in a subdirectory; default 1")
     g.add_argument("--output", metavar="DIR", type=Path,
-                   help="run directory; default runs/STRATEGY-POOL, or runs/tuning for --tune")
+                   help="run directory; default runs/ and a name such as choice-large that says "
+                   "what is trained, or runs/tuning for --tune")
     g.add_argument("--fresh", action="store_true",
                    help="move the run that is in the directory aside and begin anew")
     g.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files too")
@@ -165,74 +187,49 @@ def check(options: argparse.Namespace) -> None:
     most = MOST_SEED - options.replicates + 1
     if options.seed > most:
         raise UserError(f"--seed must be at most {most}. Received: {options.seed}")
-    fixed = ("period", "min_periods", "max_periods", "patience")
-    given = [f"--{name.replace('_', '-')}" for name in fixed if getattr(options, name)]
-    if options.updates and given:
-        raise UserError(f"--updates makes one period of all, so {', '.join(given)} cannot be set")
+    given = [f"--{name}" for name in ("strategy", "pool", "policy") if getattr(options, name)]
+    if options.recipe and given:
+        raise UserError(f"--recipe says what is trained, so {', '.join(given)} cannot be set")
 
 
-def meta_settings(options: argparse.Namespace, seed: int) -> Meta:
-    """The settings of the meta-training."""
-    return Meta(
-        seed=seed,
-        learning_rate=options.learning_rate,
-        clip_ratio=options.clip_ratio,
-        clip_floor=options.clip_floor,
-        warmup_steps=options.warmup_steps,
-        warmup_rate=options.warmup_rate,
-        scaled=not options.no_scaling,
-        scale_limit=options.scale_limit,
-        first_order=options.first_order,
-        recompute=options.recompute,
-    )
+def settings(options: argparse.Namespace, preset: str) -> list[tuple[Path, Settings]]:
+    """The runs that a command line asks for, and their directories.
 
-
-def schedules(options: argparse.Namespace, preset: str) -> tuple[Schedule, Schedule | None]:
-    """The curricula of the policy and, where there is one, of the Choice policy.
+    Args:
+        options: From `parser`.
+        preset: What `--preset` says or stands for.
 
     Raises:
         UserError: If the values do not go together.
     """
-    chosen = PRESETS[preset]
-    names = ("truncation", "meta_batch", "period", "min_periods", "max_periods", "patience",
-             "max_repeats", "tolerance", "validation_trajectories")  # fmt: skip
-    changes = {n: v for n in names if (v := getattr(options, n)) is not None}
-    unrolls = tuple(options.unrolls or chosen.unrolls)
-    alphas = tuple(options.alphas or chosen.alphas)
-    last = options.last_validation or chosen.last_validation
-    if options.updates:
-        unrolls, alphas = unrolls[:1], alphas[:1]
-        last = options.last_validation or unrolls[0]
-        truncation = options.truncation or chosen.schedule.truncation
-        meta_batch = options.meta_batch or chosen.schedule.meta_batch
-        each = max(unrolls[0] // truncation, 1)
-        if options.updates % each:
-            raise UserError(
-                f"--updates must be a multiple of the {each} updates of an unroll of "
-                f"{unrolls[0]} steps. Received: {options.updates}"
-            )
-        changes |= {"period": options.updates // each * meta_batch,
-                    "min_periods": 1, "max_periods": 1, "patience": 1}  # fmt: skip
-    try:
-        schedule = replace(
-            chosen.schedule, stages=amalgamation_stages(unrolls, alphas, last), **changes
-        )
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    if options.recompute and schedule.truncation % options.recompute:
-        raise UserError(
-            f"--recompute must divide the truncation, {schedule.truncation}. "
-            f"Received: {options.recompute}"
-        )
-    if options.strategy != "choice":
-        return schedule, None
-    try:
-        choice = choice_schedule(
-            schedule,
-            tuple(options.choice_unrolls or chosen.choice_unrolls),
-            options.choice_validation or chosen.choice_validation,
-            options.choice_cold_periods,
-        )
-    except ValueError as error:
-        raise UserError(f"Schedule of the Choice policy: {error}") from error
-    return schedule, choice
+    choices = {name: value for name, value in vars(options).items() if value is not None}
+    choices |= {"preset": preset} | RECIPES.get(options.recipe, {})
+    root, runs = options.output or Path("runs") / _name(options), []
+    magnitudes = options.magnitude or [None]
+    for magnitude in magnitudes:
+        for k in range(options.replicates):
+            directory = root
+            if len(magnitudes) > 1:
+                directory /= f"{magnitude:g}"
+            if options.replicates > 1:
+                directory /= str(k + 1)
+            one = choices | {"magnitude": magnitude, "seed": options.seed + k}
+            try:
+                runs.append((directory, Settings.of(one)))
+            except ValueError as error:
+                raise UserError(str(error)) from error
+    return runs
+
+
+def _name(options: argparse.Namespace) -> str:
+    """The run directory's name where none is given."""
+    name = options.recipe
+    if name is None:
+        policy = options.policy or Settings.policy
+        name = f"{options.strategy or Settings.strategy}-{options.pool or Settings.pool}"
+        name += f"-{policy}" * (policy != Settings.policy)
+    if options.perturbation != "none":
+        name += f"-{options.perturbation}"
+        if options.magnitude and len(options.magnitude) == 1:
+            name += f"-{options.magnitude[0]:g}"
+    return name

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from l2o.amalgamation.curriculum import Progress as Curriculum
 from l2o.amalgamation.optimizee import Batch, Optimizee, loss_and_gradient
-from l2o.amalgamation.plan import Phase, inner_steps_left
+from l2o.amalgamation.plan import Meta, Phase, inner_steps_left
 from l2o.amalgamation.rundir import CONFIG
 from l2o.commands.terminal import Progress, duration
 from problems import Dataset
@@ -32,6 +32,7 @@ _RECENT = 25  # calls that the time left is reckoned from
 
 def expected_seconds(
     phases: tuple[Phase, ...],
+    meta: Meta,
     number: int,
     progress: Curriculum,
     optimizee: Optimizee,
@@ -42,6 +43,7 @@ def expected_seconds(
 
     Args:
         phases: The run's.
+        meta: Its settings.
         number: Index of the phase it is in.
         progress: In that phase.
         optimizee: The network.
@@ -60,6 +62,7 @@ def expected_seconds(
         gradient(parameters).numpy()
         times.append(time.perf_counter() - start)
     total = 0.0
+    repeats = meta.perturbation.meta_gradients if meta.perturbation else 1
     for k, phase in enumerate(phases[number:]):
         here = progress if k == 0 else Curriculum()
         if here.finished:
@@ -68,7 +71,7 @@ def expected_seconds(
         total += TRACING_SECONDS
         teachers = len(phase.teachers) if phase.teachers is not None else 2
         total += min(times) * (
-            training * (TRAINING_GRADIENTS + teachers) + validation * VALIDATION_GRADIENTS
+            training * (repeats * TRAINING_GRADIENTS + teachers) + validation * VALIDATION_GRADIENTS
         )
     return float(total)
 

@@ -8,6 +8,7 @@ TEACHERS: dict[str, type[Teacher]] = {
     rule.name: rule for rule in (Adam, RMSProp, SGD, Momentum, AddSign, PowerSign)
 }
 POOLS: dict[str, tuple[str, ...]] = {
+    "adam": ("adam",),
     "small": ("adam", "rmsprop"),
     "large": ("adam", "rmsprop", "sgd", "momentum", "addsign", "powersign"),
 }

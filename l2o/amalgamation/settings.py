@@ -1,0 +1,193 @@
+"""Everything a person may choose about an amalgamation, under the names of `train.py`'s flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from l2o.amalgamation.curriculum import PRESETS, Schedule, amalgamation_stages, choice_schedule
+from l2o.amalgamation.losses import META_LOSSES
+from l2o.amalgamation.perturbation import KINDS, Perturbation
+from l2o.amalgamation.plan import POLICIES, Meta, Phase, plan
+from l2o.checkpoint import load_policy
+from l2o.rules import POOLS
+
+STRATEGIES = ("choice", "mean", "minmax", "none")
+# The learned optimizers that the paper compares with (Section 5).
+RECIPES = {
+    "original": {"policy": "original", "strategy": "none", "pool": "adam"},
+    "scale": {"policy": "scale", "strategy": "none", "pool": "adam"},
+    "rnnprop": {"policy": "rnnprop", "strategy": "none", "pool": "adam"},
+    "stronger": {"policy": "rnnprop", "strategy": "mean", "pool": "adam"},
+}
+_LONE_PERIOD = ("period", "min_periods", "max_periods", "patience")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The choices; where one is `None`, the preset decides.
+
+    Attributes:
+        preset: A name in `PRESETS`.
+        strategy: "choice", "mean", "minmax" or "none".
+        pool: A name in `POOLS`.
+        policy: A name in `POLICIES`: what is trained, and what "choice" distils into.
+        finetune: Directory of a policy to begin with: a Choice policy is where that phase begins,
+            any other where the last one does.
+        unrolls, alphas, last_validation: See `amalgamation_stages`.
+        choice_unrolls, choice_validation, choice_cold_periods: See `choice_schedule`.
+        updates: One stage of so many meta-updates in a single period.
+        truncation, period, meta_batch, min_periods, max_periods, patience, max_repeats, tolerance,
+            validation_trajectories: See `Schedule`.
+        perturbation: "none" or a name in `perturbation.KINDS`, in every phase.
+        magnitude, absolute, attack_steps: Its.
+        seed, learning_rate, clip_ratio, clip_floor, warmup_steps, warmup_rate, scale_limit,
+            scaling, first_order, recompute, held_out, meta_loss: See `Meta`.
+
+    Raises:
+        ValueError: For values that cannot be or do not go together.
+    """
+
+    preset: str = "cpu"
+    strategy: str = "choice"
+    pool: str = "large"
+    policy: str = "rnnprop"
+    finetune: Path | None = None
+    unrolls: tuple[int, ...] | None = None
+    alphas: tuple[float, ...] | None = None
+    last_validation: int | None = None
+    choice_unrolls: tuple[int, ...] | None = None
+    choice_validation: int | None = None
+    choice_cold_periods: int = 1
+    updates: int | None = None
+    truncation: int | None = None
+    period: int | None = None
+    meta_batch: int | None = None
+    min_periods: int | None = None
+    max_periods: int | None = None
+    patience: int | None = None
+    max_repeats: int | None = None
+    tolerance: float | None = None
+    validation_trajectories: int | None = None
+    perturbation: str = "none"
+    magnitude: float | None = None
+    absolute: bool = False
+    attack_steps: int = 1
+    scaling: bool = Meta.scaling
+    seed: int = Meta.seed
+    learning_rate: float = Meta.learning_rate
+    clip_ratio: float = Meta.clip_ratio
+    clip_floor: float = Meta.clip_floor
+    warmup_steps: int = Meta.warmup_steps
+    warmup_rate: float = Meta.warmup_rate
+    scale_limit: float = Meta.scale_limit
+    first_order: bool = Meta.first_order
+    recompute: int = Meta.recompute
+    held_out: bool = Meta.held_out
+    meta_loss: str = Meta.meta_loss
+
+    def __post_init__(self):
+        for name, allowed in (
+            ("preset", PRESETS),
+            ("strategy", STRATEGIES),
+            ("pool", POOLS),
+            ("policy", POLICIES),
+            ("perturbation", ("none", *KINDS)),
+            ("meta_loss", META_LOSSES),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"Unknown {name}. Allowed: {', '.join(allowed)}. "
+                    f"Received: {getattr(self, name)}"
+                )
+        given = [name for name in _LONE_PERIOD if getattr(self, name) is not None]
+        if self.updates and given:
+            raise ValueError(
+                f"updates makes one period of all, so {', '.join(given)} cannot be set"
+            )
+        self.schedules()
+        self.meta()
+
+    @classmethod
+    def of(cls, choices: dict[str, Any]) -> Settings:
+        """Settings from a dictionary that may hold more; lists become tuples."""
+        plain = {f.name: choices[f.name] for f in fields(cls) if f.name in choices}
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
+
+    def meta(self) -> Meta:
+        """The settings of the meta-training."""
+        names = {f.name for f in fields(Meta)} & {f.name for f in fields(self)} - {"perturbation"}
+        shared = {name: getattr(self, name) for name in names}
+        return Meta(**shared, perturbation=self._perturbation())
+
+    def schedules(self) -> tuple[Schedule, Schedule | None]:
+        """The curricula of the policy and, where there is one, of the Choice policy."""
+        preset = PRESETS[self.preset]
+        names = {f.name for f in fields(Schedule)} & {f.name for f in fields(self)}
+        changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        unrolls, alphas = self.unrolls or preset.unrolls, self.alphas or preset.alphas
+        last = self.last_validation or preset.last_validation
+        if self.updates:
+            unrolls, alphas = unrolls[:1], alphas[:1]
+            last = self.last_validation or unrolls[0]
+            changes |= self._one_period(unrolls[0])
+        stages = amalgamation_stages(unrolls, alphas, last)
+        schedule = replace(preset.schedule, stages=stages, **changes)
+        if self.recompute and schedule.truncation % self.recompute:
+            raise ValueError(
+                f"recompute must divide the truncation, {schedule.truncation}. "
+                f"Received: {self.recompute}"
+            )
+        if self.strategy != "choice":
+            return schedule, None
+        try:
+            return schedule, choice_schedule(
+                schedule,
+                self.choice_unrolls or preset.choice_unrolls,
+                self.choice_validation or preset.choice_validation,
+                self.choice_cold_periods,
+            )
+        except ValueError as error:
+            raise ValueError(f"Schedule of the Choice policy: {error}") from error
+
+    def phases(self) -> tuple[Phase, ...]:
+        """What is trained, in order.
+
+        Raises:
+            PolicyError: If the policy to begin with cannot be read.
+            ValueError: If this run trains no such policy.
+        """
+        phases = plan(self.strategy, self.pool, *self.schedules(), POLICIES[self.policy]())
+        if self.finetune is None:
+            return phases
+        policy = load_policy(self.finetune)
+        if not any(phase.rule == policy.rule for phase in phases):
+            trained = " and ".join(str(phase.rule.get_config()) for phase in phases)
+            raise ValueError(
+                f"This run trains {trained}; it cannot begin with the policy in {self.finetune}, "
+                f"which is {policy.rule.get_config()}"
+            )
+        start = tuple(policy.weights)
+        return tuple(replace(p, start=start) if p.rule == policy.rule else p for p in phases)
+
+    def _perturbation(self) -> Perturbation | None:
+        if self.perturbation != "none":
+            if self.magnitude is None:
+                raise ValueError(f"perturbation {self.perturbation} needs a magnitude")
+            return Perturbation(self.perturbation, self.magnitude, self.absolute, self.attack_steps)
+        if self.magnitude is not None or self.absolute or self.attack_steps != 1:
+            raise ValueError("magnitude, absolute and attack_steps need a perturbation")
+        return None
+
+    def _one_period(self, unroll: int) -> dict[str, int]:
+        schedule = PRESETS[self.preset].schedule
+        truncation = self.truncation or schedule.truncation
+        each = max(unroll // truncation, 1)
+        if self.updates % each:
+            raise ValueError(
+                f"updates must be a multiple of the {each} updates of an unroll of {unroll} "
+                f"steps. Received: {self.updates}"
+            )
+        period = self.updates // each * (self.meta_batch or schedule.meta_batch)
+        return {"period": period, "min_periods": 1, "max_periods": 1, "patience": 1}
