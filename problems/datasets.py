@@ -41,6 +41,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def inputs(self) -> np.ndarray:
+        """The images: what a network sees, for those who do not care what it is."""
+        return self.images
+
 
 @dataclass(frozen=True)
 class Dataset:

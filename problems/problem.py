@@ -29,6 +29,7 @@ class Problem:
     network: Callable[[tuple[int, ...], int], keras.Model]
     batch_size: int = 128
     private: bool = False
+    loss = None  # what l2o takes by default: softmax cross-entropy of class indices, from logits
 
     def build(self, dataset: Dataset) -> keras.Model:
         """A new model for `dataset`: float32 images in [0, 1] to logits [batch, classes].

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import problems
 from l2o import save_policy
 from l2o.claim import DirectoryError
 from l2o.commands.evaluate import main
@@ -39,7 +40,7 @@ def tiny(name: str, *_, **__) -> Dataset:
 def here(monkeypatch, tmp_path) -> Path:
     """An empty working directory, and every dataset a tiny one."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("l2o.commands.evaluate.load_dataset", tiny)
+    monkeypatch.setattr(problems, "load_dataset", tiny)
     return tmp_path
 
 
@@ -224,7 +225,7 @@ def test_data_that_stands_in_is_said_in_the_table(here, capsys, monkeypatch):
     def digits(name, *_, **__):
         return replace(tiny(name), name="digits")
 
-    monkeypatch.setattr("l2o.commands.evaluate.load_dataset", digits)
+    monkeypatch.setattr(problems, "load_dataset", digits)
     assert call("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "adam") == 0
     assert "mnist_mlp, 1 epoch, ON DIGITS FOR MNIST" in capsys.readouterr().out
     assert {r.data for r in read_results("results/smoke")} == {"digits for mnist"}

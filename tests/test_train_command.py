@@ -64,7 +64,7 @@ def untouched(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("data was read")
 
-    monkeypatch.setattr(command, "load_dataset", refuse)
+    monkeypatch.setattr("problems.load_dataset", refuse)
     (Path.cwd() / "foreign").mkdir()
     (Path.cwd() / "foreign" / "thesis.tex").write_text("years of work")
     (Path.cwd() / "file").write_text("mine")
@@ -147,7 +147,7 @@ def test_data_that_cannot_be_had(capfd, monkeypatch):
     def missing(*args):
         raise DatasetUnavailable("mnist is not at hand")
 
-    monkeypatch.setattr(command, "load_dataset", missing)
+    monkeypatch.setattr("problems.load_dataset", missing)
     for line in ("--data tfds", "--data tfds --tune"):
         assert run(*line.split()) == 2
         assert capfd.readouterr().err == "error: mnist is not at hand\n"

@@ -19,7 +19,7 @@ from l2o.evaluation.tuning import (
     write_trials,
 )
 from l2o.rules.pools import TEACHERS, TUNED_RATES
-from problems import load_dataset
+from problems import get_problem, load_dataset
 
 
 def trial(teacher="adam", rate=0.1, seed=0, loss=0.5, **others) -> Trial:
@@ -115,6 +115,10 @@ _SEARCH = Search(
 )
 
 
+def _load():
+    return get_problem("mnist_mlp"), load_dataset("mnist", "digits")
+
+
 def test_search_and_its_resume(tmp_path, capsys):
     """One teacher's trials are there already: they are taken as they are, and only they."""
     there = [
@@ -123,7 +127,7 @@ def test_search_and_its_resume(tmp_path, capsys):
         trial("adam", 1e38, 0, inf, problem="mnist_mlp", dataset="digits", epochs=12),
     ]
     write_trials(tmp_path / TRIALS, there)
-    tune(_SEARCH, lambda: load_dataset("mnist", "digits"), tmp_path, jobs=1)
+    tune(_SEARCH, _load, tmp_path, jobs=1)
     out = capsys.readouterr().out
     assert "2 of 4 fits are there" in out and "4/4 rmsprop" in out and "left" in out
     trials = read_table(tmp_path / TRIALS, Trial)
@@ -153,14 +157,14 @@ def test_another_search_is_refused(tmp_path, other):
     write_trials(tmp_path / TRIALS, [trial(**facts)])
     before = (tmp_path / TRIALS).read_bytes()
     with pytest.raises(TableError, match="Choose another --output"):
-        tune(_SEARCH, lambda: load_dataset("mnist", "digits"), tmp_path, jobs=1)
+        tune(_SEARCH, _load, tmp_path, jobs=1)
     assert (tmp_path / TRIALS).read_bytes() == before
 
 
 def test_fits_that_end_within_the_warm_up_are_refused(tmp_path):
     settings = replace(_SEARCH, epochs=5)
     with pytest.raises(UserError, match="--epochs must be at least 12.*Received: 5"):
-        tune(settings, lambda: load_dataset("mnist", "digits"), tmp_path / "out", jobs=1)
+        tune(settings, _load, tmp_path / "out", jobs=1)
     assert not (tmp_path / "out").exists()
 
 

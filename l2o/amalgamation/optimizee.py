@@ -11,7 +11,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from l2o.amalgamation.keras_loss import Loss, per_example, takes_class_indices
 from l2o.rules.layout import Layout
+
+_SEED = "seed_generator_state"  # what Keras calls the variable of a dropout's seed
 
 
 class Batch(NamedTuple):
@@ -19,7 +22,7 @@ class Batch(NamedTuple):
 
     Attributes:
         inputs: [B, ...]; uint8 means pixels, which the network sees divided by 255.
-        labels: [B], whatever the loss takes; class indices by default.
+        labels: [B, ...], whatever the loss takes; class indices [B] by default.
     """
 
     inputs: Any
@@ -27,8 +30,8 @@ class Batch(NamedTuple):
 
 
 def as_batch(split) -> Batch:
-    """The examples of a split with `images` and `labels` arrays, on the device."""
-    return Batch(tf.convert_to_tensor(split.images), tf.convert_to_tensor(split.labels))
+    """The examples of a split with `inputs` and `labels` arrays, on the device."""
+    return Batch(tf.convert_to_tensor(split.inputs), tf.convert_to_tensor(split.labels))
 
 
 class Optimizee(Protocol):
@@ -47,14 +50,17 @@ class Optimizee(Protocol):
 def keras_seed(seed: int) -> Iterator[None]:
     """Layers built within have initial values fixed by `seed`; global randomness is left alone.
 
-    A Keras initializer without a seed draws one from Python's generator.
+    A Keras initializer without a seed draws one from Python's generator; layers of a user's own
+    may draw from NumPy's.
     """
-    before = random.getstate()
+    before, numpy_before = random.getstate(), np.random.get_state()
     random.seed(seed)
+    np.random.seed(seed % 2**32)
     try:
         yield
     finally:
         random.setstate(before)
+        np.random.set_state(numpy_before)
 
 
 @contextmanager
@@ -82,12 +88,18 @@ class KerasOptimizee:
     Args:
         build: Makes the model, with fresh weights at every call. Its outputs are logits unless
             `loss` says otherwise.
-        loss: (labels, outputs) -> losses [B]; softmax cross-entropy by default.
+        loss: See `keras_loss.per_example`; softmax cross-entropy from logits by default.
+
+    Attributes:
+        model: One such model, which is called with other weights than its own.
+        losses: (labels, outputs) -> losses [B, ...].
+        classifies: Whether labels are class indices, so that there is an accuracy.
+        layout: Of the trainable weights.
     """
 
-    def __init__(self, build: Callable[[], keras.Model], loss: Callable | None = None):
+    def __init__(self, build: Callable[[], keras.Model], loss: Loss = None):
         self._build = build
-        self._loss = loss or _cross_entropy
+        self.losses, self.classifies = per_example(loss), takes_class_indices(loss)
         self.model = build()
         variables = self.model.trainable_variables
         self.layout = Layout.of(variables, [v.path for v in variables])
@@ -96,7 +108,13 @@ class KerasOptimizee:
         with keras_seed(seed):
             model = self._build()
         parameters = [v.numpy().ravel() for v in model.trainable_variables]
-        return np.concatenate(parameters), [v.numpy() for v in model.non_trainable_variables]
+        generator = np.random.default_rng(seed)
+        # A layer may have a seed of its own, which would be every trajectory's.
+        carried = [
+            np.array([generator.integers(2**31), 0], v.dtype) if v.name == _SEED else v.numpy()
+            for v in model.non_trainable_variables
+        ]
+        return np.concatenate(parameters), carried
 
     def loss(self, parameters, carried, batch, training):
         return self.outcome(self.layout.unflatten(parameters), carried, batch, training)[:2]
@@ -108,16 +126,21 @@ class KerasOptimizee:
                 tensors,
                 carried,
                 as_inputs(batch.inputs),
-                training=training,
                 return_losses=True,
+                **self._mode(training),
             )
-        loss = tf.reduce_mean(self._loss(batch.labels, outputs))
+        loss = tf.reduce_mean(self.losses(batch.labels, outputs))
         return tf.add_n([loss, *penalties]), carried, outputs
 
     def predict(self, parameters, carried, inputs):
         """Outputs [B, ...] of the network at rest (no dropout, moving statistics)."""
         variables = self.layout.unflatten(parameters)
-        return self.model.stateless_call(variables, carried, as_inputs(inputs), training=False)[0]
+        mode = self._mode(training=False)
+        return self.model.stateless_call(variables, carried, as_inputs(inputs), **mode)[0]
+
+    def _mode(self, training: bool) -> dict[str, bool]:
+        """A model of the user's own need not ask for `training`, and then does not bear it."""
+        return {"training": training} if self.model._call_has_training_arg else {}
 
 
 class Scaled:
@@ -179,7 +202,3 @@ def batch_indices(seed: list[int], examples: int, batch_size: int, start: int, s
             order = {epoch: np.random.default_rng([*seed, epoch]).permutation(examples)}
         rows.append(order[epoch][place * batch_size : (place + 1) * batch_size])
     return np.stack(rows).astype("int32") if rows else np.zeros((0, batch_size), "int32")
-
-
-def _cross_entropy(labels, logits):
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits)

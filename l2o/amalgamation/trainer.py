@@ -10,6 +10,7 @@ bit for bit.
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -53,7 +54,7 @@ class Trainer:
         strategy: A `tf.distribute` strategy.
         directory: Where it is kept.
         card: What every saved policy says of its origin; the trainer adds its own findings.
-        watch: Told of events; see `l2o.commands.watch`.
+        watch: Told of events; see `watch.Watch`.
 
     Raises:
         DirectoryError: If the directory's checkpoints cannot be read.
@@ -97,7 +98,9 @@ class Trainer:
         Raises:
             Stopped: After SIGINT or SIGTERM, once what there is has been saved.
         """
-        handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {}
+        if threading.current_thread() is threading.main_thread():  # Python allows no other
+            handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
         run = self._run or self._enter_phase(0, [], seconds=0.0, updates=0, periods=0)
         path = self._directory.path
         self._updates = Table(path / "updates.csv", UPDATES, run.updates)

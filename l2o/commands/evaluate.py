@@ -10,12 +10,17 @@ import tensorflow as tf
 from l2o import PolicyError, pretrained
 from l2o.claim import DirectoryError
 from l2o.commands.forecast import Forecast
+from l2o.commands.problem import (
+    OWN,
+    check_data_flags,
+    is_private,
+    load_problem,
+    problem_name,
+)
 from l2o.commands.terminal import (
     Parser,
-    Progress,
     UserError,
     count,
-    duration,
     known,
     quiet_start,
     run_command,
@@ -35,8 +40,9 @@ from l2o.evaluation.results import read_results
 from l2o.evaluation.run import Plan, Task, evaluate, missing
 from l2o.evaluation.store import ResultsDirectory, read_cards, read_samples
 from l2o.evaluation.tables import TableError
+from l2o.progress import Progress, duration
 from l2o.rules import TUNED_RATES
-from problems import PROBLEMS, DatasetUnavailable, get_problem, load_dataset
+from problems import PROBLEMS
 
 PRESETS = {"paper": (10, 25), "cpu": (3, 5), "smoke": (1, 1)}  # repeats, epochs
 RUNS, RESULTS = Path("runs"), Path("results")
@@ -61,6 +67,7 @@ examples:
   python evaluate.py --problem mnist_dp                 your policy and Adam, with DP-SGD
   python evaluate.py --problem mnist_cnn fmnist_cnn --optimizer runs/choice-large oracle
   python evaluate.py --problem all --repeats 3 --epochs 10
+  python evaluate.py --problem mine:diabetes            your own (docs/amalgamate.md)
   python evaluate.py --list                             all problems and optimizers
   python evaluate.py --report results/cpu               tables, figures and a page"""
 NO_POLICY = (
@@ -75,9 +82,10 @@ def parser() -> Parser:
     # fmt: off
     p = Parser(prog="evaluate.py", description=DESCRIPTION, epilog=EXAMPLES)
     g = p.add_argument_group("what is evaluated")
-    g.add_argument("--problem", type=known((*PROBLEMS, ALL)), nargs="+", default=["mnist_cnn"],
-                   metavar="NAME", help=f"default mnist_cnn. {ALL}, or some of "
-                   f"{', '.join(PROBLEMS)}")
+    g.add_argument("--problem", type=lambda text: text if text == ALL else problem_name(text),
+                   nargs="+", default=["mnist_cnn"], metavar="NAME",
+                   help=f"default mnist_cnn. {ALL}, or some of {', '.join(PROBLEMS)}; or your own "
+                   f"as {OWN}, which returns an l2o.OwnProblem")
     g.add_argument("--optimizer", nargs="+", metavar="WHAT",
                    help="see below; default the shipped policy choice-large (while none is shipped,"
                    " that of the newest finished run under runs/) and adam")
@@ -92,7 +100,7 @@ def parser() -> Parser:
                    "noise; default 0")
     g.add_argument("--list", action="store_true", help="name all problems and optimizers")
     g = p.add_argument_group("data")
-    g.add_argument("--data", type=known(("auto", "tfds", "digits")), default="auto", metavar="HOW",
+    g.add_argument("--data", type=known(("auto", "tfds", "digits")), metavar="HOW",
                    help="auto: the embedded digits stand in where a dataset cannot be had, and "
                    "that is said; tfds: that is an error; digits: use them. Default auto")
     g.add_argument("--data-dir", metavar="DIR", help="prepared TFDS data or raw official files")
@@ -200,19 +208,15 @@ def _contenders(options: argparse.Namespace) -> list:
 
 
 def _tasks(options: argparse.Namespace) -> list:
-    names = list(PROBLEMS) if ALL in options.problem else list(dict.fromkeys(options.problem))
-    problems = [get_problem(name) for name in names]
-    if any(problem.private for problem in problems):
+    words = dict.fromkeys(options.problem)
+    names = [n for word in words for n in (PROBLEMS if word == ALL else [word])]
+    names = list(dict.fromkeys(names))
+    check_data_flags(names, options)
+    if any(map(is_private, names)):
         with quiet_start():
             check_python()
-    datasets = {}
-    for name in dict.fromkeys(problem.dataset for problem in problems):
-        try:
-            datasets[name] = load_dataset(name, options.data, options.data_dir)
-        except DatasetUnavailable as error:
-            raise UserError(str(error)) from error
-        print(f"Data: {datasets[name].description}", flush=True)
-    return [Task(problem, datasets[problem.dataset]) for problem in problems]
+    loaded = {}
+    return [Task(*load_problem(n, options.data, options.data_dir, loaded)) for n in names]
 
 
 def _report(options: argparse.Namespace) -> int:

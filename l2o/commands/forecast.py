@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee
+from l2o.amalgamation.optimizee import Batch
 from l2o.evaluation.contenders import Contender
 from l2o.evaluation.fit import plain_gradient
 from l2o.evaluation.run import Plan, Task
@@ -61,11 +61,11 @@ class Forecast:
 
 def _gradient_seconds(task: Task) -> tuple[float, float, Layout]:
     """A gradient of the problem, its compiling, and the layout."""
-    optimizee = KerasOptimizee(lambda: task.problem.build(task.dataset))
+    optimizee = task.optimizee()
     parameters, carried = optimizee.initial(0)
     count = task.problem.batch_size
-    batch = Batch(*map(tf.constant, (task.dataset.train.images[:count],
-                                     task.dataset.train.labels[:count])))  # fmt: skip
+    train = task.dataset.train
+    batch = Batch(*map(tf.constant, (train.inputs[:count], train.labels[:count])))
     key = tf.zeros(2, tf.int64)
     rule = task.privacy or plain_gradient
     gradient = tf.function(lambda p: rule(optimizee, p, carried, batch, key).gradient)

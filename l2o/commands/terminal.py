@@ -1,4 +1,4 @@
-"""What the commands print: progress, time left, one-line errors."""
+"""Command lines: their arguments, one-line errors, a quiet start."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import argparse
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-
-_PLAIN_SECONDS = 10  # without a terminal, a line of progress at most this often
 
 
 class UserError(Exception):
@@ -114,56 +111,3 @@ def quiet_start() -> Iterator[None]:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(null)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 45 s, 12 min, 1 h 05 min."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-class Progress:
-    """One line that is redrawn on a terminal; elsewhere a plain line now and then.
-
-    Args:
-        label: What is going on.
-    """
-
-    def __init__(self, label: str):
-        self._label = label
-        self._live = sys.stdout.isatty()
-        self._last, self._width = -float("inf"), 0
-
-    def show(self, done: float, total: float, text: str) -> None:
-        """Shows that `done` of `total` is behind us, and `text`."""
-        now = time.monotonic()
-        if now - self._last < (0.1 if self._live else _PLAIN_SECONDS) and done < total:
-            return
-        self._last = now
-        fraction = done / total if total else 1.0
-        if not self._live:
-            print(f"{self._label} {fraction:4.0%}  {text}", flush=True)
-            return
-        filled = round(20 * fraction)
-        line = f"{self._label} [{'#' * filled}{'.' * (20 - filled)}] {fraction:4.0%}  {text}"
-        columns = os.get_terminal_size(sys.stdout.fileno()).columns
-        line = line[: columns - 1]
-        print("\r" + line.ljust(self._width), end="", flush=True)
-        self._width = len(line)
-
-    def close(self) -> None:
-        """Ends the line, so that the next print starts on its own."""
-        if self._live and self._width:
-            print(flush=True)
-            self._width = 0
-
-    def say(self, text: str) -> None:
-        """Prints a line of its own between two states of the bar."""
-        if self._live and self._width:
-            print("\r" + " " * self._width + "\r", end="")
-        self._width = 0
-        print(text, flush=True)

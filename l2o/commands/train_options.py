@@ -11,9 +11,10 @@ from l2o.amalgamation.losses import META_LOSSES
 from l2o.amalgamation.perturbation import KINDS
 from l2o.amalgamation.plan import MOST_SEED, POLICIES
 from l2o.amalgamation.settings import RECIPES, STRATEGIES, Settings
+from l2o.commands.problem import OWN, check_data_flags, is_private, problem_name
 from l2o.commands.terminal import Parser, UserError, count, known, positive, weight, whole
 from l2o.rules import POOLS
-from problems import PROBLEMS, get_problem
+from problems import PROBLEMS
 
 DESCRIPTION = """\
 Trains one optimizer from a pool of analytical ones (Huang et al., Optimizer
@@ -35,6 +36,8 @@ examples:
   a baseline, and a sweep over two sizes of noise, two seeds each
     python train.py --recipe rnnprop
     python train.py --perturbation gaussian --magnitude 5e-4 1e-3 --replicates 2
+  your own network and data, from a function in mine.py (docs/amalgamate.md)
+    python train.py --problem mine:diabetes
   search the teachers' learning rates
     python train.py --tune
 
@@ -64,10 +67,11 @@ def parser() -> Parser:
                    "also imitates Adam (Chen et al. 2020)")
     g.add_argument("--finetune", type=Path, metavar="DIR",
                    help="begin with the policy in this directory instead of a random one")
-    g.add_argument("--problem", type=known(tuple(PROBLEMS)), default="mnist_cnn", metavar="NAME",
-                   help=f"what to train on; default mnist_cnn. One of {', '.join(PROBLEMS)}")
+    g.add_argument("--problem", type=problem_name, default="mnist_cnn", metavar="NAME",
+                   help=f"what to train on; default mnist_cnn. One of {', '.join(PROBLEMS)}; or "
+                   f"your own as {OWN}, which returns an l2o.OwnProblem")
     g = p.add_argument_group("data")
-    g.add_argument("--data", type=known(("auto", "tfds", "digits")), default="auto", metavar="HOW",
+    g.add_argument("--data", type=known(("auto", "tfds", "digits")), metavar="HOW",
                    help="auto: the embedded digits stand in where the dataset cannot be had, and "
                    "that is said; tfds: that is an error; digits: use them. Default auto")
     g.add_argument("--data-dir", metavar="DIR",
@@ -179,7 +183,8 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         UserError: If its values do not go together.
     """
-    if get_problem(options.problem).private:
+    check_data_flags([options.problem], options)
+    if is_private(options.problem):
         raise UserError(
             f"--problem: {options.problem} is trained with DP-SGD, which train.py does not do; "
             "name the same problem without it"

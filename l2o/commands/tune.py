@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from l2o.claim import Claim, check_free
-from l2o.commands.terminal import Progress, UserError, duration, quiet_start
+from l2o.commands.problem import load_problem
+from l2o.commands.terminal import UserError, quiet_start
 from l2o.evaluation.fit import Warmup
 from l2o.evaluation.tables import TableError, read_table
 from l2o.evaluation.tuning import (
@@ -23,8 +24,8 @@ from l2o.evaluation.tuning import (
     write_trials,
 )
 from l2o.files import write_atomically
+from l2o.progress import Progress, duration
 from l2o.rules.pools import TEACHERS, TUNED_RATES, get_teacher
-from problems import Dataset, get_problem, load_dataset
 
 TRIALS = "trials.csv"
 
@@ -132,12 +133,11 @@ def _start_worker(settings: Search) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.experimental.enable_op_determinism()
-    problem = get_problem(settings.problem)
-    data = load_dataset(problem.dataset, settings.data, settings.data_dir, report=lambda text: None)
-    from l2o.amalgamation.optimizee import KerasOptimizee
+    from l2o.evaluation.run import Task
 
-    _worker.update(settings=settings, problem=problem, data=data)
-    _worker["optimizee"] = KerasOptimizee(lambda: problem.build(data))
+    place = settings.problem, settings.data, settings.data_dir
+    task = Task(*load_problem(*place, report=lambda text: None))
+    _worker.update(settings=settings, task=task, optimizee=task.optimizee())
 
 
 def _run_trial(teacher: str, rate: float, seed: int) -> Trial:
@@ -145,18 +145,18 @@ def _run_trial(teacher: str, rate: float, seed: int) -> Trial:
     from l2o.evaluation.fit import Fit
     from l2o.evaluation.steppers import RuleStepper
 
-    settings, problem, data = _worker["settings"], _worker["problem"], _worker["data"]
+    settings, task = _worker["settings"], _worker["task"]
     fit = Fit(
         _worker["optimizee"],
         RuleStepper(get_teacher(teacher, rate)),
-        as_batch(data.train),
-        as_batch(data.validation),
-        problem.batch_size,
+        as_batch(task.dataset.train),
+        as_batch(task.dataset.validation),
+        task.problem.batch_size,
     )
     last = fit.run(seed, settings.epochs).epochs[-1]
     return Trial(
         settings.problem,
-        data.name,
+        task.dataset.name,
         settings.epochs,
         teacher,
         rate,
@@ -169,7 +169,7 @@ def _run_trial(teacher: str, rate: float, seed: int) -> Trial:
 
 def tune(
     settings: Search,
-    load: Callable[[], Dataset],
+    load: Callable[[], tuple],
     output: Path,
     jobs: int,
     fresh: bool = False,
@@ -178,7 +178,7 @@ def tune(
 
     Args:
         settings: What is tried.
-        load: Gives the data that will really be used; called once the directory is found usable.
+        load: Gives the problem and its data; called once the directory is found usable.
         output: Directory for trials.csv and table.md.
         jobs: Processes.
         fresh: Whether a search that is in the directory is moved aside.
@@ -189,8 +189,8 @@ def tune(
         UserError: If the fits are too short for a rate to matter.
     """
     check_free(output, TRIALS)
-    data = load()
-    per_epoch, warmup = len(data.train) // get_problem(settings.problem).batch_size, Warmup().steps
+    problem, data = load()
+    per_epoch, warmup = len(data.train) // problem.batch_size, Warmup().steps
     if settings.epochs * per_epoch <= warmup:
         raise UserError(
             f"--epochs must be at least {warmup // per_epoch + 1}: an epoch of {data.name} has "
@@ -201,7 +201,7 @@ def tune(
         _tune(settings, data, output, jobs)
 
 
-def _tune(settings: Search, data: Dataset, output: Path, jobs: int) -> None:
+def _tune(settings: Search, data, output: Path, jobs: int) -> None:
     bar, start = Progress("tuning"), time.monotonic()
     first = 0
 

@@ -94,8 +94,8 @@ class Evaluation:
 
 
 def log_loss(loss: float) -> float:
-    """Logarithm of a loss that may be zero."""
-    return log(loss + LOG_OFFSET)
+    """Logarithm of a loss that may be zero; nan of one below."""
+    return log(loss + LOG_OFFSET) if loss >= 0 else nan
 
 
 def evaluations(results: Iterable[Result]) -> list[Evaluation]:
@@ -266,6 +266,12 @@ def notes(summaries: Sequence[Summary]) -> list[str]:
             lines.append(
                 f"{s.label}: {s.diverged} of {len(s.evaluations)} DIVERGED (at step {steps}); "
                 "in no mean"
+            )
+        negative = sum(e.chosen is not None and e.chosen.validation_loss < 0 for e in s.evaluations)
+        if negative:
+            lines.append(
+                f"{s.label}: the loss of {negative} of {len(s.evaluations)} fell below 0, where it "
+                "has no logarithm; in no mean of those"
             )
         counts = Counter(e.key.replicate for e in s.evaluations)
         if len(set(counts.values())) > 1:

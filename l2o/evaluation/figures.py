@@ -76,6 +76,7 @@ def drawings(
     steady = _where(cases, lambda s: s.optimization.mean)
     evaluation = _where(cases, lambda s: s.performance.evaluation)
     meta = _where(cases, lambda s: s.performance.meta)
+    rated = _where(long, lambda s: s.validation_accuracy)
     perturbed = _perturbed(cases, cards)
     reached = {case: found for case, found in ((c, times(s)) for c, s in cases.items()) if found}
 
@@ -125,9 +126,9 @@ def drawings(
         ("figure-e3-uncropped", "Appendix E.3: by epoch, uncropped", _CURVES, cases,
          curves(cases, _log_validation, _BY_EPOCH, cropped=False), "an evaluation"),
         ("figure-e3-accuracy", "Appendix E.3: validation accuracy by epoch",
-         _CURVES.replace("Lower", "Higher") + " Cropped to the oracle's range.", long,
-         curves(long, _accuracy, "validation accuracy (%)"),
-         "an evaluation of more than one epoch"),
+         _CURVES.replace("Lower", "Higher") + " Cropped to the oracle's range.", rated,
+         curves(rated, _accuracy, "validation accuracy (%)"),
+         "an evaluation of more than one epoch on labels that are classes"),
         ("time-to-target-steps", "Time to target, in steps", _TIMES, reached,
          lambda: plots.durations(reached, look, "steps"), "an oracle: a tuned teacher"),
         ("time-to-target-seconds", "Time to target, in seconds", _TIMES, reached,

@@ -33,7 +33,7 @@ class Warmup:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to; losses are means, accuracies in [0, 1].
+    """What one epoch came to; losses are means, accuracies in [0, 1], NaN without classes.
 
     Attributes:
         steps: Steps so far, warm-up included.
@@ -88,7 +88,9 @@ def plain_gradient(
         tape.watch(tensors)
         loss, carried, outputs = optimizee.outcome(tensors, carried, batch, training=True)
     gradient = optimizee.layout.flatten(tape.gradient(loss, tensors))
-    accuracy = tf.reduce_mean(tf.cast(correct(outputs, batch.labels), loss.dtype))
+    accuracy = tf.constant(np.nan, loss.dtype)
+    if optimizee.classifies:
+        accuracy = tf.reduce_mean(tf.cast(correct(outputs, batch.labels), loss.dtype))
     return Gradient(loss, accuracy, gradient, carried)
 
 
@@ -191,8 +193,9 @@ class Fit:
         return held, np.concatenate(records, axis=1)
 
     def _diverged(self, steps: int, seconds: float, step: int) -> Epoch:
-        test = (np.inf, 0.0) if len(self._held_out) > 1 else (np.nan, np.nan)
-        return Epoch(steps, seconds, np.inf, 0.0, np.inf, 0.0, *test, step)
+        scores = (np.inf, 0.0 if self._optimizee.classifies else np.nan)
+        test = scores if len(self._held_out) > 1 else (np.nan, np.nan)
+        return Epoch(steps, seconds, *scores, *scores, *test, step)
 
     def _call(self, held, seed: int, start: int, count: int):
         """Runs `count` steps; losses and accuracies [2, steps], shorter where the loss diverged."""
@@ -249,14 +252,17 @@ class Fit:
             stop = tf.minimum(start + _SCORING_BATCH, count)
             batch = Batch(inputs[start:stop], labels[start:stop])
             mean, _, outputs = self._optimizee.outcome(tensors, carried, batch, training=False)
-            right = tf.reduce_sum(tf.cast(correct(outputs, batch.labels), tf.int32))
-            return stop, loss + mean * tf.cast(stop - start, mean.dtype), hits + right
+            if self._optimizee.classifies:
+                hits += tf.reduce_sum(tf.cast(correct(outputs, batch.labels), tf.int32))
+            return stop, loss + mean * tf.cast(stop - start, mean.dtype), hits
 
         loss = tf.zeros((), parameters.dtype)
         loop = tf.while_loop(lambda start, *_: start < count, add, (0, loss, 0))
-        return loop[1] / count, loop[2] / count
+        accuracy = loop[2] / tf.size(labels) if self._optimizee.classifies else np.nan
+        return loop[1] / count, accuracy
 
 
 def correct(outputs, labels):
-    """Which of the outputs [B, classes] are greatest at the label, bools [B]."""
-    return tf.argmax(outputs, -1, labels.dtype) == labels
+    """Which of the outputs [B, ..., classes] are greatest at the label, bools [B, ...]."""
+    greatest = tf.argmax(outputs, -1, labels.dtype)
+    return greatest == tf.reshape(labels, tf.shape(greatest))  # [B, 1] is [B]

@@ -164,7 +164,7 @@ def dots(
                 axes.plot([stability.low, stability.high], [row + 0.2] * 2, color=style.color,
                           linewidth=1.6)  # fmt: skip
             if not values:
-                axes.text(0.02, row, "all diverged", va="center", fontsize=8, style="italic",
+                axes.text(0.02, row, "nothing to draw", va="center", fontsize=8, style="italic",
                           transform=axes.get_yaxis_transform())  # fmt: skip
         if shown:
             span = max(shown) - min(shown) or 0.2
@@ -202,10 +202,11 @@ def curves(
         epochs, spans = np.arange(first, case.epochs + 1), []
         for s in summaries:
             whole = [e for e in s.evaluations if e.chosen is not None]
-            if not whole:
-                continue
             table = np.array([[value(epoch, e) for epoch in epochs] for e in whole])
-            mean, deviation = table.mean(0), table.std(0, ddof=1) if len(whole) > 1 else 0.0
+            table = table[np.isfinite(table).all(-1)] if whole else table
+            if not len(table):
+                continue
+            mean, deviation = table.mean(0), table.std(0, ddof=1) if len(table) > 1 else 0.0
             if s.teacher and s is not best:
                 axes.plot(epochs, mean, color="#bbbbbb", linewidth=0.7, zorder=1)
                 continue
@@ -217,7 +218,7 @@ def curves(
                               alpha=0.12, linewidth=0)  # fmt: skip
             spans.append((s is best, mean))
         if not axes.lines:
-            axes.text(0.5, 0.5, "all diverged", ha="center", transform=axes.transAxes)
+            axes.text(0.5, 0.5, "nothing to draw", ha="center", transform=axes.transAxes)
         if cropped and spans:
             _crop(axes, spans)
         axes.set_xlabel("epoch")

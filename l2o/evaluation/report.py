@@ -155,7 +155,8 @@ def _overview(cases) -> list[Block]:
         *([Notice(warnings)] if warnings else []),
         f"Evaluations: {count}, of {len(labels)} optimizers in {len(cases)} settings (a setting is "
         "a problem, its data and a number of epochs). Losses are "
-        "cross-entropy in nats, their logarithms natural; lower is better. The epoch with the best "
+        "cross-entropy in nats (of your own problems, what you gave), their logarithms natural; "
+        "lower is better. The epoch with the best "
         "validation loss is chosen, and test is reported at that epoch. The oracle is, for each "
         "problem, the tuned teacher with the best mean on validation. The best optimizer below is "
         "picked by the very losses it is compared by, which flatters it.",

@@ -44,7 +44,7 @@ class Result:
         steps: Steps so far, warm-up included.
         seconds: Training time so far; measuring is not counted.
         train_loss, train_accuracy: Means over the epoch's batches, each before its step; at epoch
-            0 those of the first batch.
+            0 those of the first batch. Accuracies are nan where labels are no classes.
         validation_loss, validation_accuracy, test_loss, test_accuracy: After the epoch.
         diverged_at: The step with the first loss that was not finite, or -1. It ends the
             evaluation; the losses of that epoch are infinite.
@@ -106,7 +106,8 @@ def read_results(*paths: Path | str) -> list[Result]:
             whole = rows[-1].diverged_at >= 0 or epochs[-1] == key.epochs
             if epochs != list(range(len(rows))) or not whole:
                 raise TableError(f"{path}: evaluation {describe(key)} is not whole")
-            if merged.setdefault(key, rows) != rows:
+            # As text: a number that is not one equals nothing, not even itself.
+            if repr(merged.setdefault(key, rows)) != repr(rows):
                 raise TableError(f"{path}: evaluation {describe(key)} differs from another table's")
     return [row for rows in merged.values() for row in rows]
 

@@ -12,7 +12,7 @@ from l2o.evaluation.contenders import Contender
 from l2o.evaluation.fit import Course, Fit, plain_gradient
 from l2o.evaluation.privacy import ACCOUNTING, DELTA, DPSGD, check_network
 from l2o.evaluation.results import VERSION, Key, Result
-from l2o.evaluation.store import ResultsDirectory
+from l2o.evaluation.store import ResultsDirectory, is_image
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Task:
     """A problem as it is evaluated: anything with a catalogue problem's attributes, and its data.
 
     Attributes:
-        problem: Has `name`, `batch_size`, `private` and `build(dataset)`.
+        problem: Has `name`, `batch_size`, `private`, `loss` and `build(dataset)`.
         dataset: The data really used.
     """
 
@@ -30,8 +30,8 @@ class Task:
     @property
     def data(self) -> str:
         """The data as tables name it."""
-        used, wanted = self.dataset.name, self.dataset.requested
-        return f"{used} for {wanted}" if self.dataset.substituted else used
+        used = self.dataset.name
+        return f"{used} for {self.dataset.requested}" if self.dataset.substituted else used
 
     @property
     def privacy(self) -> DPSGD | None:
@@ -42,6 +42,10 @@ class Task:
     def steps_per_epoch(self) -> int:
         """Batches an epoch."""
         return len(self.dataset.train) // self.problem.batch_size
+
+    def optimizee(self) -> KerasOptimizee:
+        """The network and its loss."""
+        return KerasOptimizee(lambda: self.problem.build(self.dataset), self.problem.loss)
 
 
 @dataclass(frozen=True)
@@ -109,12 +113,13 @@ def evaluate(
     for task, repeat, contender in todo:
         if task is not now:
             now, fits = task, {}
-            optimizee = KerasOptimizee(partial(task.problem.build, task.dataset))
+            optimizee = task.optimizee()
             if task.privacy:
                 check_network(optimizee.model)
-            splits = task.dataset.train, task.dataset.validation, task.dataset.test
-            train, validation, test = map(as_batch, splits)
-            directory.keep_samples(task.dataset.name, task.dataset.test.images)
+            train, validation = map(as_batch, (task.dataset.train, task.dataset.validation))
+            test = as_batch(task.dataset.test) if len(task.dataset.test) else None
+            if is_image(task.dataset.test.inputs):
+                directory.keep_samples(task.dataset.name, task.dataset.test.inputs)
         if contender not in fits:
             if contender.card:
                 directory.keep_card(contender.origin, contender.card)

@@ -164,12 +164,12 @@ def optimization_stability(losses: ArrayLike) -> float:
         losses: One evaluation's validation loss after each epoch, from the first on, [epochs].
 
     Returns:
-        nan if a loss is not finite or there are fewer than two.
+        nan if a loss is not finite or below 0, or there are fewer than two.
     """
     from scipy.ndimage import gaussian_filter1d
 
     losses = np.asarray(losses, float)
-    if len(losses) < 2 or not np.isfinite(losses).all():
+    if len(losses) < 2 or not np.isfinite(losses).all() or losses.min() < 0:
         return nan
     curve = np.log(losses + LOG_OFFSET)
     return float(np.std(curve - gaussian_filter1d(curve, sigma=2, mode="nearest")))

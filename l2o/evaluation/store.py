@@ -81,7 +81,14 @@ class ResultsDirectory(Claim):
         """Keeps the first few of a dataset's images, uint8 [n, height, width, channels]."""
         buffer = io.BytesIO()
         np.save(buffer, images[:SAMPLES])
-        write_atomically(self.path / "samples" / f"{dataset}.npy", buffer.getvalue())
+        name = re.sub(r"[^\w.-]+", "-", dataset)
+        write_atomically(self.path / "samples" / f"{name}.npy", buffer.getvalue())
+
+
+def is_image(inputs: np.ndarray) -> bool:
+    """Whether inputs are images that can be kept as samples, and there are any."""
+    fits = inputs.dtype == np.uint8 and inputs.ndim == 4 and inputs.shape[-1] in (1, 3, 4)
+    return fits and len(inputs) > 0
 
 
 def steps_file(key: Key) -> str:

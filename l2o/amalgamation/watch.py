@@ -1,4 +1,4 @@
-"""What `train.py` shows of a run while it goes on: bar, figure, TensorBoard."""
+"""What is shown of a run while it goes on: bar, figure, TensorBoard."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from l2o.amalgamation.curriculum import Progress as Curriculum
 from l2o.amalgamation.optimizee import Batch, Optimizee, loss_and_gradient
 from l2o.amalgamation.plan import Meta, Phase, inner_steps_left
 from l2o.amalgamation.rundir import CONFIG
-from l2o.commands.terminal import Progress, duration
-from problems import Dataset
+from l2o.progress import Progress, duration
 
 # An inner step in plain gradients of the network, as benchmarks/unroll.py measures it; only for
 # the estimate of the time before the run has a speed of its own.
@@ -36,7 +35,7 @@ def expected_seconds(
     number: int,
     progress: Curriculum,
     optimizee: Optimizee,
-    data: Dataset,
+    data: Batch,
     batch_size: int,
 ) -> float:
     """How long the rest of a run will take, from the speed of a plain gradient on this machine.
@@ -47,13 +46,11 @@ def expected_seconds(
         number: Index of the phase it is in.
         progress: In that phase.
         optimizee: The network.
-        data: What it is trained on.
+        data: The training examples, as NumPy arrays.
         batch_size: Examples an inner step.
     """
     parameters, carried = optimizee.initial(0)
-    batch = Batch(
-        *map(tf.constant, (data.train.images[:batch_size], data.train.labels[:batch_size]))
-    )
+    batch = Batch(*(tf.constant(part[:batch_size]) for part in data))
     gradient = tf.function(lambda p: loss_and_gradient(optimizee, p, carried, batch)[1])
     gradient(parameters).numpy()
     times = []

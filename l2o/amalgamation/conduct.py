@@ -1,0 +1,143 @@
+"""A whole run, from its phases to its policy: what `train.py` and `l2o.amalgamate` share."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import l2o
+from l2o.amalgamation.optimizee import Batch, KerasOptimizee
+from l2o.amalgamation.plan import Meta, Phase
+from l2o.amalgamation.rundir import RunDirectory
+from l2o.amalgamation.trainer import Trainer
+from l2o.amalgamation.watch import Watch, expected_seconds
+from l2o.checkpoint import Policy, fingerprint, load_policy
+from l2o.claim import DirectoryError
+from l2o.progress import duration
+
+
+class RunError(ValueError):
+    """A run that cannot be, or came to nothing; the message says why in one line."""
+
+
+def conduct(
+    phases: tuple[Phase, ...],
+    meta: Meta,
+    optimizee: KerasOptimizee,
+    data: Batch,
+    batch_size: int,
+    strategy: tf.distribute.Strategy,
+    directory: Path,
+    origin: dict[str, Any],
+    fresh: bool = False,
+    tensorboard: bool = False,
+    named: bool = True,
+) -> Policy:
+    """Trains in a run directory, or goes on with the run that is there, and shows how it goes.
+
+    Sets the global seeds, and TensorFlow's operations to be repeatable, for the whole process.
+
+    Args:
+        phases: In order.
+        meta: Settings.
+        optimizee: The network.
+        data: The training examples, as NumPy arrays.
+        batch_size: Examples an inner step.
+        strategy: A `tf.distribute` strategy.
+        directory: Where the run is kept.
+        origin: What the configuration and the policy's card say of where the policy comes from.
+        fresh: Whether a run that is there is moved aside.
+        tensorboard: Whether to write event files.
+        named: Whether to say where the run is.
+
+    Raises:
+        DirectoryError: If the directory cannot be used, or holds another run.
+        Stopped: After SIGINT or SIGTERM, once what there is has been saved.
+        RunError: If there are not examples enough, or no validation was ever finite, so that
+            there is no policy.
+    """
+    config = origin | {"meta": asdict(meta), "phases": [_described(p) for p in phases]}
+    versions = {"l2o": l2o.__version__, "tensorflow": tf.__version__, "keras": keras.__version__}
+    card = config | {"seed": meta.seed, "versions": versions}
+    if meta.perturbation:
+        card["perturbation"] = asdict(meta.perturbation)
+    with (
+        RunDirectory(directory, config, fresh) as run,
+        closing(Watch(directory, phases, tensorboard)) as watch,
+    ):
+        keras.utils.set_random_seed(meta.seed)
+        tf.config.experimental.enable_op_determinism()
+        try:
+            trainer = Trainer(
+                phases, meta, optimizee, data, batch_size, strategy, run, card, watch
+            )  # fmt: skip
+        except DirectoryError:
+            raise
+        except ValueError as error:
+            raise RunError(str(error)) from error
+        if run.moved_to:
+            print(f"The run that was there is now in {run.moved_to}")
+        if named:
+            print(f"Run directory: {directory}" + (", which is gone on with" * trainer.resumed))
+        seconds = expected_seconds(phases, meta, *trainer.position(), optimizee, data, batch_size)
+        left = " left" * trainer.resumed
+        print(f"Expected time: about {duration(seconds)}{left} on {origin['devices']} as it is now",
+              flush=True)  # fmt: skip
+        trainer.run()
+    policy = directory / phases[-1].name
+    if not policy.exists():
+        raise RunError(f"No validation was ever finite, so {directory} has no policy")
+    return load_policy(policy)
+
+
+def make_strategy(devices: int | None, meta_batch: int) -> tf.distribute.Strategy:
+    """MirroredStrategy over GPUs, or over logical devices of the CPU.
+
+    Args:
+        devices: How many; all GPUs, or one, by default.
+        meta_batch: Trajectories a meta-update.
+
+    Raises:
+        RunError: If there are not so many, or they do not divide the meta-batch.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    replicas = devices or len(gpus) or 1
+    if gpus and replicas > len(gpus):
+        raise RunError(f"--devices: there are {len(gpus)} GPUs. Received: {devices}")
+    if meta_batch % replicas:
+        raise RunError(
+            f"The meta-batch, {meta_batch}, must be a multiple of the devices. Received: {replicas}"
+        )
+    if gpus:
+        return tf.distribute.MirroredStrategy([f"/gpu:{k}" for k in range(replicas)])
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    if replicas > 1 and not tf.config.get_logical_device_configuration(cpu):
+        logical = [tf.config.LogicalDeviceConfiguration()] * replicas
+        tf.config.set_logical_device_configuration(cpu, logical)
+    return tf.distribute.MirroredStrategy([f"/cpu:{k}" for k in range(replicas)])
+
+
+def described_devices(strategy: tf.distribute.Strategy) -> str:
+    """A strategy's devices in words: "1 CPU"."""
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    return f"{strategy.num_replicas_in_sync} {kind}"
+
+
+def _described(phase: Phase) -> dict:
+    """A phase as the configuration has it."""
+    teachers = "the policy of the phase before"
+    if phase.teachers is not None:
+        teachers = [teacher.rule.get_config() for teacher in phase.teachers]
+    return {
+        "name": phase.name,
+        "rule": phase.rule.get_config(),
+        "scheme": phase.scheme,
+        "teachers": teachers,
+        "schedule": asdict(phase.schedule),
+        "start": "random" if phase.start is None else fingerprint(phase.start),
+    }

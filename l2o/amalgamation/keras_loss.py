@@ -1,0 +1,76 @@
+"""A user's loss as losses of single examples, which is what a mean over a batch is taken of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import keras
+import tensorflow as tf
+
+from l2o.amalgamation.examples import ProblemError
+
+Loss: TypeAlias = str | keras.losses.Loss | Callable[[Any, Any], Any] | None
+_MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight", "none", None)
+_CLASS_INDICES = (
+    keras.losses.SparseCategoricalCrossentropy,
+    keras.losses.sparse_categorical_crossentropy,
+)
+
+
+def per_example(loss: Loss) -> Callable[[Any, Any], Any]:
+    """(labels, outputs) -> losses [B, ...], of any loss.
+
+    Args:
+        loss: The name of a Keras loss, or such a loss, which take probabilities unless
+            `from_logits` says otherwise; or a function of that form; or None for softmax
+            cross-entropy of class indices, from logits.
+
+    Raises:
+        ProblemError: If it is none of these, or sums where l2o takes the mean.
+    """
+    if loss is None:
+        return cross_entropy
+    try:
+        named, loss = isinstance(loss, str), keras.losses.get(loss)
+    except ValueError:
+        raise ProblemError(
+            "loss must be the name of a Keras loss, a keras.losses.Loss or a function (labels, "
+            f"outputs) -> losses. Received: {loss!r}"
+        ) from None
+    if not isinstance(loss, keras.losses.Loss):
+        return _named(loss) if named else loss
+    if loss.reduction not in _MEANS:
+        raise ProblemError(
+            f"l2o takes the mean of a batch's losses. Received: {type(loss).__name__} with "
+            f"reduction={loss.reduction!r}"
+        )
+    # What Keras does before it reduces. `loss` itself would reduce.
+    return lambda labels, outputs: loss.call(tf.cast(labels, loss.dtype), outputs)
+
+
+def _named(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A loss as `compile` takes it by name: labels [B] may go with outputs [B, 1]."""
+
+    def losses(labels, outputs):
+        labels = tf.cast(labels, outputs.dtype)
+        if outputs.shape.rank == labels.shape.rank + 1 and outputs.shape[-1] == 1:
+            labels = labels[..., tf.newaxis]
+        return function(labels, outputs)
+
+    return losses
+
+
+def takes_class_indices(loss: Loss) -> bool:
+    """Whether a loss is the cross-entropy of class indices: then accuracy has a meaning."""
+    if loss is None:
+        return True
+    loss = keras.losses.get(loss)
+    kind, function = _CLASS_INDICES
+    return isinstance(loss, kind) or loss is function
+
+
+def cross_entropy(labels, logits):
+    """Softmax cross-entropy [B, ...] of class indices [B, ...] and logits [B, ..., classes]."""
+    labels = tf.reshape(tf.cast(labels, tf.int32), tf.shape(logits)[:-1])  # [B, 1] is [B]
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)

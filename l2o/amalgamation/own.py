@@ -1,0 +1,275 @@
+"""A problem of one's own, and the amalgamation of an optimizer on it."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from l2o.amalgamation.conduct import conduct, described_devices, make_strategy
+from l2o.amalgamation.examples import BATCH_SIZE, Examples, ProblemError, as_examples, digest
+from l2o.amalgamation.keras_loss import Loss
+from l2o.amalgamation.optimizee import Batch, KerasOptimizee
+from l2o.amalgamation.refusals import builder, checked_optimizee
+from l2o.amalgamation.rundir import CONFIG
+from l2o.amalgamation.settings import Settings
+from l2o.amalgamation.trainer import Stopped
+from l2o.checkpoint import Policy
+from l2o.claim import check_free
+
+
+@dataclass(frozen=True)
+class OwnProblem:
+    """Your own network on your own data, for `--problem package.module:function`.
+
+    Attributes:
+        model_fn: Makes the Keras model, with fresh weights at every call.
+        data: To train on: arrays (x, y), or a finite, batched `tf.data.Dataset` of (x, y).
+        validation: Likewise; by default the last min(5,000, a sixth) of `data`.
+        test: Likewise, or None.
+        loss: The name of a Keras loss, a `keras.losses.Loss`, or a function (labels, outputs) ->
+            one loss an example; softmax cross-entropy of class indices, from logits, by default.
+        batch_size: Examples a step; a dataset's own, or 128, by default.
+    """
+
+    model_fn: Callable[[], keras.Model]
+    data: Any
+    validation: Any = None
+    test: Any = None
+    loss: Loss = None
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class OwnDataset:
+    """A user's examples, as `problems.Dataset` has those of a dataset by name.
+
+    Attributes:
+        name: Tells these data and the network on them from others.
+        train, validation: Examples.
+        test: Examples; none at all where the user gave none.
+    """
+
+    name: str
+    train: Examples
+    validation: Examples
+    test: Examples
+    substituted = False
+
+    @property
+    def description(self) -> str:
+        """One line."""
+        sizes = f"{len(self.train):,} train, {len(self.validation):,} validation"
+        return f"{self.name} ({sizes}, {len(self.test):,} test)"
+
+
+@dataclass(frozen=True)
+class NamedProblem:
+    """A user's problem, as `problems.Problem` is one of the catalogue.
+
+    Attributes:
+        name: As the user typed it.
+        own: What it is.
+        batch_size: Examples a step.
+        network: What tells its network and loss from others.
+    """
+
+    name: str
+    own: OwnProblem
+    batch_size: int
+    network: dict[str, Any]
+    private = False
+
+    @property
+    def loss(self) -> Loss:
+        """See `OwnProblem`."""
+        return self.own.loss
+
+    def build(self, dataset: OwnDataset) -> keras.Model:
+        """A new model."""
+        return builder(self.own.model_fn, dataset.train)()
+
+
+def prepare(
+    own: OwnProblem, name: str, first_order: bool = True, positive: bool = False
+) -> tuple[NamedProblem, OwnDataset]:
+    """Reads a user's problem and refuses what cannot be done.
+
+    Args:
+        own: The problem.
+        name: What to call it.
+        first_order: Whether it need not be differentiated twice.
+        positive: Whether its loss must be positive.
+
+    Raises:
+        ProblemError: If it cannot be used.
+    """
+    train, batch_size = _train(own)
+    validation, test = (
+        None if part is None else as_examples(part, name)[0]
+        for part, name in ((own.validation, "validation"), (own.test, "test"))
+    )
+    if validation is None:
+        kept = len(train) - min(5_000, len(train) // 6)
+        if kept == len(train):
+            raise ProblemError(f"{kept} examples are too few to split a sixth off for validation")
+        validation, train = train[kept:], train[:kept]
+    test = test or train[:0]
+    _compare(train, validation=validation, test=test)
+    optimizee = checked_optimizee(own.model_fn, own.loss, train, batch_size, first_order, positive)
+    network = described_network(optimizee, train, batch_size)
+    mark = hashlib.sha256(repr(network).encode()).hexdigest()[:4]
+    dataset_name = f"own data {digest(train, validation, test)}, network {mark}"
+    return (
+        NamedProblem(name, own, batch_size, network),
+        OwnDataset(dataset_name, train, validation, test),
+    )
+
+
+def _compare(train: Examples, **splits: Examples) -> None:
+    for name, split in splits.items():
+        for which in ("inputs", "labels"):
+            one, other = getattr(train, which), getattr(split, which)
+            if (one.shape[1:], one.dtype) != (other.shape[1:], other.dtype):
+                raise ProblemError(
+                    f"{name}'s {which} must be like those to train on, {one.dtype} of shape "
+                    f"{one.shape[1:]}. Received: {other.dtype} of shape {other.shape[1:]}"
+                )
+
+
+def _train(own: OwnProblem) -> tuple[Examples, int]:
+    """The examples to train on, and how many a step."""
+    examples, batch_size = as_examples(own.data)
+    given = own.batch_size
+    if given is not None and (not isinstance(given, int) or given < 1):
+        raise ProblemError(f"batch_size must be a whole number of at least 1. Received: {given!r}")
+    if given and batch_size and given != batch_size:
+        raise ProblemError(f"data is batched by {batch_size}. Received: batch_size={given}")
+    return examples, given or batch_size or BATCH_SIZE
+
+
+def described_network(
+    optimizee: KerasOptimizee, examples: Examples, batch_size: int
+) -> dict[str, Any]:
+    """What tells a network and its loss from others: its tensors, and its loss on a first batch."""
+    parameters, carried = tf.nest.map_structure(tf.constant, optimizee.initial(0))
+    batch = Batch(tf.constant(examples.inputs[:batch_size]), examples.labels[:batch_size])
+    loss, _ = optimizee.loss(parameters, carried, batch, training=True)
+    tensors = [f"{v.name} {list(v.shape)}" for v in optimizee.model.trainable_variables]
+    return {"batch_size": batch_size, "tensors": tensors, "first_loss": f"{float(loss):.4g}"}
+
+
+def amalgamate(
+    model_fn: Callable[[], keras.Model],
+    data: Any,
+    loss: Loss = None,
+    pool: str = "large",
+    strategy: str = "choice",
+    preset: str | None = None,
+    seed: int = 0,
+    output: Path | str | None = None,
+    *,
+    batch_size: int | None = None,
+    devices: int | None = None,
+    fresh: bool = False,
+    **settings,
+) -> Policy:
+    """Meta-trains an optimizer on a network and data of yours (Huang et al. 2022).
+
+    Shows how it goes. Sets the global seeds, and TensorFlow's operations to be repeatable, for the
+    whole process.
+
+    Args:
+        model_fn: Makes the Keras model, with fresh weights at every call.
+        data: Arrays (x, y), or a finite, batched `tf.data.Dataset` of (x, y). uint8 inputs of
+            three dimensions or more are pixels, which the network sees divided by 255.
+        loss: The name of a Keras loss, a `keras.losses.Loss`, or a function (labels, outputs) ->
+            one loss an example; softmax cross-entropy of class indices, from logits, by default.
+        pool: The teachers: "large" (six), "small" or "adam".
+        strategy: "choice", "mean", "minmax" or "none".
+        preset: "paper", "cpu" or "smoke"; by default "paper" where there is a GPU, else "cpu".
+        seed: Fixes everything random.
+        output: Run directory, in which the same call goes on with a run that was stopped; by
+            default a temporary one.
+        batch_size: Examples a step, for arrays; 128 by default.
+        devices: Replicas; all GPUs, or one, by default.
+        fresh: Whether a run that is in `output` is moved aside.
+        **settings: The other fields of `l2o.amalgamation.settings.Settings`: `train.py`'s flags.
+
+    Returns:
+        The policy; `l2o.AmalgamatedOptimizer(policy)` takes it.
+
+    Raises:
+        TypeError: For a setting that does not exist.
+        ValueError: For what cannot be: settings (ValueError), the problem (ProblemError), the
+            directory (DirectoryError), or a run without any finite validation (RunError).
+        KeyboardInterrupt: When stopped; the run is in `output` then, if that was given.
+    """
+    own = OwnProblem(model_fn, data, loss=loss, batch_size=batch_size)
+    if preset is None:
+        preset = "paper" if tf.config.list_physical_devices("GPU") else "cpu"
+    chosen = {"pool": pool, "strategy": strategy, "preset": preset, "seed": seed}
+    allowed = sorted({field.name for field in fields(Settings)} - set(chosen))
+    if unknown := sorted(set(settings) - set(allowed)):
+        raise TypeError(
+            f"Unknown settings: {', '.join(unknown)}. Allowed, beside the arguments: "
+            f"{', '.join(allowed)}"
+        )
+    choices = Settings.of(chosen | settings)
+    phases, meta = choices.phases(), choices.meta()
+    devices = make_strategy(devices, phases[-1].schedule.meta_batch)
+    if output is not None and not fresh:
+        check_free(Path(output), CONFIG)
+    examples, batch_size = _train(own)
+    optimizee = checked_optimizee(
+        model_fn, loss, examples, batch_size, meta.first_order, meta.meta_loss == "log"
+    )
+    kind, weights = type(optimizee.model).__name__, optimizee.layout.size
+    origin = {
+        "strategy": strategy,
+        "pool": pool,
+        "problem": f"own {kind} of {weights:,} weights",
+        "data": f"own data {digest(examples)} ({len(examples):,} train)",
+        "preset": preset,
+        "devices": described_devices(devices),
+        "network": described_network(optimizee, examples, batch_size),
+    }
+    print(f"Problem: {origin['problem']}; {origin['data']}, batches of {batch_size}", flush=True)
+    arrays = Batch(examples.inputs, examples.labels)
+    with _directory(output) as directory, _quiet():
+        try:
+            return conduct(
+                phases, meta, optimizee, arrays, batch_size, devices, directory, origin,
+                fresh=fresh, named=output is not None,
+            )  # fmt: skip
+        except Stopped:
+            kept = f"; the run is kept in {output}, and the same call goes on with it"
+            raise KeyboardInterrupt("Stopped" + kept * (output is not None)) from None
+
+
+@contextmanager
+def _directory(output: Path | str | None) -> Iterator[Path]:
+    if output is not None:
+        yield Path(output)
+        return
+    with tempfile.TemporaryDirectory(prefix="l2o-") as directory:
+        yield Path(directory)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """TensorFlow warns of every second network that is traced."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,119 @@
+"""`--problem`: a problem of the paper's by name, or one of the user's own as module:function."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
+
+import problems
+from l2o.commands.terminal import UserError
+
+OWN = "package.module:function"
+
+
+def problem_name(text: str) -> str:
+    """An argument that names a problem; one of the user's own is not looked for yet."""
+    module, colon, function = text.partition(":")
+    if text not in problems.PROBLEMS and not (colon and module and function.isidentifier()):
+        allowed = f"{', '.join(problems.PROBLEMS)}; or {OWN} for your own"
+        raise argparse.ArgumentTypeError(f"unknown name '{text}'; allowed: {allowed}")
+    return text
+
+
+def is_own(name: str) -> bool:
+    """Whether a problem's name means one of the user's own."""
+    return ":" in name
+
+
+def is_private(name: str) -> bool:
+    """Whether a problem is trained with DP-SGD."""
+    return not is_own(name) and problems.get_problem(name).private
+
+
+def check_data_flags(names: list[str], options: argparse.Namespace) -> None:
+    """Says where flags mean nothing.
+
+    Raises:
+        UserError: If all problems bring their own data, and a flag says where to find some.
+    """
+    given = [flag for flag, value in (("--data", options.data), ("--data-dir", options.data_dir))
+             if value is not None]  # fmt: skip
+    if given and all(map(is_own, names)):
+        raise UserError(f"{' and '.join(given)}: {names[0]} brings its own data")
+
+
+def load_problem(
+    name: str,
+    data: str | None,
+    data_dir: str | None,
+    loaded: dict | None = None,
+    report: Callable[[str], None] = print,
+    **needs: bool,
+) -> tuple:
+    """A problem and its data, as `l2o.evaluation.run.Task` takes them.
+
+    Args:
+        name: As `problem_name` lets it through.
+        data: "auto", by default, "tfds" or "digits".
+        data_dir: Where the data is, if not where TFDS looks by itself.
+        loaded: Datasets by name, which are not loaded again; this one is added.
+        report: Told what data it is.
+        **needs: See `own.prepare`.
+
+    Raises:
+        UserError: If it cannot be had; the message says why in one line.
+    """
+    if is_own(name):
+        problem, dataset = _own(name, **needs)
+        report(f"Data: {dataset.description}")
+        return problem, dataset
+    problem, loaded = problems.get_problem(name), {} if loaded is None else loaded
+    if problem.dataset not in loaded:
+        try:
+            dataset = problems.load_dataset(problem.dataset, data or "auto", data_dir, report)
+        except problems.DatasetUnavailable as error:
+            raise UserError(str(error)) from error
+        report(f"Data: {dataset.description}")
+        loaded[problem.dataset] = dataset
+    return problem, loaded[problem.dataset]
+
+
+def _own(name: str, **needs: bool) -> tuple:
+    from l2o.amalgamation.examples import ProblemError
+    from l2o.amalgamation.own import OwnProblem, prepare
+
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:
+        missing = isinstance(error, ModuleNotFoundError) and module.startswith(error.name or "?")
+        if missing:
+            raise UserError(
+                f"--problem {name}: there is no module {module} here or on Python's path"
+            ) from error
+        raise UserError(f"--problem {name}: importing {module} failed: {_line(error)}") from error
+    make = getattr(found, function, None)
+    if not callable(make):
+        raise UserError(f"--problem {name}: {found.__file__} has no function {function}")
+    try:
+        own = make()
+    except Exception as error:
+        raise UserError(f"--problem {name}: {function} failed: {_line(error)}") from error
+    if not isinstance(own, OwnProblem):
+        raise UserError(
+            f"--problem {name}: {function} must return an l2o.OwnProblem. "
+            f"Received: a {type(own).__name__}"
+        )
+    try:
+        return prepare(own, name, **needs)
+    except ProblemError as error:
+        raise UserError(f"--problem {name}: {error}") from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

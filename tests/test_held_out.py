@@ -1,0 +1,113 @@
+"""The held-out meta loss and the one without logarithms, against plain recomputation."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from l2o.amalgamation.meta import MetaTraining
+from l2o.amalgamation.optimizee import Batch
+from l2o.amalgamation.unroll import (
+    Amalgamation,
+    begin,
+    held_out,
+    practise,
+    truncation,
+)
+from l2o.rules import SGD, Layout
+
+_BATCH, _STEPS, _KEY = 8, 4, (7, 0)
+
+
+class Quadratic:
+    """M(x, theta) = mean |theta - x|^2 - 1, which can be negative."""
+
+    layout = Layout(("weights",), ((3,),))
+
+    def initial(self, seed):
+        return np.random.default_rng(seed).normal(size=3), []
+
+    def loss(self, parameters, carried, batch, training):
+        return tf.reduce_mean(tf.reduce_sum((parameters - batch.inputs) ** 2, -1)) - 1, carried
+
+
+def draw(seed: int, shift: float) -> Batch:
+    """T batches."""
+    inputs = np.random.default_rng(seed).normal(shift, size=(_STEPS, _BATCH, 3))
+    return Batch(tf.constant(inputs), tf.zeros((_STEPS, _BATCH), tf.int32))
+
+
+def losses_by_hand(start, steps, judged, rate) -> tuple[list[float], list[float]]:
+    """M(x_i, theta_i) and M(x_i, theta_0) of plain SGD that trains on `steps`."""
+    start = parameters = np.array(start)
+    along, at_start = [], []
+    for x, seen in zip(steps.inputs.numpy(), judged.inputs.numpy(), strict=True):
+        along.append(((parameters - seen) ** 2).sum(-1).mean() - 1)
+        at_start.append(((start - seen) ** 2).sum(-1).mean() - 1)
+        parameters = parameters - rate * 2 * (parameters - x).mean(0)
+    return along, at_start
+
+
+@pytest.mark.parametrize("recompute", [0, 2])
+def test_losses_are_of_the_held_out_batches_and_steps_of_the_others(recompute, float64):
+    job = Amalgamation(SGD(0.1), (), "none", Quadratic(), recompute=recompute)
+    trajectory, steps, judged = begin(job, _KEY, scaled=False), draw(1, 0.0), draw(2, 3.0)
+    losses, _, after = practise(job, [], trajectory, steps, judged=judged)
+    along, _ = losses_by_hand(trajectory.student.parameters, steps, judged, 0.1)
+    np.testing.assert_allclose(losses, np.log(along), rtol=1e-9)
+    _, _, plain = practise(job, [], trajectory, steps)
+    np.testing.assert_array_equal(after.student.parameters, plain.student.parameters)
+
+
+def test_the_reported_meta_loss_starts_from_the_held_out_loss_too(float64):
+    job = Amalgamation(SGD(0.1), (), "none", Quadratic())
+    trajectory, steps, judged = begin(job, _KEY, scaled=False), draw(1, 0.0), draw(2, 3.0)
+    empty = Batch(steps.inputs[:0], steps.labels[:0])
+    _, _, report = truncation(job, [], trajectory, empty, steps, 0.0, judged)
+    along, at_start = losses_by_hand(trajectory.student.parameters, steps, judged, 0.1)
+    expected = np.mean(np.log(along) - np.log(at_start))
+    np.testing.assert_allclose(report.meta_loss, expected, rtol=1e-9)
+
+
+def test_a_difference_of_losses_bears_negative_ones(float64):
+    trajectory_of = lambda job: begin(job, _KEY, scaled=False)  # noqa: E731
+    inputs = np.full((_STEPS, _BATCH, 3), 0.5)
+    steps = Batch(tf.constant(inputs), tf.zeros((_STEPS, _BATCH), tf.int32))
+    empty = Batch(steps.inputs[:0], steps.labels[:0])
+    reports = []
+    for meta_loss in ("log", "difference"):
+        job = Amalgamation(SGD(0.4), (), "none", Quadratic(), meta_loss=meta_loss)
+        reports.append(truncation(job, [], trajectory_of(job), empty, steps, 0.0)[2])
+    start = trajectory_of(job).student.parameters
+    along, at_start = losses_by_hand(start, steps, steps, 0.4)
+    assert min(along) < 0
+    assert [float(report.finite) for report in reports] == [0, 1]
+    expected = np.mean(np.subtract(along, at_start))
+    np.testing.assert_allclose(reports[1].meta_loss, expected, rtol=1e-9)
+
+
+def test_an_unknown_meta_loss_is_an_error():
+    with pytest.raises(ValueError, match=r"Unknown meta loss. Allowed: log, difference. Received"):
+        Amalgamation(SGD(0.1), (), "none", Quadratic(), meta_loss="linear")
+
+
+def test_a_tenth_is_held_out_anew_for_each_trajectory():
+    data = Batch(np.zeros(205), np.zeros(205))
+    kept, tenth = held_out(data, (7, 0))
+    assert (len(kept), len(tenth)) == (185, 20)
+    np.testing.assert_array_equal(np.sort([*kept, *tenth]), np.arange(205))
+    np.testing.assert_array_equal(held_out(data, (7, 0))[1], tenth)
+    assert set(held_out(data, (7, 1))[1]) != set(tenth)
+
+
+def test_an_unroll_never_trains_on_what_is_held_out():
+    """Examples are told apart by their labels; every epoch and truncation of two unrolls."""
+    data = Batch(np.zeros((200, 3), "float32"), np.arange(200))
+    job = Amalgamation(SGD(0.1), (), "none", Quadratic())
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    meta = MetaTraining(job, data, _BATCH, 12, 1, strategy, held_out=True)
+    for index in range(2):
+        cuts = [meta._cut([7, index], start, 5) for start in range(0, 60, 12)]
+        trained = {int(x) for cut in cuts for x in np.ravel((*cut.warm.labels, *cut.steps.labels))}
+        judged = {int(x) for cut in cuts for x in np.ravel(cut.judged.labels)}
+        assert len(trained) > 170 and len(judged) > 15  # all but an epoch's remainder
+        assert not trained & judged

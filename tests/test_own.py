@@ -1,0 +1,281 @@
+"""Problems of one's own: networks of every kind, and what is refused before training."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from l2o.amalgamation.examples import Examples, ProblemError, as_examples
+from l2o.amalgamation.optimizee import Batch, KerasOptimizee, keras_seed, loss_and_gradient
+from l2o.amalgamation.own import OwnProblem, prepare
+from l2o.amalgamation.refusals import checked_optimizee
+from l2o.amalgamation.unroll import Amalgamation, batches, begin, truncation
+from l2o.rules import RNNProp
+
+layers = keras.layers
+_RANDOM = np.random.default_rng(0)
+_TABLE = _RANDOM.normal(size=(40, 3)).astype("float32")
+_TARGETS = _RANDOM.normal(size=40).astype("float32")
+_SERIES = _RANDOM.normal(size=(40, 4, 2)).astype("float32")
+_IMAGES = _RANDOM.normal(size=(40, 6, 6, 1)).astype("float32")
+_WORDS = _RANDOM.integers(0, 9, (40, 4))
+
+
+def sequential(shape, *stack):
+    """Makes a model for inputs of a shape, from functions that make its layers."""
+    return lambda: keras.Sequential([layers.Input(shape), *(make() for make in stack)])
+
+
+def dense(units: int = 1, **settings):
+    return lambda: layers.Dense(units, **settings)
+
+
+def regression():
+    return sequential((3,), dense(4, activation="tanh"), dense())()
+
+
+# --- kinds of networks ------------------------------------------------------------------------
+
+
+class Subclassed(keras.Model):
+    """Built by its first call alone, and its `call` takes no `training`."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = layers.Dense(3, activation="tanh"), layers.Dense(1)
+
+    def call(self, inputs):
+        return self.out(self.hidden(inputs))
+
+
+_KINDS = {
+    "batch norm": (sequential((6, 6, 1), lambda: layers.Conv2D(2, 3), layers.BatchNormalization,
+                              lambda: layers.MaxPooling2D(2), layers.Flatten, dense()), _IMAGES),
+    "embedding": (sequential((4,), lambda: layers.Embedding(9, 2), layers.Flatten, dense()),
+                  _WORDS),
+    "LSTM": (sequential((4, 2), lambda: layers.LSTM(2), dense()), _SERIES),
+    "dropout": (sequential((3,), dense(8), lambda: layers.Dropout(0.5, seed=3), dense()), _TABLE),
+}  # fmt: skip
+
+
+def truncations(model_fn, inputs, *seeds: int, recompute: int = 0) -> list:
+    """Meta-gradient, trajectory and report of the first truncation of an unroll, for each seed."""
+    examples, _ = as_examples((inputs, _TARGETS))
+    optimizee = checked_optimizee(model_fn, "mse", examples, 8)
+    rule = RNNProp(units=2, layers=1)
+    job = Amalgamation(rule, (), "none", optimizee, recompute=recompute)
+    data, weights = Batch(examples.inputs, examples.labels), rule.initial_weights(0)
+    function = tf.function(lambda *args: truncation(job, weights, *args, 0.0), autograph=False)
+    found = []
+    for seed in seeds:
+        key = [seed, 0]
+        warm, steps = (batches(data, key, 8, start, n) for start, n in ((0, 1), (1, 4)))
+        warm, steps = tf.nest.map_structure(tf.constant, (warm, steps))
+        found.append(function(begin(job, key, scaled=True), warm, steps))
+    return found
+
+
+@pytest.mark.slow
+def test_meta_gradient_of_a_gru():
+    model_fn = sequential((4, 2), lambda: layers.GRU(2, dropout=0.3), dense())
+    (first,) = truncations(model_fn, _SERIES, 1)
+    assert float(first[2].finite) == 1 and any(np.any(g) for g in first[0])
+
+
+@pytest.mark.parametrize("model_fn", [Subclassed, lambda: keras.Sequential([layers.Dense(1)])])
+def test_models_are_built_on_the_data(model_fn):
+    optimizee = checked_optimizee(model_fn, "mse", Examples(_TABLE, _TARGETS), 8)
+    one, same, other = (optimizee.initial(seed)[0] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert optimizee.layout.size == len(one) and not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_meta_gradient_is_finite_and_the_same_again(kind):
+    first, again, other = truncations(*_KINDS[kind], 1, 1, 2)
+    gradient, _, report = first
+    assert float(report.finite) == 1 and any(np.any(g) for g in gradient)
+    for one, same in zip(tf.nest.flatten(first), tf.nest.flatten(again), strict=True):
+        np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(gradient[0], other[0][0])
+
+
+def test_trajectories_have_masks_of_their_own_and_keep_them_when_recomputed():
+    """A layer's own seed would be every trajectory's."""
+    model_fn, inputs = _KINDS["dropout"]
+    optimizee = KerasOptimizee(model_fn, "mse")
+    batch = Batch(tf.constant(inputs), tf.constant(_TARGETS))
+    parameters, _ = optimizee.initial(0)
+
+    def run(carried):
+        losses = []
+        for _ in range(3):
+            loss, _, carried = loss_and_gradient(optimizee, tf.constant(parameters), carried, batch)
+            losses.append(float(loss))
+        return losses
+
+    one, same, other = (run(optimizee.initial(seed)[1]) for seed in (1, 1, 2))
+    assert one == same
+    assert len({*one, *other}) == 6  # a new mask every step, and in every trajectory
+    (kept,), (recomputed,) = (truncations(model_fn, inputs, 1, recompute=n) for n in (0, 2))
+    for a, b in zip(kept[0], recomputed[0], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(kept[1].student.parameters, recomputed[1].student.parameters,
+                               rtol=1e-5)  # fmt: skip
+
+
+def test_initial_weights_follow_the_seed_alone():
+    class Numpy(layers.Layer):
+        def build(self, shape):
+            value = np.random.normal(size=(shape[-1], 1)).astype("float32")
+            self.kernel = self.add_weight(shape=value.shape, initializer=lambda *_, **__: value)
+
+        def call(self, inputs):
+            return inputs @ self.kernel
+
+    optimizee = KerasOptimizee(sequential((3,), dense(2), Numpy), "mse")
+    np.random.seed(5)
+    before = np.random.get_state()[1].copy()
+    one, same, other = (optimizee.initial(seed)[0] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert not np.isclose(one[[0, -1]], other[[0, -1]]).any()
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
+
+
+def test_only_images_of_bytes_are_divided():
+    adds_up = dense(kernel_initializer="ones")
+    for inputs, total in ((np.full((8, 2, 2), 255, "uint8"), 4), (np.full((8, 2), 255), 510)):
+        examples, _ = as_examples((inputs, _TARGETS[:8]))
+        optimizee = KerasOptimizee(sequential(inputs.shape[1:], layers.Flatten, adds_up), "mse")
+        outputs = optimizee.predict(*optimizee.initial(0), tf.constant(examples.inputs))
+        np.testing.assert_allclose(outputs, total)
+
+
+# --- refusals ---------------------------------------------------------------------------------
+
+
+class Unseeded(layers.Layer):
+    def build(self, shape):
+        draw = lambda shape, dtype=None: keras.random.normal(shape)  # noqa: E731
+        self.kernel = self.add_weight(shape=(shape[-1], 1), initializer=draw, name="kernel")
+
+    def call(self, inputs):
+        return inputs @ self.kernel
+
+
+class Unbuildable(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.convolution = layers.Conv2D(2, 3, name="my_convolution")
+
+    def call(self, inputs):
+        return self.convolution(inputs)
+
+
+_ONE = sequential((3,), dense())()
+_WIDTHS = iter(range(1, 100))
+_SOFTSIGN = sequential((3,), dense(2), lambda: layers.Activation("softsign", name="soft"), dense())
+
+
+def resized(interpolation: str):
+    def up():
+        return layers.UpSampling2D(2, interpolation=interpolation, name="my_resize")
+
+    return sequential((6, 6, 1), lambda: layers.Conv2D(1, 3), up, layers.Flatten, dense())
+
+
+def half():
+    return layers.Dense(2, dtype="mixed_float16", name="half")
+
+
+_REFUSED = {
+    "a model": (_ONE, "mse", _TABLE, "must be a function .* Received: a Sequential"),
+    "no model": (lambda: 3, "mse", _TABLE, "must return a keras.Model. Received: a int"),
+    "raises": (lambda: 1 / 0, "mse", _TABLE, "model_fn failed: ZeroDivisionError"),
+    "always one": (lambda: _ONE, "mse", _TABLE, "a new model at every call. Received: the same"),
+    "always another": (lambda: sequential((3,), dense(next(_WIDTHS)), dense())(), "mse", _TABLE,
+                       "same architecture .* models of 6 and 11 weights"),
+    "no weights": (sequential((3,), layers.Flatten), "mse", _TABLE, "no trainable weights"),
+    "no seed": (sequential((3,), Unseeded), "mse", _TABLE, "unseeded.*kernel' does not follow"),
+    "unknown shape": (Unbuildable, "mse", _TABLE,
+                      "shapes of layer 'my_convolution' of unbuildable.* are unknown"),
+    "other shape": (sequential((4,), dense()), "mse", _TABLE, "cannot be called on .*40|16, 3"),
+    "half": (sequential((3,), half, dense()), "mse", _TABLE, "Layer 'half' computes in float16"),
+    "two outputs": (lambda: keras.Model(i := layers.Input((3,)), [layers.Dense(1)(i), i]), "mse",
+                    _TABLE, "must have one output. Received: a list"),
+    "masked": (sequential((4,), lambda: layers.Embedding(9, 2, mask_zero=True), dense()),
+               lambda y, p: tf.reduce_mean(p, (1, 2)), _WORDS, "is masked"),
+    "no gradient": (_SOFTSIGN, "mse", _TABLE, r"Layer 'soft' .* twice \(SoftsignGrad has no grad"),
+    "bicubic": (resized("bicubic"), "mse", _IMAGES, "Layer 'my_resize' .*ResizeBicubicGrad has no"),
+    "bilinear": (resized("bilinear"), "mse", _IMAGES, "Layer 'my_resize' .*gradient of bilinear"),
+    "constant": (regression, lambda y, p: y**2, _TABLE, "does not depend on its weights"),
+    "scalar": (regression, lambda y, p: tf.reduce_mean(p), _TABLE, r"Received: shape \(\)"),
+    "broadcast": (regression, lambda y, p: (y - p) ** 2, _TABLE, r"Received: shape \(16, 16\)"),
+    "loss fails": (regression, lambda y, p: p[:, 5], _TABLE, r"loss of labels \(16,\) .* failed"),
+    "classes": (regression, None, _TABLE, "class indices, .* Received: float32 labels"),
+    "not finite": (regression, lambda y, p: p[:, 0] / 0, _TABLE, "loss of .* is not finite"),
+    "below zero": (regression, lambda y, p: p[:, 0] - 5, _TABLE, "difference.* Received: -5"),
+    "falls below": (regression, lambda y, p: 3 + p[:, 0], _TABLE,
+                    "Received: 2.* at the initial weights, -.* falls"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _REFUSED)
+def test_networks_that_are_refused(name):
+    model_fn, loss, inputs, message = _REFUSED[name]
+    with pytest.raises(ProblemError, match=message) as error:
+        checked_optimizee(model_fn, loss, Examples(np.asarray(inputs), _TARGETS), 16)
+    assert "\n" not in str(error.value)
+
+
+def test_what_lifts_a_refusal():
+    images, table = Examples(_IMAGES, _TARGETS), Examples(_TABLE, _TARGETS)
+    checked_optimizee(resized("bicubic"), "mse", images, 16, first_order=True)
+    checked_optimizee(resized("nearest"), "mse", images, 16)
+    checked_optimizee(regression, lambda y, p: p[:, 0] - 5, table, 16, positive=False)
+    with pytest.raises(ProblemError, match="all 40 training examples. Received: .* 41"):
+        checked_optimizee(regression, "mse", table, 41)
+
+
+def test_tensorflow_takes_the_gradient_of_resizing_for_constant():
+    """Why it is refused; if this fails TensorFlow has been mended, and `WRONG_TWICE` can go."""
+    images = tf.constant(_IMAGES[:2])
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(images)
+        loss = tf.reduce_sum(tf.image.resize(images, (9, 9)) ** 4)
+        slope = tape.gradient(loss, images)
+        total = tf.reduce_sum(slope**2)
+    assert np.any(slope) and tape.gradient(total, images) is None
+
+
+# --- problems of commands -----------------------------------------------------------------------
+
+
+def test_a_sixth_is_split_off_for_validation():
+    problem, dataset = prepare(OwnProblem(regression, (_TABLE, _TARGETS), loss="mse",
+                                          batch_size=8), "mine:problem")  # fmt: skip
+    assert problem.name == "mine:problem" and problem.batch_size == 8
+    np.testing.assert_array_equal(dataset.train.inputs, _TABLE[:34])
+    np.testing.assert_array_equal(dataset.validation.labels, _TARGETS[34:])
+    assert "34 train, 6 validation, 0 test" in dataset.description
+
+
+def test_name_of_the_data_tells_data_and_networks_apart():
+    def name(model_fn=regression, inputs=_TABLE, loss="mse"):
+        own = OwnProblem(model_fn, (inputs, _TARGETS), loss=loss, batch_size=8)
+        return prepare(own, "mine:problem")[1].name
+
+    deeper = sequential((3,), dense(4, activation="relu"), dense())
+    names = [name(), name(deeper), name(inputs=-_TABLE), name(loss="mae")]
+    assert len(set(names)) == 4 and name() == names[0]
+
+
+def test_validation_data_of_another_kind_is_refused():
+    for validation in ((_TABLE[:, :2], _TARGETS), (_TABLE, _WORDS[:, 0])):
+        with pytest.raises(ProblemError, match="validation's .* must be like those to train on"):
+            prepare(OwnProblem(regression, (_TABLE, _TARGETS), validation, loss="mse"), "mine:p")
+    with pytest.raises(ProblemError, match="5 examples are too few"):
+        prepare(OwnProblem(regression, (_TABLE[:5], _TARGETS[:5]), loss="mse"), "mine:p")
+    with keras_seed(0), pytest.raises(ProblemError, match="batched by 8. Received: batch_size=4"):
+        dataset = tf.data.Dataset.from_tensor_slices((_TABLE, _TARGETS)).batch(8)
+        prepare(OwnProblem(regression, dataset, loss="mse", batch_size=4), "mine:p")

@@ -1,0 +1,150 @@
+"""A user's data read, and losses made one an example."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from l2o.amalgamation.examples import Examples, ProblemError, as_examples, digest
+from l2o.amalgamation.keras_loss import per_example, takes_class_indices
+
+layers = keras.layers
+_RANDOM = np.random.default_rng(0)
+_TABLE = _RANDOM.normal(size=(40, 3)).astype("float32")
+_TARGETS = _RANDOM.normal(size=40).astype("float32")
+_SERIES = _RANDOM.normal(size=(40, 4, 2)).astype("float32")
+_IMAGES = _RANDOM.normal(size=(40, 6, 6, 1)).astype("float32")
+_WORDS = _RANDOM.integers(0, 9, (40, 4))
+
+
+def test_arrays_in_the_types_that_networks_take():
+    cases = [
+        (_TABLE.astype("float64"), "float32"),
+        (_WORDS.astype("int64"), "int32"),
+        (_WORDS.astype("int8"), "int32"),
+        (_WORDS + 2**40, "int64"),
+        (_WORDS > 4, "int32"),
+        ((_IMAGES > 0).astype("uint8"), "uint8"),
+        (_TABLE.tolist(), "float32"),
+        (tf.constant(_TABLE), "float32"),
+    ]
+    for inputs, dtype in cases:
+        examples, batch_size = as_examples((inputs, np.arange(40)))
+        assert examples.inputs.dtype == dtype and batch_size is None
+        np.testing.assert_allclose(examples.inputs, np.asarray(inputs), rtol=1e-6)
+        assert examples.labels.dtype == "int32" and len(examples) == 40
+
+
+def test_dataset_is_read_whole_with_its_batch_size():
+    dataset = tf.data.Dataset.from_tensor_slices((_TABLE, _TARGETS)).batch(16)
+    for one in (dataset, dataset.filter(lambda x, y: True)):  # the latter knows no length
+        examples, batch_size = as_examples(one)
+        assert batch_size == 16
+        np.testing.assert_array_equal(examples.inputs, _TABLE)
+        np.testing.assert_array_equal(examples.labels, _TARGETS)
+
+
+def _slices(*parts):
+    return tf.data.Dataset.from_tensor_slices(parts)
+
+
+_BAD_DATA = {
+    "not a pair": (_TABLE, "must be arrays .* Received: ndarray of float32, shape"),
+    "three": ((_TABLE, _TARGETS, _TARGETS), "Received: tuple of 3"),
+    "lengths": ((_TABLE, _TARGETS[:-1]), "differ in length. Received: 40 and 39"),
+    "none": ((_TABLE[:0], _TARGETS[:0]), "no examples"),
+    "nan": ((np.where(_TABLE > 2, np.nan, _TABLE), _TARGETS), r"x holds \d+ values that are NaN"),
+    "infinite": ((_TABLE, _TARGETS + np.inf), "y holds 40 values"),
+    "words": ((np.array(["a"] * 40), _TARGETS), "one array of numbers"),
+    "inputs by name": (({"a": _TABLE}, _TARGETS), "x must be one array of numbers. Received: dict"),
+    "lists of lengths": (([[1], [1, 2]], [0, 1]), "x is not one array"),
+    "ragged": ((tf.ragged.constant([[1], [1, 2]]), [0, 1]), "dense array. Received: RaggedTensor"),
+    "scalar": ((1.0, 2.0), "array of examples"),
+    "flat uint8": ((_WORDS.astype("uint8"), _TARGETS), "float32 or int32"),
+    "not batched": (_slices(_TABLE, _TARGETS), "must be batched"),
+    "not batched, wide": (_slices(_TABLE, _SERIES), "must be batched, x and y alike"),
+    "repeats": (_slices(_TABLE, _TARGETS).batch(8).repeat(), "must be finite"),
+    "weights too": (_slices(_TABLE, _TARGETS, _TARGETS).batch(8), r"must yield \(x, y\)"),
+    "dataset of ragged": (
+        tf.data.Dataset.from_tensor_slices((tf.ragged.constant([[1], [1, 2]]), [0, 1])).batch(2),
+        "dense tensors",
+    ),
+    "empty dataset": (_slices(_TABLE, _TARGETS).batch(8).take(0), "no examples"),
+    "shapes": (_slices(_TABLE, _TARGETS).bucket_by_sequence_length(
+        lambda x, y: 1, [2], [8, 8]).map(lambda x, y: (x[:, : tf.cast(y[0] > 0, tf.int32) + 1], y)),
+        "all have one shape"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _BAD_DATA)
+def test_data_that_is_refused(name):
+    data, message = _BAD_DATA[name]
+    with pytest.raises(ProblemError, match=message):
+        as_examples(data)
+
+
+def test_data_without_an_end(monkeypatch):
+    monkeypatch.setattr("l2o.amalgamation.examples.MOST_UNKNOWN", 10_000)
+    endless = _slices(_TABLE, _TARGETS).batch(8).repeat().filter(lambda x, y: True)
+    with pytest.raises(ProblemError, match="no end within"):
+        as_examples(endless)
+
+
+def test_digest_tells_data_apart():
+    one = Examples(_TABLE, _TARGETS)
+    assert digest(one) == digest(Examples(_TABLE.copy(), _TARGETS))
+    others = [one[:-1], Examples(_TABLE, -_TARGETS), Examples(_TABLE.astype("int32"), _TARGETS)]
+    assert len({digest(one), *map(digest, others)}) == 4
+    assert digest(one, one) != digest(one)
+
+
+# --- losses -----------------------------------------------------------------------------------
+
+_LOGITS = _RANDOM.normal(size=(40, 3)).astype("float32")
+_CLASSES = _RANDOM.integers(0, 3, 40).astype("int32")
+_KERAS_LOSSES = {
+    "mse": (_TARGETS, _LOGITS[:, :1]),
+    "mae": (_TARGETS[:, None], _LOGITS[:, :1]),
+    "huber": (_LOGITS[::-1], _LOGITS),
+    "poisson": (np.abs(_TARGETS), np.abs(_LOGITS[:, :1])),
+    "binary_crossentropy": (_CLASSES % 2, tf.sigmoid(_LOGITS[:, :1])),
+    "sparse_categorical_crossentropy": (_CLASSES, tf.nn.softmax(_LOGITS)),
+    "categorical_crossentropy": (np.eye(3, dtype="int32")[_CLASSES], tf.nn.softmax(_LOGITS)),
+    keras.losses.SparseCategoricalCrossentropy(from_logits=True): (_CLASSES[:, None], _LOGITS),
+    keras.losses.MeanSquaredError(reduction="none"): (_TARGETS, _LOGITS[:, :1]),
+    keras.losses.CategoricalCrossentropy(True, label_smoothing=0.1): (np.eye(3)[_CLASSES], _LOGITS),
+    keras.losses.mean_squared_error: (_TARGETS, _LOGITS[:, :1]),
+}
+
+
+@pytest.mark.parametrize("loss", _KERAS_LOSSES, ids=str)
+def test_mean_of_the_losses_is_what_keras_fit_minimizes(loss):
+    labels, outputs = (tf.constant(part) for part in _KERAS_LOSSES[loss])
+    losses = per_example(loss)(labels, outputs)
+    assert losses.shape[0] == 40
+    model = keras.Sequential([layers.Input(outputs.shape[1:]), layers.Activation("linear")])
+    model.compile(loss=loss if not getattr(loss, "reduction", "") == "none" else "mse")
+    assert float(tf.reduce_mean(losses)) == pytest.approx(
+        model.evaluate(outputs, labels, batch_size=40, verbose=0), rel=1e-5
+    )
+
+
+def test_default_loss_is_cross_entropy_from_logits():
+    keras_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    for labels in (_CLASSES, _CLASSES[:, None]):
+        losses = per_example(None)(tf.constant(labels), tf.constant(_LOGITS))
+        assert losses.shape == (40,)
+        assert float(tf.reduce_mean(losses)) == pytest.approx(float(keras_loss(labels, _LOGITS)))
+
+
+def test_which_losses_take_class_indices():
+    taking = [None, "sparse_categorical_crossentropy", keras.losses.SparseCategoricalCrossentropy()]
+    assert all(map(takes_class_indices, taking))
+    others = ["mse", keras.losses.CategoricalCrossentropy(), lambda y, p: p]
+    assert not any(map(takes_class_indices, others))
+
+
+@pytest.mark.parametrize("loss", ["meen_squared_error", 3, keras.losses.Huber(reduction="sum")])
+def test_losses_that_are_refused(loss):
+    with pytest.raises(ProblemError, match="Received: ('meen|3|Huber with reduction='sum')"):
+        per_example(loss)
