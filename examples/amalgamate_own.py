@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -28,7 +29,7 @@ import l2o
 
 SEEDS, EPOCHS = 3, 10
 # Two stages, unrolls of 50 and of 100 steps, each of two periods of eight trajectories.
-SHORT = {
+SHORT: dict[str, Any] = {
     "preset": "cpu",
     "strategy": "mean",
     "pool": "small",

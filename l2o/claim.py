@@ -27,7 +27,8 @@ class Claim:
     """
 
     def __init__(self, path: Path, mark: str, fresh: bool = False):
-        self.path, self.moved_to = Path(path), None
+        self.path = Path(path)
+        self.moved_to: Path | None = None
         check_free(self.path, mark)
         try:
             if fresh and (self.path / mark).exists():

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
 
 from l2o.amalgamation.examples import ProblemError
 
-Loss = str | keras.losses.Loss | Callable[[Any, Any], Any] | None
+Loss: TypeAlias = str | keras.losses.Loss | Callable[[Any, Any], Any] | None
 _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight", "none", None)
 _CLASS_INDICES = (
     keras.losses.SparseCategoricalCrossentropy,

@@ -38,12 +38,12 @@ class Settings:
         unrolls, alphas, last_validation: See `amalgamation_stages`.
         choice_unrolls, choice_validation, choice_cold_periods: See `choice_schedule`.
         updates: One stage of so many meta-updates in a single period.
-        truncation, period, meta_batch, min_periods, max_periods, patience, max_repeats, tolerance,
-            validation_trajectories: See `Schedule`.
+        truncation, period, meta_batch, min_periods, max_periods, patience: See `Schedule`.
+        max_repeats, tolerance, validation_trajectories: See `Schedule`.
         perturbation: "none" or a name in `perturbation.KINDS`, in every phase.
         magnitude, absolute, attack_steps: Its.
-        seed, learning_rate, clip_ratio, clip_floor, warmup_steps, warmup_rate, scale_limit,
-            scaling, first_order, recompute, held_out, meta_loss: See `Meta`.
+        seed, learning_rate, clip_ratio, clip_floor, warmup_steps, warmup_rate: See `Meta`.
+        scale_limit, scaling, first_order, recompute, held_out, meta_loss: See `Meta`.
 
     Raises:
         ValueError: For values that cannot be or do not go together.

@@ -8,6 +8,13 @@ import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import tensorflow as tf
+
+from l2o import PolicyError, pretrained
+from l2o.amalgamation.plan import MOST_SEED
+from l2o.claim import DirectoryError
+from l2o.commands.forecast import Forecast
+from l2o.commands.pool import spread
 from l2o.commands.problem import (
     OWN,
     check_data_flags,
@@ -24,7 +31,22 @@ from l2o.commands.terminal import (
     run_command,
     whole,
 )
+from l2o.evaluation.comparison import summary_table
+from l2o.evaluation.contenders import (
+    ContenderError,
+    get_contenders,
+    keras_optimizers,
+    newest_run,
+)
+from l2o.evaluation.fit import Warmup
+from l2o.evaluation.privacy import PrivacyError, check_python
+from l2o.evaluation.report import write_report
+from l2o.evaluation.results import describe, read_results
+from l2o.evaluation.run import Bench, Plan, Task, evaluate, keep, missing
+from l2o.evaluation.store import ResultsDirectory, read_cards, read_samples
+from l2o.evaluation.tables import TableError
 from l2o.progress import Progress, duration
+from l2o.rules import TUNED_RATES
 from problems import PROBLEMS
 
 PRESETS = {"paper": (10, 25), "cpu": (3, 5), "smoke": (1, 1)}  # repeats, epochs
@@ -110,25 +132,13 @@ def _main(arguments: list[str] | None) -> int:
     options = parser().parse_args(arguments)
     if options.report:
         return _report(options)
-    with quiet_start():
-        import tensorflow as tf
     tf.get_logger().setLevel("ERROR")
     if options.list:
         return _list()
-    return _evaluate(options, tf)
+    return _evaluate(options)
 
 
-def _evaluate(options: argparse.Namespace, tf) -> int:
-    from l2o.amalgamation.plan import MOST_SEED
-    from l2o.claim import DirectoryError
-    from l2o.commands.forecast import Forecast
-    from l2o.evaluation.comparison import summary_table
-    from l2o.evaluation.fit import Warmup
-    from l2o.evaluation.privacy import PrivacyError
-    from l2o.evaluation.run import Plan, evaluate, missing
-    from l2o.evaluation.store import ResultsDirectory
-    from l2o.evaluation.tables import TableError
-
+def _evaluate(options: argparse.Namespace) -> int:
     gpus = tf.config.list_physical_devices("GPU")
     preset = options.preset or ("paper" if gpus else "cpu")
     reason = "" if options.preset else f", because there is {'a' if gpus else 'no'} GPU"
@@ -194,10 +204,6 @@ def _evaluate(options: argparse.Namespace, tf) -> int:
 
 def _spread(options: argparse.Namespace, todo, plan, directory, bar: Progress) -> None:
     """Evaluates in several processes; what they find is kept by this one."""
-    from l2o.commands.pool import spread
-    from l2o.evaluation.results import describe
-    from l2o.evaluation.run import keep
-
     keep(todo, directory)
     keys = [(plan.key(task, contender, repeat),) for task, repeat, contender in todo]
     results = spread(_run_one, keys, options.jobs, _start_worker, (options, plan))
@@ -213,10 +219,6 @@ _worker: dict = {}  # what a process of --jobs holds
 
 
 def _start_worker(options: argparse.Namespace, plan) -> None:
-    import tensorflow as tf
-
-    from l2o.evaluation.run import Bench
-
     tf.keras.utils.set_random_seed(options.seed)
     with redirect_stdout(io.StringIO()):
         _worker.update(bench=Bench(plan), tasks=_tasks(options), contenders=_contenders(options))
@@ -231,9 +233,6 @@ def _run_one(key):
 
 
 def _contenders(options: argparse.Namespace) -> list:
-    from l2o import PolicyError, pretrained
-    from l2o.evaluation.contenders import ContenderError, get_contenders, newest_run
-
     words = options.optimizer
     if words is None:
         if "choice-large" in pretrained.available():
@@ -257,9 +256,6 @@ def _contenders(options: argparse.Namespace) -> list:
 
 
 def _tasks(options: argparse.Namespace) -> list:
-    from l2o.evaluation.privacy import check_python
-    from l2o.evaluation.run import Task
-
     words = dict.fromkeys(options.problem)
     names = [n for word in words for n in (PROBLEMS if word == ALL else [word])]
     names = list(dict.fromkeys(names))
@@ -272,11 +268,6 @@ def _tasks(options: argparse.Namespace) -> list:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from l2o.evaluation.report import write_report
-    from l2o.evaluation.results import read_results
-    from l2o.evaluation.store import read_cards, read_samples
-    from l2o.evaluation.tables import TableError
-
     folders = [path if path.is_dir() else path.parent for path in options.report]
     output = options.output or folders[0] / "report"
     try:
@@ -293,10 +284,6 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _list() -> int:
-    from l2o import pretrained
-    from l2o.evaluation.contenders import keras_optimizers, newest_run
-    from l2o.rules import TUNED_RATES
-
     print("Problems:")
     for problem in PROBLEMS.values():
         private = ", DP-SGD" if problem.private else ""

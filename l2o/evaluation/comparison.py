@@ -166,6 +166,7 @@ def summarize(results: Iterable[Result]) -> dict[Case, list[Summary]]:
 def _summary(case: Case, label: str, members: Sequence[Evaluation]) -> Summary:
     replicates = [e.key.replicate for e in members]
     whole = [e for e in members if e.chosen is not None]
+    chosen = [e.chosen for e in members if e.chosen is not None]
     return Summary(
         case=case,
         label=label,
@@ -173,8 +174,8 @@ def _summary(case: Case, label: str, members: Sequence[Evaluation]) -> Summary:
         performance=mixed_effects([e.best for e in members], replicates),
         optimization=mixed_effects([e.jitter for e in members], replicates),
         final_train=_mean(e.final_train for e in whole),
-        validation_accuracy=_mean(e.chosen.validation_accuracy for e in whole),
-        test_accuracy=_mean(e.chosen.test_accuracy for e in whole),
+        validation_accuracy=_mean(row.validation_accuracy for row in chosen),
+        test_accuracy=_mean(row.test_accuracy for row in chosen),
         seconds=_mean(e.rows[-1].seconds for e in whole),
         epsilon=max(e.rows[-1].epsilon for e in members),
         diverged=sum(e.diverged_at >= 0 for e in members),

@@ -109,9 +109,9 @@ def csv_text(tables: Sequence[Table]) -> str:
                 names += [column.name + end for end in ends]
             writer.writerow(names)
         for row in rows:
-            values = [value for _, value in prefix]
-            for column, value in row:
-                values += value if column.interval else [value]
+            values: list[Value] = [value for _, value in prefix]
+            for _, value in row:
+                values += value if isinstance(value, tuple) else [value]
             writer.writerow("" if isinstance(v, float) and isnan(v) else v for v in values)
     return text.getvalue()
 

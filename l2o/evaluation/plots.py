@@ -37,7 +37,7 @@ Cases = Mapping[Case, Sequence[Summary]]
 # which white swallows, and black, which is the oracle's.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _GREYS = ("#444444", "#777777", "#999999")
-_LINES = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+_LINES: tuple[str | tuple, ...] = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 # Seven markers of each kind, which with six or three colours and four lines repeat late.
 _MARKERS, _TEACHERS_MARKERS = "os^vDp*", "PX<>hd8"
 _RC = {

@@ -134,12 +134,12 @@ def check_network(model: keras.Model) -> None:
 @lru_cache
 def _query_class() -> type:
     # tensorflow_privacy's own imports fail under Keras 3; it offers this hook to leave them out.
-    sys.skip_tf_privacy_import = True
+    sys.skip_tf_privacy_import = True  # type: ignore[attr-defined]
     try:
         import dp_accounting
         from tensorflow_privacy.privacy.dp_query.gaussian_query import GaussianSumQuery
     finally:
-        del sys.skip_tf_privacy_import
+        del sys.skip_tf_privacy_import  # type: ignore[attr-defined]
 
     class SeededGaussianSumQuery(GaussianSumQuery):
         """`GaussianSumQuery` whose noise derives from a key, so that a fit can be repeated."""

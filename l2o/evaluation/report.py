@@ -29,6 +29,7 @@ from l2o.evaluation.page import (
     Remarks,
     Section,
     Table,
+    Value,
     csv_text,
     html,
     markdown,
@@ -167,8 +168,13 @@ def _overview(cases) -> list[Block]:
     ]
 
 
+def _prefix(case: Case) -> dict[str, str | int]:
+    """What tells a case's lines in a CSV file from another's."""
+    return {"problem": case.problem, "data": case.data, "epochs": case.epochs}
+
+
 def _case(case: Case, found: Sequence[Summary], private: bool) -> list[Block]:
-    prefix = {"problem": case.problem, "data": case.data, "epochs": case.epochs}
+    prefix = _prefix(case)
     best = oracle(found)
     blocks: list[Block] = []
     if case.substituted:
@@ -178,7 +184,7 @@ def _case(case: Case, found: Sequence[Summary], private: bool) -> list[Block]:
                Column("validation accuracy, %", 2), Column("test accuracy, %", 2),
                Column("seconds", 1), Column("ε")]  # fmt: skip
     name = f" ({oracle_name(found)})"
-    rows = [
+    rows: list[list[Value]] = [
         [s.label + name * (s is best), len(s.evaluations), s.diverged,
          s.performance.mean, (s.performance.low, s.performance.high), s.final_train,
          100 * s.validation_accuracy, 100 * s.test_accuracy, s.seconds,
@@ -193,14 +199,14 @@ def _case(case: Case, found: Sequence[Summary], private: bool) -> list[Block]:
     if best is not None and len(found) > 1:
         blocks += _against_oracle(found, best, prefix)
     goals = times(found)
-    if goals:
+    if goals and best is not None:
         columns, rows = [Column("optimizer")], [[t.label] for t in goals[-1]]
         for goal in goals:
             name, of = goal[0].target.name, {t.label: t for t in goal}
             columns += [Column(f"{name}: reached"), Column(f"{name}: steps", 0, "never"),
                         Column(f"{name}: seconds", 1, "never")]  # fmt: skip
-            for row in rows:
-                t = of[row[0]]
+            for row, last in zip(rows, goals[-1], strict=True):
+                t = of[last.label]
                 row += [f"{t.reached} of {len(t.each)}", float(t.steps), float(t.seconds)]
         losses = " and ".join(f"{t.loss:.4f} ({t.name})" for t in targets(found))
         blocks += ["Time to target: median steps and seconds, warm-up included, until the "
@@ -237,7 +243,7 @@ def _stability(cases) -> list[Block]:
     ]
     remarks = defaultdict(list)
     for case, found in cases.items():
-        prefix = {"problem": case.problem, "data": case.data, "epochs": case.epochs}
+        prefix = _prefix(case)
         rows = [[s.label, s.performance.replicates, s.performance.evaluations, s.performance.meta,
                  s.performance.evaluation, s.optimization.mean,
                  (s.optimization.low, s.optimization.high)] for s in found]  # fmt: skip
@@ -263,7 +269,7 @@ def _costs(cases, cards: Cards) -> Table:
             for e in s.evaluations:
                 if {"updates", "seconds"} <= cards.get(e.key.origin, {}).keys():
                     origins[s.label][e.key.origin] = cards[e.key.origin]
-    rows = [
+    rows: list[list[Value]] = [
         [label, *(", ".join(sorted({str(card.get(key, "?")) for card in group.values()}))
                   for key in ("strategy", "pool", "preset", "devices")), len(group),
          float(np.mean([card["updates"] for card in group.values()])),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from l2o.amalgamation.optimizee import KerasOptimizee, as_batch
 from l2o.evaluation.contenders import Contender
@@ -22,8 +24,8 @@ class Task:
         dataset: The data really used.
     """
 
-    problem: object
-    dataset: object
+    problem: Any
+    dataset: Any
 
     @property
     def data(self) -> str:
@@ -151,8 +153,8 @@ def evaluate(
     keep(todo, directory)
     for task, repeat, contender in todo:
         watch(task, contender, repeat, 0)
-        report = lambda steps, at=(task, contender, repeat): watch(*at, steps)  # noqa: E731
-        directory.add(*bench.run(task, repeat, contender, report))
+        told = partial(watch, task, contender, repeat)
+        directory.add(*bench.run(task, repeat, contender, told))
 
 
 def keep(todo: Sequence[tuple[Task, int, Contender]], directory: ResultsDirectory) -> None:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from math import isfinite, nan, sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -175,8 +176,8 @@ def optimization_stability(losses: ArrayLike) -> float:
 
 
 def paired_difference(
-    first: Mapping[tuple[Hashable, Hashable], float],
-    second: Mapping[tuple[Hashable, Hashable], float],
+    first: Mapping[tuple[Any, Any], float],
+    second: Mapping[tuple[Any, Any], float],
 ) -> Difference:
     """Mean of first minus second over the pairs that both have, with its 95% interval.
 

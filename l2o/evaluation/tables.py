@@ -7,11 +7,14 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from l2o.files import write_atomically
 
-Row = TypeVar("Row")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Row = TypeVar("Row", bound="DataclassInstance")
 _KINDS = {"str": str, "int": int, "float": float}
 
 
@@ -45,7 +48,7 @@ def read_table(path: Path | str, kind: type[Row]) -> list[Row]:
     rows = []
     for number, line in enumerate(lines[1:], start=2):
         try:
-            values = [_KINDS[f.type](cell) for f, cell in zip(fields(kind), line, strict=True)]
+            values = [_KINDS[str(f.type)](cell) for f, cell in zip(fields(kind), line, strict=True)]
             rows.append(kind(*values))
         except ValueError as error:
             raise TableError(f"{path}, line {number} is no row of this table: {error}") from error

@@ -78,7 +78,9 @@ class Choice(UpdateRule):
             ]
         )
         logits, memory = self.network(weights, inputs, _under("memory", state.coordinate))
-        step = ops.sum(ops.softmax(logits, axis=0) * steps, axis=0)
+        # Keras warns of a softmax over one, which is 1 whatever its weights.
+        shares = ops.softmax(logits, axis=0) if len(moves) > 1 else ops.ones_like(logits)
+        step = ops.sum(shares * steps, axis=0)
         states = [state for _, state in moves]
         return step, self._joined(states, _prefixed("memory", memory), count)
 

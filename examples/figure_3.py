@@ -1,0 +1,57 @@
+"""Draws the paper's Figure 3 for one policy: validation loss by epoch, beside the tuned teachers.
+
+    python examples/figure_3.py runs/choice-large
+    python examples/figure_3.py runs/digits --problem digits_cnn --epochs 10
+
+Fits the problem with the policy and the teachers and writes results/figure-3/figure-3.png. Fits
+that are there are not run again. `evaluate.py --report` draws all the figures there are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from l2o.evaluation.comparison import summarize
+from l2o.evaluation.contenders import get_contenders
+from l2o.evaluation.figures import drawings
+from l2o.evaluation.plots import png
+from l2o.evaluation.run import Plan, Task, evaluate, missing
+from l2o.evaluation.store import ResultsDirectory
+from problems import get_problem, load_dataset
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("policy", help="a run's or a policy's directory, or a shipped policy")
+    parser.add_argument("--problem", default="mnist_cnn", help="a problem's name")
+    parser.add_argument("--epochs", type=int, default=25, help="epochs of each fit")
+    parser.add_argument("--repeats", type=int, default=1, help="fits of each optimizer")
+    arguments = parser.parse_args()
+    try:
+        contenders = [c for name in (arguments.policy, "oracle") for c in get_contenders(name)]
+        problem = get_problem(arguments.problem)
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+    task = Task(problem, load_dataset(problem.dataset))
+    plan = Plan(arguments.repeats, arguments.epochs)
+    directory = ResultsDirectory(Path("results/figure-3"))
+    todo = missing([task], contenders, plan, directory)
+    evaluate(todo, plan, directory, lambda *progress: None)
+    keys = {plan.key(task, c, r + 1) for c in contenders for r in range(plan.repeats)}
+    cases = summarize(result for result in directory.results if result.key in keys)
+    figure = next(drawing for drawing in drawings(cases) if drawing.file == "figure-3")
+    if figure.draw is None:
+        parser.exit(2, f"error: Figure 3 needs {figure.lacking}\n")
+    path = directory.path / "figure-3.png"
+    path.write_bytes(png(figure.draw))
+    print(f"{path}: {figure.title}, of {problem.name} on {task.data}")
+
+
+if __name__ == "__main__":
+    main()
