@@ -152,16 +152,21 @@ def _evaluate(options: argparse.Namespace) -> int:
     if plan.seed > (most := MOST_SEED - plan.repeats + 1):
         raise UserError(f"--seed must be at most {most}. Received: {plan.seed}")
     contenders = _contenders(options)
-    try:
-        tasks = _tasks(options)
-        directory = ResultsDirectory(options.output or RESULTS / preset)
-    except (PrivacyError, DirectoryError, TableError) as error:
-        raise UserError(str(error)) from error
     tf.config.experimental.enable_op_determinism()
     tf.keras.utils.set_random_seed(options.seed)
+    try:
+        tasks = _tasks(options)
+        with ResultsDirectory(options.output or RESULTS / preset) as directory:
+            print(f"Preset: {preset}{reason}")
+            return _fill(directory, options, plan, tasks, contenders, gpus)
+    except (PrivacyError, DirectoryError, TableError) as error:
+        raise UserError(str(error)) from error
+
+
+def _fill(directory: ResultsDirectory, options, plan: Plan, tasks, contenders, gpus: list) -> int:
+    """Evaluates what is missing, and prints the table."""
     todo = missing(tasks, contenders, plan, directory)
     wanted = len(tasks) * len(contenders) * plan.repeats
-    print(f"Preset: {preset}{reason}")
     print(f"Repeats: {plan.repeats}, epochs: {plan.epochs}")
     print(f"Optimizers: {', '.join(dict.fromkeys(c.name for c in contenders))}")
     print(f"Results: {directory.table}, {wanted - len(todo)} of {wanted} "
