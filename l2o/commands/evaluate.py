@@ -56,20 +56,27 @@ batches. What is there is not run again: a stopped evaluation goes on when the
 same command is given again."""
 EXAMPLES = """\
 optimizers:
-  runs/choice-large      the policy of a run (all replicates, where it has several)
-  mine=runs/x/policy     a policy directory, under a name of your own
-  oracle                 the six tuned teachers, and the best of them by validation loss
-  adam, adam@0.01        a teacher at its tuned rate, or at another
+  runs/choice-large    the policy of a run, or of all its replicates
+  mine=runs/x/policy   a policy directory, under a name of your own
+  oracle               the six tuned teachers; the best on validation is it
+  adam, adam@0.01      a teacher at its tuned rate, or at another
   keras:AdamW, keras:Adam@0.001
-                         any Keras optimizer, at its default rate or at another
+                       any Keras optimizer, at its default rate or at another
 
 examples:
-  python evaluate.py --problem mnist_dp                 your policy and Adam, with DP-SGD
-  python evaluate.py --problem mnist_cnn fmnist_cnn --optimizer runs/choice-large oracle
-  python evaluate.py --problem all --repeats 3 --epochs 10
-  python evaluate.py --problem mine:diabetes            your own (docs/amalgamate.md)
-  python evaluate.py --list                             all problems and optimizers
-  python evaluate.py --report results/cpu               tables, figures and a page"""
+  your policy and Adam, with DP-SGD
+    python evaluate.py --problem mnist_dp
+  two problems, and the teachers beside the policy
+    python evaluate.py --problem mnist_cnn fmnist_cnn \\
+        --optimizer runs/choice-large oracle
+  everything, but not for as long as the preset says
+    python evaluate.py --problem all --repeats 3 --epochs 10
+  your own problem, from a function in mine.py (docs/amalgamate.md)
+    python evaluate.py --problem mine:diabetes
+  all problems and optimizers by name
+    python evaluate.py --list
+  tables, figures and a page
+    python evaluate.py --report results/cpu"""
 NO_POLICY = (
     "There is no policy yet: none is shipped with this version, and {runs} holds no finished run. "
     "Make one with: python train.py --strategy choice --pool large; or name an optimizer, as in "
