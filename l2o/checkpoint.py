@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from l2o.rules.base import UpdateRule, rule_from_config
 
 FORMAT = "l2o policy 1"
 DESCRIPTION, WEIGHTS = "policy.json", "weights-{}.h5"
+MOST_BYTES = 2**28  # of a file that is read; a policy has tens of kilobytes
+_OVERHEAD = 2**20  # that HDF5 adds, at the very most
 
 
 class PolicyError(ValueError):
@@ -121,7 +124,7 @@ def _description(path: Path) -> str:
         hint = f"; there is one in {' and in '.join(map(str, inside))}" if inside else ""
         raise PolicyError(f"{path} is no policy directory: it has no {DESCRIPTION}{hint}")
     try:
-        return (path / DESCRIPTION).read_text()
+        return _read_bytes(path / DESCRIPTION).decode()
     except (OSError, ValueError) as error:
         raise PolicyError(f"{path / DESCRIPTION} cannot be read: {_line(error)}") from error
 
@@ -135,11 +138,12 @@ def _parse(path: Path, text: str) -> Policy:
     if kind != FORMAT:
         raise PolicyError(f"{path / DESCRIPTION} has format {kind!r}; this reads {FORMAT!r}")
     try:
-        file = path / Path(description["file"]).name
-        weights = _from_hdf5(file.read_bytes(), len(description["weights"]))
+        shapes = _declared(description["weights"])
+        file = path / Path(description["file"]).name  # whatever it says, in this directory
+        weights = _from_hdf5(_read_bytes(file, _size(shapes) + _OVERHEAD), shapes)
     except FileNotFoundError:
         raise
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise PolicyError(f"The weights in {path} cannot be read: {_line(error)}") from error
     if _digest(description, weights) != description.get("sha256"):
         raise PolicyError(
@@ -147,13 +151,48 @@ def _parse(path: Path, text: str) -> Policy:
         )
     try:
         rule = rule_from_config(description["rule"])
-        expected = [tuple(w.shape) for w in rule.initial_weights(0)]
+        fits = _fits(rule, shapes)
         card = dict(description["card"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise PolicyError(f"The policy in {path} cannot be read: {_line(error)}") from error
-    if expected != [w.shape for w in weights]:
+    if not fits:
         raise PolicyError(f"The weights in {path} do not fit the rule '{rule.name}'")
     return Policy(rule, weights, card)
+
+
+def _read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """A file's content, unless there is far more of it than there can be."""
+    if path.is_file() and (size := path.stat().st_size) > min(most, MOST_BYTES):
+        raise ValueError(f"{path.name} is too long. Received: {size} bytes")
+    return path.read_bytes()
+
+
+def _declared(weights: list) -> list[tuple[tuple[int, ...], np.dtype]]:
+    """The shape and dtype of each weight tensor, as a description gives them."""
+    shapes = [(tuple(w["shape"]), np.dtype(w["dtype"])) for w in weights]
+    for shape, dtype in shapes:
+        if dtype.kind != "f" or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"no tensor of floats has shape {shape} and dtype {dtype}")
+    if _size(shapes) > MOST_BYTES:
+        raise ValueError(f"tensors of {_size(shapes)} bytes are no policy's")
+    return shapes
+
+
+def _size(shapes: list) -> int:
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
+
+
+def _fits(rule: UpdateRule, shapes: list) -> bool:
+    """Whether the rule's weights have these shapes.
+
+    They are made to be looked at, but not where a size of the rule is so large that they cannot
+    be these: a layer of n units has more than n squared weights.
+    """
+    elements = sum(math.prod(shape) for shape, _ in shapes)
+    sizes = [getattr(rule, f.name) for f in fields(rule) if f.type == "int"]
+    if any(n * n > elements for n in sizes):
+        return False
+    return [tuple(w.shape) for w in rule.initial_weights(0)] == [shape for shape, _ in shapes]
 
 
 def _to_hdf5(weights: Sequence[np.ndarray]) -> bytes:
@@ -166,11 +205,23 @@ def _to_hdf5(weights: Sequence[np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def _from_hdf5(content: bytes, count: int) -> list[np.ndarray]:
+def _from_hdf5(content: bytes, shapes: list) -> list[np.ndarray]:
+    """The tensors, if they are as declared and lie in the content itself, uncompressed."""
     import h5py
 
+    weights = []
     with h5py.File(io.BytesIO(content), "r") as file:
-        return [np.asarray(file[str(k)]) for k in range(count)]
+        for k, (shape, dtype) in enumerate(shapes):
+            link = file.get(str(k), getlink=True)
+            if not isinstance(link, h5py.HardLink) or not isinstance(file[str(k)], h5py.Dataset):
+                raise ValueError(f"tensor {k} is not in the file")
+            tensor = file[str(k)]
+            if (tensor.shape, tensor.dtype) != (shape, dtype):
+                raise ValueError(f"tensor {k} is not as declared: {tensor.shape} {tensor.dtype}")
+            if tensor.chunks or tensor.external or tensor.is_virtual:
+                raise ValueError(f"tensor {k} is not stored in one piece")
+            weights.append(np.asarray(tensor))
+    return weights
 
 
 def _digest(description: dict[str, Any], weights: Sequence[np.ndarray]) -> str:

@@ -1,7 +1,8 @@
 """What is optimized: datasets, networks, and the problems made of them. Light to import."""
 
 from problems.catalog import PROBLEMS, get_problem
-from problems.datasets import Dataset, DatasetUnavailable, Split, load_dataset
+from problems.dataset import Dataset, DatasetUnavailable, Split
+from problems.datasets import load_dataset
 from problems.problem import Problem
 
 __all__ = [

@@ -17,12 +17,13 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import numpy as np
+
+from problems.dataset import Dataset, DatasetDamaged, DatasetUnavailable, Split
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -31,61 +32,11 @@ _PROBE_SECONDS = 1.2
 _DIGITS = "scikit-learn's 1,797 handwritten digits, 8×8 resized to 28×28"
 
 
-@dataclass(frozen=True)
-class Split:
-    """Examples: `images` uint8 [n, height, width, channels] and `labels` int32 [n]."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def inputs(self) -> np.ndarray:
-        """The images: what a network sees, for those who do not care what it is."""
-        return self.images
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A dataset in memory.
-
-    Attributes:
-        name: The dataset this is.
-        requested: The dataset that was asked for.
-        source: Where it was read from, and which version.
-        classes: Number of classes.
-        shape: Height, width and channels of an image.
-        train: Training examples, less the validation examples.
-        validation: The last min(5,000, a sixth) of TFDS' training examples, in TFDS' order.
-        test: TFDS' test split.
-    """
-
-    name: str
-    requested: str
-    source: str
-    classes: int
-    shape: tuple[int, int, int]
-    train: Split
-    validation: Split
-    test: Split
-
-    @property
-    def substituted(self) -> bool:
-        """Whether this stands in for a dataset that was not at hand."""
-        return self.name != self.requested
-
-    @property
-    def description(self) -> str:
-        """One line: the data that was really used, and what it stands in for."""
-        sizes = f"{len(self.train):,} train, {len(self.validation):,} validation"
-        stand_in = f", IN PLACE OF {self.requested}" if self.substituted else ""
-        return f"{self.name}{stand_in} ({self.source}; {sizes}, {len(self.test):,} test)"
-
-
-class DatasetUnavailable(Exception):
-    """The data is neither on this machine nor within reach; the message says what would help."""
+def _damaged(folder: Path, error: Exception) -> DatasetDamaged:
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    return DatasetDamaged(
+        f"The data in {folder} is damaged: {said}. Remove that folder, and it is prepared anew"
+    )
 
 
 @contextlib.contextmanager
@@ -125,8 +76,8 @@ def load_dataset(
 
     Raises:
         ValueError: `data` is none of the three, or TFDS has no dataset of images called `name`.
-        DatasetUnavailable: The dataset cannot be had, and `data` is "tfds"; or `data_dir` is no
-            folder.
+        DatasetUnavailable: The dataset cannot be had, and `data` is "tfds"; or it is damaged; or
+            `data_dir` is no folder.
     """
     if data_dir is not None and not Path(data_dir).expanduser().is_dir():
         raise DatasetUnavailable(f"There is no folder of data at {data_dir}")
@@ -140,7 +91,7 @@ def load_dataset(
     try:
         return _read(_find(name, data_dir, report), requested=name)
     except DatasetUnavailable as missing:
-        if data == "tfds":
+        if data == "tfds" or isinstance(missing, DatasetDamaged):
             raise
         report(
             f"{missing}\nGoing on with the embedded digits IN PLACE OF {name}: {_DIGITS}. "
@@ -227,6 +178,8 @@ def _builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
         builder = tfds.builder(name, data_dir=folder)
     except tfds.core.DatasetNotFoundError:
         raise ValueError(f"TFDS has no dataset of that name. Received: {name!r}") from None
+    except Exception as error:  # it reads what is in the folder
+        raise _damaged(folder / name, error) from error
     features = builder.info.features
     if not {"image", "label"} <= set(features) or None in features["image"].shape:
         raise ValueError(f"A dataset of labelled images of one shape is needed. Received: {name!r}")
@@ -317,20 +270,27 @@ def _load_digits(requested: str) -> Dataset:
 
 
 def _read(builder: tfds.core.DatasetBuilder, requested: str) -> Dataset:
-    """Reads prepared data into memory and splits off the validation examples."""
+    """Reads prepared data into memory and splits off the validation examples.
+
+    Raises:
+        DatasetDamaged: It cannot be read.
+    """
     embedded = builder.name == "digits"
-    train, test = _read_split(builder, "train"), _read_split(builder, "test")
-    held_out = len(train) - min(5_000, len(train) // 6)
-    return Dataset(
-        name="digits" if embedded else requested,
-        requested=requested,
-        source=f"embedded, {_DIGITS}" if embedded else f"TFDS {builder.version}",
-        classes=builder.info.features["label"].num_classes,
-        shape=builder.info.features["image"].shape,
-        train=Split(train.images[:held_out], train.labels[:held_out]),
-        validation=Split(train.images[held_out:], train.labels[held_out:]),
-        test=test,
-    )
+    try:
+        train, test = _read_split(builder, "train"), _read_split(builder, "test")
+        held_out = len(train) - min(5_000, len(train) // 6)
+        return Dataset(
+            name="digits" if embedded else requested,
+            requested=requested,
+            source=f"embedded, {_DIGITS}" if embedded else f"TFDS {builder.version}",
+            classes=builder.info.features["label"].num_classes,
+            shape=builder.info.features["image"].shape,
+            train=Split(train.images[:held_out], train.labels[:held_out]),
+            validation=Split(train.images[held_out:], train.labels[held_out:]),
+            test=test,
+        )
+    except Exception as error:  # TensorFlow's, TFDS' and NumPy's: there are a dozen kinds
+        raise _damaged(builder.data_path, error) from error
 
 
 def _read_split(builder: tfds.core.DatasetBuilder, split: str) -> Split:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from problems.dataset import Dataset, DatasetUnavailable
+
 if TYPE_CHECKING:
     import keras
-
-    from problems.datasets import Dataset
 
 
 @dataclass(frozen=True)
@@ -38,3 +38,15 @@ class Problem:
         be the data this problem asks for.
         """
         return self.network(dataset.shape, dataset.classes)
+
+    def check(self, dataset: Dataset) -> None:
+        """Looks whether `dataset` is enough for a step.
+
+        Raises:
+            DatasetUnavailable: If a batch holds more than its training examples.
+        """
+        if len(dataset.train) < self.batch_size:
+            raise DatasetUnavailable(
+                f"{dataset.name} has {len(dataset.train)} training examples, and a batch of "
+                f"{self.name} holds {self.batch_size}"
+            )

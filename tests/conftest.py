@@ -1,6 +1,7 @@
 """What all tests share: a quiet TensorFlow, four logical CPU devices, seeds, float64, a network."""
 
 import os
+import signal
 from dataclasses import fields
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -15,6 +16,8 @@ from l2o.rules import SGD, Adam
 from l2o.rules.base import REGISTRY, UpdateRule
 
 tf.get_logger().setLevel("ERROR")
+# In the background a shell has Ctrl-C ignored, and so would be the processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
 )

@@ -33,7 +33,7 @@ def made_evaluation(
                 seed=1000 + repeat, epochs=epochs or len(losses) - 1, epoch=epoch,
                 steps=epoch * steps, seconds=epoch * seconds, train_loss=0.9 * loss,
                 train_accuracy=accuracy, validation_loss=loss, validation_accuracy=accuracy,
-                test_loss=1.1 * loss, test_accuracy=accuracy - 0.01 if finite else 0.0,
+                test_loss=1.1 * loss, test_accuracy=max(accuracy - 0.01, 0.0),
                 diverged_at=-1 if finite else (epoch - 1) * steps + 7,
                 epsilon=epsilon * epoch if isfinite(epsilon) else inf,
                 delta=1e-5 if isfinite(epsilon) else 0.0,

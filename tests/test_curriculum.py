@@ -35,7 +35,7 @@ def through_json(progress: Progress) -> Progress:
 def simulate(schedule, loss_of, carry=lambda progress: progress):
     """The trainer without the training: every (progress before, verdict) of a whole run."""
     progress, history = Progress(), []
-    while not progress.finished:
+    while not (progress.finished or progress.diverged):
         if progress.incoming is None:
             progress = carry(enter(progress, loss_of(progress)))
             continue
@@ -171,27 +171,31 @@ def test_good_repeat_counts_once_and_clears_the_repeats():
     assert (progress.period, progress.repeats, progress.best_period) == (2, 0, 2)
 
 
-@pytest.mark.parametrize(
-    ("bad", "last"),
-    [(-0.1, Verdict(True, exploded=True)), (nan, Verdict(False, exploded=True))],
-)
-def test_after_the_last_repeat_the_period_counts(bad, last):
-    progress, verdicts = play(PAPER, -1.5, [-2.0] + 5 * [bad])
-    assert verdicts == [BEST] + 4 * [UNDONE] + [last]
+def test_after_the_last_repeat_the_period_counts():
+    progress, verdicts = play(PAPER, -1.5, [-2.0] + 5 * [-0.1])
+    assert verdicts == [BEST] + 4 * [UNDONE] + [Verdict(True, exploded=True)]
     assert (progress.period, progress.repeats) == (2, 0)
     assert (progress.best, progress.best_period) == (-2.0, 1)
 
 
-def test_without_repeats_nothing_is_lived_again():
-    progress, _ = play(replace(PAPER, max_repeats=0), -1.5, [nan])
-    assert (progress.period, progress.repeats) == (1, 0)
+@pytest.mark.parametrize(("loss", "skipped"), [(nan, 0.0), (inf, 0.0), (-3.0, 0.6), (-3.0, 1.0)])
+@pytest.mark.parametrize("repeats", [0, 4])
+def test_a_period_lost_in_every_try_ends_the_run(loss, skipped, repeats):
+    schedule = replace(PAPER, max_repeats=repeats)
+    progress, _ = play(schedule, -1.5, [-2.0])
+    for _ in range(repeats):
+        progress, verdict = judge(schedule, progress, loss, skipped)
+        assert verdict == UNDONE and not progress.diverged
+    progress, verdict = judge(schedule, progress, loss, skipped)
+    assert verdict == UNDONE and progress.diverged and not progress.finished
+    assert (progress.period, progress.best) == (1, -2.0)
+    with pytest.raises(ValueError, match="no period to judge"):
+        judge(schedule, progress, -3.0)
 
 
-def test_stage_that_only_diverges_ends_without_a_best():
-    history = simulate(ONE_STAGE, lambda p: nan)
-    assert len(history) == 5 * (1 + PAPER.max_repeats)
-    assert not any(verdict.keep or verdict.best for _, verdict in history)
-    assert history[-1][1].stage_over
+def test_half_of_the_updates_are_enough():
+    progress, _ = play(PAPER, -1.5, [])
+    assert judge(PAPER, progress, -2.0, 0.5)[1] == BEST
 
 
 # The end of a stage

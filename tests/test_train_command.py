@@ -1,11 +1,6 @@
-"""`train.py`: wrong command lines, what a run leaves and prints, and a real process killed."""
+"""`train.py`: wrong command lines, what a run leaves and prints."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +15,6 @@ from l2o.checkpoint import fingerprint
 from l2o.commands import train as command
 from l2o.commands.train_options import parser, settings
 
-_ROOT = Path(__file__).parent.parent
 # Everything there is, in seconds: both phases, two stages.
 _TINY = (
     "--data digits --pool small --problem mnist_mlp --preset smoke --truncation 2 --unrolls 2 4 "
@@ -305,6 +299,18 @@ def test_replicates():
     assert sorted(p.name for p in Path("out").iterdir()) == ["1", "2"]
 
 
+def test_run_that_cannot_recover(capfd, monkeypatch):
+    """Every meta-update is left out, in every try; the next replicate is tried."""
+    monkeypatch.setattr("l2o.amalgamation.meta.all_finite", lambda structure: False)
+    line = [*_SHORT, "--output", "out", "--max-repeats", "1", "--replicates", "2"]
+    assert run(*line) == 1
+    first, second = capfd.readouterr().err.splitlines()
+    assert first == second and "period 1 were not finite, in all of 2 tries" in first
+    assert first.endswith("It has no policy yet; a smaller --learning-rate may help")
+    assert run(*line) == 1
+    assert capfd.readouterr().err.splitlines() == [first, first]
+
+
 def test_full_disk_is_one_line(capfd, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device", "out/checkpoint.npz")
@@ -313,60 +319,3 @@ def test_full_disk_is_one_line(capfd, monkeypatch):
     assert run(*_SHORT, "--output", "out") == 2
     error = capfd.readouterr().err
     assert "No space left on device: 'out/checkpoint.npz'" in error and error.count("\n") == 1
-
-
-def start(*arguments) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, _ROOT / "train.py", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
-
-
-def wait_for(process, path: Path) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.05)
-
-
-def test_interrupted_process():
-    process = start(*_SHORT, "--updates", "1000", "--output", "run")
-    wait_for(process, Path("run/updates.csv"))
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert out.endswith("Stopped. The run is kept in run; the same command goes on with it.\n")
-    assert error == "\nStopping when this truncation ends; Ctrl-C again stops at once.\n"
-    assert Path("run/checkpoint.npz").exists()
-
-
-@pytest.mark.slow
-def test_killed_and_interrupted_process_comes_to_the_same_end():
-    line = [*_TINY, "--strategy", "choice"]
-    whole = start(*line, "--output", "whole")
-    out, error = whole.communicate(timeout=300)
-    assert (whole.returncode, error) == (0, "")
-    assert "Done in" in out
-
-    process = start(*line, "--output", "run")
-    wait_for(process, Path("run/choice/policy.json"))
-    process.kill()
-    process.communicate()
-    assert not Path("run/policy").exists()
-
-    process = start(*line, "--output", "run")
-    wait_for(process, Path("run/policy/policy.json"))
-    process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "gone on with" in out and out.endswith("the same command goes on with it.\n")
-    assert "Traceback" not in error
-
-    process = start(*line, "--output", "run")
-    out, error = process.communicate(timeout=300)
-    assert (process.returncode, error) == (0, "")
-    for name in ("choice", "policy"):
-        expected = l2o.load_policy(f"whole/{name}").weights
-        for a, b in zip(l2o.load_policy(f"run/{name}").weights, expected, strict=True):
-            np.testing.assert_array_equal(a, b)

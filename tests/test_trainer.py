@@ -1,7 +1,7 @@
 """The trainer: killed anywhere it comes to the same end; what is undone is undone; what is saved.
 
 A kill leaves the files as they are at that moment, so a copy of the directory, taken in the midst
-of an uninterrupted run, is what a killed run has. `test_train_command.py` kills a real process.
+of an uninterrupted run, is what a killed run has. `test_stopped.py` kills real processes.
 """
 
 import csv
@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from l2o.amalgamation import meta
 from l2o.amalgamation import trainer as module
 from l2o.amalgamation.curriculum import Schedule, Stage, choice_schedule
 from l2o.amalgamation.meta import MetaTraining, initial_state
 from l2o.amalgamation.plan import Meta, Phase, plan
 from l2o.amalgamation.rundir import RunDirectory
-from l2o.amalgamation.trainer import Stopped, Trainer
+from l2o.amalgamation.trainer import Diverged, Stopped, Trainer
 from l2o.amalgamation.unroll import Amalgamation
 from l2o.checkpoint import load_policy
 from l2o.rules import Adam, Choice, RMSProp, RNNProp
@@ -303,13 +304,13 @@ def test_undone_period_leaves_no_trace_but_its_trajectories(
 
     job = Amalgamation(phases[0].rule, (), "none", Regression())
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
-    meta = MetaTraining(job, data, 8, schedule.truncation, 1, strategy)
+    training = MetaTraining(job, data, 8, schedule.truncation, 1, strategy)
     seed = np.random.default_rng([_META.seed, 0, module.INITIAL]).integers(2**20)
     state = initial_state(job.rule.initial_weights(int(seed)))
     key = [_META.seed, 0, module.TRAINING]
     for first in (2, 3):
-        trajectories = meta.begin(key, first)
-        state, _, _ = meta.update(state, trajectories, key, first, 0, _META.warmup_steps, 0.2)
+        trajectories = training.begin(key, first)
+        state, _, _ = training.update(state, trajectories, key, first, 0, _META.warmup_steps, 0.2)
     assert_same(policy.weights, state.weights)
     found = rows(tmp_path / "run" / "periods.csv")
     assert [(row["verdict"], row["repeats"]) for row in found] == [
@@ -318,14 +319,50 @@ def test_undone_period_leaves_no_trace_but_its_trajectories(
     assert len(rows(tmp_path / "run" / "updates.csv")) == 4
 
 
-def test_run_without_a_finite_validation_has_no_policy(train, tmp_path, monkeypatch):
-    schedule = replace(_SCHEDULE, stages=_SCHEDULE.stages[:1], max_repeats=0)
-    validations(monkeypatch, [np.nan] * 3)
+def test_a_run_that_cannot_recover_keeps_its_last_good_policy(train, tmp_path, monkeypatch):
+    """The second period is lost in all five tries, and the same call again says the same."""
+    left = validations(monkeypatch, [-1.0, -3.0] + 5 * [np.nan])
+    with pytest.raises(Diverged, match="policy, stage 1, period 2 were not finite, in all of 5"):
+        train(tmp_path / "run", phases=_ALONE)
+    assert left == []
+    policy = load_policy(tmp_path / "run" / "policy")
+    assert policy.card["validation"]["validation_loss"] == -3.0
+    assert_same(policy.weights, checkpoint(tmp_path / "run", "now"))
+    verdicts = [row["verdict"] for row in rows(tmp_path / "run" / "periods.csv")]
+    assert verdicts == ["best", *4 * ["exploded, undone"], "diverged"]
+    events = []
+    with pytest.raises(Diverged, match="in all of 5 tries"):
+        train(tmp_path / "run", lambda event, facts: events.append(event), _ALONE)
+    assert events == []
+
+
+def test_updates_that_are_not_finite_undo_their_period(train, tmp_path, monkeypatch):
+    """The first try begins with NaN for parameters, the second as it should."""
+    begin, tries = meta.begin, []
+
+    def poisoned(job, key, *scaling, **settings):
+        trajectory = begin(job, key, *scaling, **settings)
+        _, _, stream, index = key
+        if stream == module.VALIDATION or index >= _SCHEDULE.period:
+            return trajectory
+        tries.append(index)
+        student = trajectory.student
+        student = student._replace(parameters=student.parameters * np.nan)
+        return trajectory._replace(student=student)
+
+    monkeypatch.setattr(meta, "begin", poisoned)
+    schedule = replace(
+        _SCHEDULE, stages=_SCHEDULE.stages[:1], min_periods=1, max_periods=1, patience=1
+    )
     train(tmp_path / "run", phases=(replace(_ALONE[0], schedule=schedule),))
-    assert not (tmp_path / "run" / "policy").exists()
-    assert {row["verdict"] for row in rows(tmp_path / "run" / "periods.csv")} == {
-        "exploded, undone"
-    }
+    assert tries == [0, 1]
+    found = rows(tmp_path / "run" / "periods.csv")
+    assert [(row["verdict"], row["repeats"], row["skipped"]) for row in found] == [
+        ("exploded, undone", "0", "2"), ("best", "1", "2"),
+    ]  # fmt: skip
+    assert np.isnan(float(found[0]["meta_loss"])) and np.isfinite(float(found[1]["meta_loss"]))
+    updates = rows(tmp_path / "run" / "updates.csv")
+    assert [row["finite"] for row in updates] == ["0", "0", "1", "1"]
 
 
 def test_plans():

@@ -11,9 +11,9 @@ import keras
 import tensorflow as tf
 
 import l2o
+from l2o.amalgamation.cluster import ClusterError, make_cluster, open_directory, workers
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.amalgamation.plan import Meta, Phase
-from l2o.amalgamation.rundir import RunDirectory
 from l2o.amalgamation.trainer import Trainer
 from l2o.amalgamation.watch import Watch, expected_seconds
 from l2o.checkpoint import Policy, fingerprint, load_policy
@@ -58,8 +58,9 @@ def conduct(
     Raises:
         DirectoryError: If the directory cannot be used, or holds another run.
         Stopped: After SIGINT or SIGTERM, once what there is has been saved.
-        RunError: If there are not examples enough, or no validation was ever finite, so that
-            there is no policy.
+        Diverged: If it cannot recover.
+        ClusterError: If another worker is gone.
+        RunError: If there are not examples enough.
     """
     config = origin | {"meta": asdict(meta), "phases": [_described(p) for p in phases]}
     versions = {"l2o": l2o.__version__, "tensorflow": tf.__version__, "keras": keras.__version__}
@@ -67,8 +68,8 @@ def conduct(
     if meta.perturbation:
         card["perturbation"] = asdict(meta.perturbation)
     with (
-        RunDirectory(directory, config, fresh) as run,
-        closing(Watch(directory, phases, tensorboard)) as watch,
+        open_directory(directory, config, fresh) as run,
+        closing(Watch(run.path, phases, tensorboard)) as watch,
     ):
         keras.utils.set_random_seed(meta.seed)
         tf.config.experimental.enable_op_determinism()
@@ -88,15 +89,20 @@ def conduct(
         left = " left" * trainer.resumed
         print(f"Expected time: about {duration(seconds)}{left} on {origin['devices']} as it is now",
               flush=True)  # fmt: skip
-        trainer.run()
-    policy = directory / phases[-1].name
-    if not policy.exists():
-        raise RunError(f"No validation was ever finite, so {directory} has no policy")
-    return load_policy(policy)
+        try:
+            trainer.run()
+        except tf.errors.OpError as error:
+            if not workers():
+                raise
+            raise ClusterError(
+                "A worker is gone, so this one ends too. The same commands go on from the last "
+                "checkpoint"
+            ) from error
+        return load_policy(run.path / phases[-1].name)
 
 
 def make_strategy(devices: int | None, meta_batch: int) -> tf.distribute.Strategy:
-    """MirroredStrategy over GPUs, or over logical devices of the CPU.
+    """MirroredStrategy over GPUs or logical devices of the CPU, or several workers.
 
     Args:
         devices: How many; all GPUs, or one, by default.
@@ -104,7 +110,12 @@ def make_strategy(devices: int | None, meta_batch: int) -> tf.distribute.Strateg
 
     Raises:
         RunError: If there are not so many, or they do not divide the meta-batch.
+        ClusterError: The same, where TF_CONFIG names several workers.
     """
+    if workers():
+        if devices:
+            raise RunError("--devices: with several workers, each uses all of its GPUs or one CPU")
+        return make_cluster(meta_batch)
     gpus = tf.config.list_physical_devices("GPU")
     replicas = devices or len(gpus) or 1
     if gpus and replicas > len(gpus):
@@ -115,6 +126,8 @@ def make_strategy(devices: int | None, meta_batch: int) -> tf.distribute.Strateg
         )
     if gpus:
         return tf.distribute.MirroredStrategy([f"/gpu:{k}" for k in range(replicas)])
+    if replicas > 64:
+        raise RunError(f"--devices: at most 64 logical ones. Received: {devices}")
     cpu = tf.config.list_physical_devices("CPU")[0]
     if replicas > 1 and not tf.config.get_logical_device_configuration(cpu):
         logical = [tf.config.LogicalDeviceConfiguration()] * replicas

@@ -15,6 +15,7 @@ from typing import Any
 UNROLLS, LAST_VALIDATION = (100, 200, 500, 1000), 2000
 ALPHAS = (0.2, 0.1, 0.05, 0.02)
 CHOICE_UNROLLS, CHOICE_VALIDATION = (100, 200, 500, 500, 500), 1000
+MOST_SKIPPED = 0.5  # of a period's meta-updates
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,7 @@ class Progress:
         best: The stage's best validation loss, or None before there is one.
         best_period: The period it came after.
         finished: Whether the last stage is over.
+        diverged: Whether the run ended before it, without a way on.
     """
 
     stage: int = 0
@@ -216,6 +218,7 @@ class Progress:
     best: float | None = None
     best_period: int = 0
     finished: bool = False
+    diverged: bool = False
 
 
 @dataclass(frozen=True)
@@ -225,7 +228,7 @@ class Verdict:
     Attributes:
         keep: Go on from the present policy; otherwise from the last one that was kept.
         best: Remember the present policy as the stage's best.
-        exploded: The validation was worse than the reference allows.
+        exploded: The validation was worse than the reference allows, or the period was lost.
         stage_over: Take up the stage's best policy; the next stage, if any, begins with it.
     """
 
@@ -233,6 +236,13 @@ class Verdict:
     best: bool = False
     exploded: bool = False
     stage_over: bool = False
+
+    @property
+    def word(self) -> str:
+        """In a table."""
+        if self.exploded:
+            return "exploded, kept" if self.keep else "exploded, undone"
+        return "best" if self.best else "kept"
 
 
 def enter(progress: Progress, loss: float) -> Progress:
@@ -247,33 +257,46 @@ def explodes(loss: float, reference: float, tolerance: float) -> bool:
     return loss > reference + tolerance * abs(reference)
 
 
-def judge(schedule: Schedule, progress: Progress, loss: float) -> tuple[Progress, Verdict]:
-    """What to make of the validation loss after a period.
+def judge(
+    schedule: Schedule, progress: Progress, loss: float, skipped: float = 0.0
+) -> tuple[Progress, Verdict]:
+    """What to make of a period.
 
     The reference is the stage's best so far, and before there is one the incoming checkpoint's
-    loss. A period that explodes is undone and repeated on fresh trajectories. Our choice where
-    the paper is silent: once the repeats are used up the period counts and training goes on, from
-    where it is if the loss is at least finite, else from the last policy that was kept. A stage
-    without any finite validation ends on the checkpoint it began with; otherwise that one does
-    not count for the best, which is the best of the periods.
+    loss. A period that explodes is undone and repeated on fresh trajectories.
+
+    Our choices where the paper is silent: a period is lost, and counts as exploded, if its
+    validation is not finite or more than half of its meta-updates were left out because they were
+    not. Once the repeats are used up, a period that exploded counts and training goes on from where
+    it is; but a lost one ends the run, since all tries began with the same policy. The incoming
+    checkpoint does not count for the stage's best, which is the best of the periods.
+
+    Args:
+        schedule: The curriculum.
+        progress: Where it is.
+        loss: The validation loss after the period.
+        skipped: Share of the period's meta-updates that were left out.
 
     Raises:
         ValueError: Before the stage was entered, or after the last one is over.
     """
-    if progress.incoming is None or progress.finished:
+    if progress.incoming is None or progress.finished or progress.diverged:
         raise ValueError(f"There is no period to judge. Received: {progress}")
     progress = replace(progress, trajectories=progress.trajectories + schedule.period)
     reference = progress.incoming if progress.best is None else progress.best
-    exploded = explodes(loss, reference, schedule.tolerance)
+    lost = not isfinite(loss) or skipped > MOST_SKIPPED
+    exploded = lost or explodes(loss, reference, schedule.tolerance)
     if exploded and progress.repeats < schedule.max_repeats:
         return replace(progress, repeats=progress.repeats + 1), Verdict(False, exploded=True)
+    if lost:
+        return replace(progress, diverged=True), Verdict(False, exploded=True)
     period = progress.period + 1
     progress = replace(progress, period=period, repeats=0)
-    best = isfinite(loss) and (progress.best is None or loss < progress.best)
+    best = progress.best is None or loss < progress.best
     if best:
         progress = replace(progress, best=loss, best_period=period)
     over = period >= last_period(schedule, progress)
-    verdict = Verdict(isfinite(loss), best, exploded, over)
+    verdict = Verdict(True, best, exploded, over)
     if over and progress.stage + 1 < len(schedule.stages):
         progress = Progress(progress.stage + 1, trajectories=progress.trajectories)
     elif over:

@@ -58,13 +58,25 @@ def pack(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def unpack(arrays: dict[str, np.ndarray], status: dict[str, Any], fresh: Run) -> Run:
-    """The run of a `pack`; `fresh` is one at the start of the same phase."""
+    """The run of a `pack`; `fresh` is one at the start of the same phase.
+
+    Raises:
+        KeyError, TypeError, ValueError: If it is none of that phase.
+    """
 
     def tensors(name: str) -> list:
         count = sum(key.startswith(f"{name}.") for key in arrays)
         return [tf.convert_to_tensor(arrays[f"{name}.{k}"]) for k in range(count)]
 
     states = {name: tf.nest.pack_sequence_as(fresh.now, tensors(name)) for name in _STATES}
+    for name, state in states.items():
+        pairs = zip(tf.nest.flatten(state), tf.nest.flatten(fresh.now), strict=True)
+        if any((a.shape, a.dtype) != (b.shape, b.dtype) for a, b in pairs):
+            raise ValueError(f"the tensors of '{name}' have other shapes or dtypes")
     counters = {name: status[name] for name in _COUNTERS} | {"sums": tuple(status["sums"])}
     progress = Progress(**status["progress"])
+    whole = [counters[name] for name in ("phase", "unrolls", "updates", "periods")]
+    whole += [progress.stage, progress.period, progress.repeats, progress.trajectories]
+    if not all(type(n) is int and n >= 0 for n in whole):
+        raise ValueError(f"counts are whole numbers. Received: {whole}")
     return replace(fresh, **states, **counters, previous=tensors("previous"), progress=progress)

@@ -15,6 +15,7 @@ import csv
 import io
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from l2o.claim import Claim, DirectoryError
-from l2o.files import write_atomically
+from l2o.files import write_atomically, writing
 
 CONFIG = "config.json"
 CHECKPOINT, PREVIOUS = "checkpoint.npz", "checkpoint.previous.npz"
@@ -44,27 +45,13 @@ class RunDirectory(Claim):
     def __init__(self, path: Path, config: dict[str, Any], fresh: bool = False):
         super().__init__(path, CONFIG, fresh)
         try:
-            self._compare(config)
+            if (self.path / CONFIG).exists():
+                compare(self.path, config)
+            else:
+                write_atomically(self.path / CONFIG, json.dumps(config, indent=2) + "\n")
         except BaseException:
             self.close()
             raise
-
-    def _compare(self, config: dict[str, Any]) -> None:
-        file = self.path / CONFIG
-        if not file.exists():
-            write_atomically(file, json.dumps(config, indent=2) + "\n")
-            return
-        try:
-            there = json.loads(file.read_text())
-        except ValueError as error:
-            raise DirectoryError(f"{file} is damaged: {error}. --fresh moves it aside") from error
-        found = list(differences(there, json.loads(json.dumps(config))))
-        if found:
-            more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
-            raise DirectoryError(
-                f"{self.path} holds a run of another configuration ({'; '.join(found[:4])}{more}). "
-                "Choose another --output, or --fresh to move it aside"
-            )
 
     def save(self, arrays: dict[str, np.ndarray], status: dict[str, Any]) -> None:
         """Writes a checkpoint; the one before it stays as the previous one."""
@@ -80,31 +67,82 @@ class RunDirectory(Claim):
     def load(self, report=print) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """The newest checkpoint that is whole, or None where there is none.
 
+        A damaged one is renamed: the next save would put it in the place of the good one.
+
         Raises:
             DirectoryError: If there are checkpoints and none can be read.
         """
-        damaged = []
-        for name in (CHECKPOINT, PREVIOUS):
-            path = self.path / name
-            if not path.exists():
-                continue
-            try:
-                with np.load(path, allow_pickle=False) as file:
-                    arrays = {key: file[key] for key in file.files}  # reading checks the CRCs
-                status = json.loads(str(arrays.pop("status")))
-                if arrays.pop("names").tolist() != sorted(arrays):  # a ZIP's list has no CRC
-                    raise ValueError("arrays are missing")
-            except Exception as error:  # there are a dozen kinds, as bits may flip anywhere
-                damaged.append(f"{name} ({' '.join(str(error).split())})")
-                continue
-            if damaged:
-                report(f"Damaged, so the checkpoint before it is taken: {damaged[0]}")
-                # Out of the way: the next save would put it in the place of the good one.
-                os.replace(self.path / CHECKPOINT, self.path / f"{CHECKPOINT}.damaged")
-            return arrays, status
+        damaged: list[str] = []
+        found = load(self.path, damaged)
         if damaged:
-            raise DirectoryError(f"No checkpoint in {self.path} can be read: {', '.join(damaged)}")
-        return None
+            report(f"Damaged, so the checkpoint before it is taken: {damaged[0]}")
+            os.replace(self.path / CHECKPOINT, self.path / f"{CHECKPOINT}.damaged")
+        return found
+
+
+def compare(path: Path, config: dict[str, Any]) -> None:
+    """Compares a configuration with that of the run that is there.
+
+    Raises:
+        DirectoryError: If they differ.
+    """
+    file = path / CONFIG
+    try:
+        there = json.loads(file.read_text())
+    except (ValueError, RecursionError) as error:
+        raise DirectoryError(f"{file} is damaged: {error}. --fresh moves it aside") from error
+    found = list(differences(there, json.loads(json.dumps(config))))
+    if found:
+        more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
+        raise DirectoryError(
+            f"{path} holds a run of another configuration ({'; '.join(found[:4])}{more}). "
+            "Choose another --output, or --fresh to move it aside"
+        )
+
+
+def load(
+    run: Path, damaged: list[str] | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """The newest checkpoint of a run that is whole, or None where there is none.
+
+    Args:
+        run: The directory.
+        damaged: Told what is wrong with a newer one.
+
+    Raises:
+        DirectoryError: If there are checkpoints and none can be read.
+    """
+    damaged = [] if damaged is None else damaged
+    for name in (CHECKPOINT, PREVIOUS):
+        path = run / name
+        if not path.exists():
+            continue
+        try:
+            arrays = read_arrays(path)
+            status = json.loads(str(arrays.pop("status")))
+            if arrays.pop("names").tolist() != sorted(arrays):  # a ZIP's list has no CRC
+                raise ValueError("arrays are missing")
+        except Exception as error:  # there are a dozen kinds, as bits may flip anywhere
+            damaged.append(f"{name} ({' '.join(str(error).split())})")
+            continue
+        return arrays, status
+    if damaged:
+        raise DirectoryError(f"No checkpoint in {run} can be read: {', '.join(damaged)}")
+    return None
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an uncompressed .npz file, which thus cannot be larger than the file.
+
+    Raises:
+        Exception: If it is damaged, or no such file; there are a dozen kinds.
+    """
+    with zipfile.ZipFile(path) as file:
+        for member in file.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > file.fp.seek(0, 2):
+                raise ValueError(f"{member.filename} is not stored as it is")
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}  # reading checks the CRCs
 
 
 def differences(there: Any, asked: Any, place: str = "") -> Iterator[str]:
@@ -136,18 +174,28 @@ class Table:
         head = io.StringIO()
         csv.writer(head, lineterminator="\n").writerows([self._columns, *behind])
         write_atomically(path, head.getvalue())
+        self._path = path
         self._file = open(path, "a", newline="")  # noqa: SIM115 grows while the run lasts
         self._writer = csv.writer(self._file, lineterminator="\n")
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds a row and hands it to the operating system."""
-        self._writer.writerow([row[name] for name in self._columns])
-        self._file.flush()
+        with writing(self._path):
+            self._writer.writerow([row[name] for name in self._columns])
+            self._file.flush()
 
     def sync(self) -> None:
         """Has the rows on disk before a checkpoint counts them."""
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()

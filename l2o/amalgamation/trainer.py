@@ -9,8 +9,6 @@ bit for bit.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -25,8 +23,10 @@ from l2o.amalgamation.optimizee import Batch, Optimizee
 from l2o.amalgamation.plan import Meta, Phase
 from l2o.amalgamation.run import Run, pack, unpack
 from l2o.amalgamation.rundir import RunDirectory, Table
+from l2o.amalgamation.signals import handling
 from l2o.amalgamation.unroll import Amalgamation, Teacher
 from l2o.checkpoint import Policy, save_policy
+from l2o.claim import DirectoryError
 from l2o.rules import RNNProp
 
 TRAINING, VALIDATION, INITIAL = 0, 1, 2  # streams of random numbers of a phase
@@ -40,6 +40,10 @@ PERIODS = ("phase", "stage", "period", "repeats", "unroll", "alpha", "meta_loss"
 
 class Stopped(Exception):
     """The run was interrupted; what it had is saved."""
+
+
+class Diverged(Exception):
+    """The run cannot recover; the policies saved so far are its last good ones."""
 
 
 class Trainer:
@@ -97,35 +101,33 @@ class Trainer:
 
         Raises:
             Stopped: After SIGINT or SIGTERM, once what there is has been saved.
+            Diverged: If a period was lost in every try; see `curriculum.judge`.
         """
-        handlers = {}
-        if threading.current_thread() is threading.main_thread():  # Python allows no other
-            handlers = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
-        run = self._run or self._enter_phase(0, [], seconds=0.0, updates=0, periods=0)
-        path = self._directory.path
-        self._updates = Table(path / "updates.csv", UPDATES, run.updates)
-        self._periods = Table(path / "periods.csv", PERIODS, run.periods)
-        self._clock = time.monotonic()
-        self._saved = self._clock
-        try:
-            while True:
-                phase = self._phases[run.phase]
-                training = self._training(phase, run)
-                while not run.progress.finished:
-                    self._advance(phase, training, run)
-                if run.phase + 1 == len(self._phases):
-                    return Policy(phase.rule, _arrays(run.now.weights), self._card)
-                tick = self._seconds(run)
-                run = self._enter_phase(
-                    run.phase + 1, run.now.weights, tick, run.updates, run.periods
-                )
-                self._clock = time.monotonic()
-                self._save(run)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-            self._updates.close()
-            self._periods.close()
+        with handling(self._stop):
+            run = self._run or self._enter_phase(0, [], seconds=0.0, updates=0, periods=0)
+            path = self._directory.path
+            with (
+                Table(path / "updates.csv", UPDATES, run.updates) as self._updates,
+                Table(path / "periods.csv", PERIODS, run.periods) as self._periods,
+            ):
+                self._clock = self._saved = time.monotonic()
+                return self._finish(run)
+
+    def _finish(self, run: Run) -> Policy:
+        """All phases that are left."""
+        while True:
+            phase = self._phases[run.phase]
+            training = self._training(phase, run)
+            while not run.progress.finished:
+                if run.progress.diverged:
+                    raise Diverged(_described(phase, run.progress))
+                self._advance(phase, training, run)
+            if run.phase + 1 == len(self._phases):
+                return Policy(phase.rule, _arrays(run.now.weights), self._card)
+            tick = self._seconds(run)
+            run = self._enter_phase(run.phase + 1, run.now.weights, tick, run.updates, run.periods)
+            self._clock = time.monotonic()
+            self._save(run)
 
     def _stop(self, *_) -> None:
         if self._stopping:  # asked a second time: do not wait for the truncation to end
@@ -192,9 +194,11 @@ class Trainer:
             return
         self._practise(training, phase, stage, run)
         losses = self._validate(training, phase, stage, run)
-        run.progress, verdict = judge(schedule, progress, float(losses.mean()))
         updates = schedule.period // schedule.meta_batch
         updates *= stage.unroll(progress.period) // schedule.truncation
+        skipped = int(run.now.skipped) - int(run.kept.skipped)
+        run.progress, verdict = judge(schedule, progress, float(losses.mean()), skipped / updates)
+        sums = np.array(run.sums) / (updates - skipped) if skipped < updates else (np.nan, np.nan)
         facts = {
             "phase": phase.name,
             "stage": progress.stage + 1,
@@ -202,12 +206,12 @@ class Trainer:
             "repeats": progress.repeats,
             "unroll": stage.unroll(progress.period),
             "alpha": stage.alpha,
-            "meta_loss": run.sums[0] / updates,
-            "distance": run.sums[1] / updates,
+            "meta_loss": float(sums[0]),
+            "distance": float(sums[1]),
             "validation_unroll": stage.validation_unroll,
             "validation_loss": float(losses.mean()),
             "validation_error": _standard_error(losses),
-            "verdict": _word(verdict),
+            "verdict": "diverged" if run.progress.diverged else verdict.word,
             "skipped": int(run.now.skipped),
             "updates": run.updates,
             "seconds": round(self._seconds(run), 1),
@@ -215,13 +219,12 @@ class Trainer:
         self._periods.append(facts)
         run.periods += 1
         run.unrolls, run.sums = 0, (0.0, 0.0)
-        skipped = run.now.skipped
-        run.now = run.kept = run.now if verdict.keep else run.kept
+        now = run.now if verdict.keep else run.kept
         if verdict.best:
-            run.best = run.now
+            run.best = now
         if verdict.stage_over:
-            run.now = run.kept = run.best
-        run.now = run.now._replace(skipped=skipped)  # what was skipped stays counted
+            now = run.best
+        run.now = run.kept = now._replace(skipped=run.now.skipped)  # they stay counted
         if verdict.best:  # before the checkpoint: after it, a crash would leave it undone
             self._save_policy(phase, run, facts)
         self._save(run)
@@ -236,24 +239,27 @@ class Trainer:
         for number in range(run.unrolls, schedule.period // schedule.meta_batch):
             first = progress.trajectories + number * schedule.meta_batch
             trajectories = training.begin(key, first)
-            state, updates, rows, sums = run.now, run.updates, [], np.array(run.sums)
+            state, updates, sums = run.now, run.updates, np.array(run.sums)
             for start in range(0, unroll, schedule.truncation):
                 begun = time.monotonic()
+                left_out = int(state.skipped)
                 state, trajectories, report = training.update(
                     state, trajectories, key, first, start, warmup, stage.alpha
                 )
-                meta_loss, distance, finite = (float(x) for x in report)
+                meta_loss, distance = float(report.meta_loss), float(report.distance)
+                finite = int(state.skipped) == left_out
                 seconds = time.monotonic() - begun
                 updates += 1
-                sums += np.nan_to_num([meta_loss, distance])
-                rows.append((progress.stage + 1, progress.period + 1, updates, unroll, start,
-                             meta_loss, distance, int(finite >= 1), round(seconds, 3)))  # fmt: skip
-                self._updates.append(dict(zip(UPDATES, (phase.name, *rows[-1]), strict=True)))
+                if finite:
+                    sums += (meta_loss, distance)
+                row = (phase.name, progress.stage + 1, progress.period + 1, updates, unroll, start,
+                       meta_loss, distance, int(finite), round(seconds, 3))  # fmt: skip
+                self._updates.append(dict(zip(UPDATES, row, strict=True)))
                 self._watch(
                     "update",
                     {
                         "phase": phase, "run": run, "meta_loss": meta_loss,
-                        "distance": distance, "finite": finite >= 1, "seconds": seconds,
+                        "distance": distance, "finite": finite, "seconds": seconds,
                         "unroll": unroll,
                         "done": number * unroll + start + schedule.truncation,
                         "total": schedule.period // schedule.meta_batch * unroll,
@@ -318,14 +324,25 @@ class Trainer:
         saved = self._directory.load()
         if saved is None:
             return None
-        fresh = self._enter_phase(saved[1]["phase"], [], 0.0, 0, 0)
-        return unpack(*saved, fresh)
+        try:
+            fresh = self._enter_phase(saved[1]["phase"], [], 0.0, 0, 0)
+            run = unpack(*saved, fresh)
+            self._phases[run.phase].schedule.stages[run.progress.stage]
+            return run
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise DirectoryError(
+                f"The checkpoint in {self._directory.path} is no checkpoint of this run: "
+                f"{' '.join(str(error).split())}"
+            ) from error
 
 
-def _word(verdict) -> str:
-    if verdict.exploded:
-        return "exploded, kept" if verdict.keep else "exploded, undone"
-    return "best" if verdict.best else "kept"
+def _described(phase: Phase, progress: Progress) -> str:
+    """What a run that diverged says."""
+    times = "" if not progress.repeats else f", in all of {progress.repeats + 1} tries"
+    return (
+        f"The meta-updates or the validation of {phase.name}, stage {progress.stage + 1}, period "
+        f"{progress.period + 1} were not finite{times}, so the run cannot go on"
+    )
 
 
 def _standard_error(losses: np.ndarray) -> float:

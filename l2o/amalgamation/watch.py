@@ -216,7 +216,7 @@ def draw_periods(table: Path, path: Path) -> None:
     title = f"{config['strategy']}, pool {config['pool']}, {config['problem']}, data: {data}"
     figure.suptitle(title, fontsize="small")
     figure.tight_layout()
-    temporary = path.with_name(f".{path.name}")
+    temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
     temporary.replace(path)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import io
+import time
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import tensorflow as tf
 
 from l2o import PolicyError, pretrained
+from l2o.amalgamation.plan import MOST_SEED
 from l2o.claim import DirectoryError
 from l2o.commands.forecast import Forecast
+from l2o.commands.pool import spread
 from l2o.commands.problem import (
     OWN,
     check_data_flags,
@@ -36,8 +41,8 @@ from l2o.evaluation.contenders import (
 from l2o.evaluation.fit import Warmup
 from l2o.evaluation.privacy import PrivacyError, check_python
 from l2o.evaluation.report import write_report
-from l2o.evaluation.results import read_results
-from l2o.evaluation.run import Plan, Task, evaluate, missing
+from l2o.evaluation.results import describe, read_results
+from l2o.evaluation.run import Bench, Plan, Task, evaluate, keep, missing
 from l2o.evaluation.store import ResultsDirectory, read_cards, read_samples
 from l2o.evaluation.tables import TableError
 from l2o.progress import Progress, duration
@@ -105,6 +110,9 @@ def parser() -> Parser:
     g.add_argument("--seed", type=whole, default=0, metavar="S",
                    help="repeat j has the seed S + j - 1, which fixes initial weights, batches and "
                    "noise; default 0")
+    g.add_argument("--jobs", type=count, default=1, metavar="J",
+                   help="processes of one thread each that evaluations are spread over; default 1, "
+                   "which uses all cores")
     g.add_argument("--list", action="store_true", help="name all problems and optimizers")
     g = p.add_argument_group("data")
     g.add_argument("--data", type=known(("auto", "tfds", "digits")), metavar="HOW",
@@ -142,7 +150,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     preset = options.preset or ("paper" if gpus else "cpu")
     reason = "" if options.preset else f", because there is {'a' if gpus else 'no'} GPU"
     repeats, epochs = PRESETS[preset]
+    if gpus and options.jobs > 1:
+        raise UserError("--jobs spreads evaluations over the cores of a machine without a GPU")
     plan = Plan(options.repeats or repeats, options.epochs or epochs, options.seed)
+    for name, value, most in (("repeats", plan.repeats, 10_000), ("jobs", options.jobs, 1_000)):
+        if value > most:
+            raise UserError(f"--{name} must be at most {most}. Received: {value}")
+    if plan.seed > (most := MOST_SEED - plan.repeats + 1):
+        raise UserError(f"--seed must be at most {most}. Received: {plan.seed}")
     contenders = _contenders(options)
     try:
         tasks = _tasks(options)
@@ -177,7 +192,10 @@ def _evaluate(options: argparse.Namespace) -> int:
             bar.show(done, forecast.total, f"{text}, {duration(left)} left")
 
         try:
-            evaluate(todo, plan, directory, watch)
+            if options.jobs > 1:
+                _spread(options, todo, plan, directory, bar)
+            else:
+                evaluate(todo, plan, directory, watch)
         except KeyboardInterrupt:
             bar.close()
             print(f"Stopped. What was over is kept in {directory.path}; the same command goes on.")
@@ -189,6 +207,36 @@ def _evaluate(options: argparse.Namespace) -> int:
     print("of the mean loss over the last epoch's batches, each before its step.")
     print(f"Figures and a page: python evaluate.py --report {directory.path}")
     return 0
+
+
+def _spread(options: argparse.Namespace, todo, plan, directory, bar: Progress) -> None:
+    """Evaluates in several processes; what they find is kept by this one."""
+    keep(todo, directory)
+    keys = [(plan.key(task, contender, repeat),) for task, repeat, contender in todo]
+    results = spread(_run_one, keys, options.jobs, _start_worker, (options, plan))
+    begun = time.monotonic()
+    for done, result in enumerate(results, start=1):
+        directory.add(*result)
+        key, left = result[0], (time.monotonic() - begun) / done * (len(keys) - done)
+        text = f"{describe(key)} is over, {duration(left)} left"
+        bar.show(done, len(keys), text)
+
+
+_worker: dict = {}  # what a process of --jobs holds
+
+
+def _start_worker(options: argparse.Namespace, plan) -> None:
+    tf.keras.utils.set_random_seed(options.seed)
+    with redirect_stdout(io.StringIO()):
+        _worker.update(bench=Bench(plan), tasks=_tasks(options), contenders=_contenders(options))
+
+
+def _run_one(key):
+    task = next(t for t in _worker["tasks"] if t.problem.name == key.problem)
+    for contender in _worker["contenders"]:
+        if (contender.origin, contender.replicate) == (key.origin, key.replicate):
+            return _worker["bench"].run(task, key.repeat, contender)
+    raise UserError(f"{key.optimizer} has changed since the evaluation began")
 
 
 def _contenders(options: argparse.Namespace) -> list:

@@ -78,6 +78,10 @@ def load_problem(
             raise UserError(str(error)) from error
         report(f"Data: {dataset.description}")
         loaded[problem.dataset] = dataset
+    try:
+        problem.check(loaded[problem.dataset])
+    except problems.DatasetUnavailable as error:
+        raise UserError(str(error)) from error
     return problem, loaded[problem.dataset]
 
 

@@ -9,17 +9,19 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+_MOST = 10**12  # of anything that is counted
+
 
 class UserError(Exception):
     """Something the user can mend: printed as one line, exit status 2, no traceback."""
 
 
 def run_command(command: Callable[[], int]) -> None:
-    """Runs a command and exits with its status; a `UserError` is one line and status 2."""
+    """Runs a command and exits with its status; what the user can mend is one line and status 2."""
     try:
         status = command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
@@ -27,6 +29,9 @@ def run_command(command: Callable[[], int]) -> None:
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
+    except OSError as error:  # a full disk, most of all
+        print(f"error: {one_line(str(error))}. What had been saved is kept", file=sys.stderr)
+        status = 2
     sys.exit(status)
 
 
@@ -39,7 +44,12 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str):
-        self.exit(2, f"error: {message} (see --help)\n")
+        self.exit(2, f"error: {one_line(message)} (see --help)\n")
+
+
+def one_line(text: str) -> str:
+    """A message whose line breaks, of a file's name perhaps, are spaces."""
+    return " ".join(text.split())
 
 
 def known(names: Sequence[str]) -> Callable[[str], str]:
@@ -55,23 +65,25 @@ def known(names: Sequence[str]) -> Callable[[str], str]:
 
 def count(text: str) -> int:
     """An argument that must be a whole number of at least 1."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not '{text}'")
-    return value
+    return _whole(text, 1)
 
 
 def whole(text: str) -> int:
     """An argument that must be a whole number of at least 0."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = -1
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, not '{text}'")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number of at least {least}, not '{text}'"
+        )
+    if value > _MOST:
+        raise argparse.ArgumentTypeError(f"must be at most {_MOST:,}, not '{text}'")
     return value
 
 

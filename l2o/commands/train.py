@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
+import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import tensorflow as tf
 
 import l2o
+from l2o.amalgamation.cluster import ClusterError
 from l2o.amalgamation.conduct import RunError, conduct, described_devices, make_strategy
 from l2o.amalgamation.optimizee import Batch
-from l2o.amalgamation.plan import Meta
+from l2o.amalgamation.plan import Phase
 from l2o.amalgamation.rundir import CONFIG
-from l2o.amalgamation.trainer import Stopped
+from l2o.amalgamation.settings import Settings
+from l2o.amalgamation.trainer import Diverged, Stopped
 from l2o.claim import DirectoryError, check_free
+from l2o.commands.pool import spread
 from l2o.commands.problem import is_own, load_problem
 from l2o.commands.terminal import UserError, quiet_start, run_command
 from l2o.commands.train_options import check, parser, settings
@@ -26,9 +33,14 @@ from l2o.evaluation.tuning import RATES
 from l2o.progress import duration
 from problems import DatasetUnavailable
 
+STOPPED = 130  # the exit status of what a signal ended
+
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs the command; exits with status 0, 2 for a user's error, 130 when stopped."""
+    """Runs the command.
+
+    Exits with status 0, 1 where a run diverged, 2 for a user's error, 130 when stopped.
+    """
     run_command(lambda: _main(arguments))
 
 
@@ -38,17 +50,15 @@ def _main(arguments: list[str] | None) -> int:
     tf.get_logger().setLevel("ERROR")  # it warns of every second network that is traced
     try:
         return _tune(options) if options.tune else _train(options)
-    except BrokenProcessPool as error:
-        raise UserError(
-            "A process of the search was killed, perhaps for memory; the fits that ended are "
-            "kept. The same command, with fewer --jobs, goes on"
-        ) from error
-    except (DirectoryError, RunError, TableError, l2o.PolicyError, DatasetUnavailable) as error:
+    except (
+        ClusterError,
+        DirectoryError,
+        RunError,
+        TableError,
+        l2o.PolicyError,
+        DatasetUnavailable,
+    ) as error:
         raise UserError(str(error)) from error
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise UserError(f"{error}. What had been saved is kept") from error
 
 
 def _tune(options: argparse.Namespace) -> int:
@@ -64,7 +74,8 @@ def _tune(options: argparse.Namespace) -> int:
     place, output = (search.problem, search.data, search.data_dir), options.output
     output = output or Path("runs/tuning")
     try:
-        tune(search, lambda: load_problem(*place), output, options.jobs, options.fresh)
+        jobs = options.jobs or os.cpu_count() or 1
+        tune(search, lambda: load_problem(*place), output, jobs, options.fresh)
     except KeyboardInterrupt:
         print("\nStopped. The fits that ended are kept; the same command goes on.")
         return 130
@@ -73,54 +84,132 @@ def _tune(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     """Every run; what can be wrong with the command line is found before data is read."""
+    work = _prepare(options)
+    for directory, _ in work.runs:
+        check_free(directory, CONFIG)
+    print(f"Preset: {work.preset}{work.reason}", flush=True)
+    task, count, status = _load_task(work), len(work.runs), 0
+    if (options.jobs or 1) > 1 and count > 1:
+        return _spread(work)
+    for k, (_, chosen) in enumerate(work.runs):
+        if count > 1:
+            magnitude = "" if chosen.magnitude is None else f", magnitude {chosen.magnitude:g}"
+            print(f"Run {k + 1} of {count}: seed {chosen.seed}{magnitude}")
+        status = max(status, _run(work, task, k))
+        if status == STOPPED:
+            break
+    return status
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a command line asks for.
+
+    Attributes:
+        options: The command line.
+        preset, reason: Which, and why where it does not say.
+        runs: Directories and settings.
+        phases: Of each run.
+        strategy: Its devices.
+    """
+
+    options: argparse.Namespace
+    preset: str
+    reason: str
+    runs: list[tuple[Path, Settings]]
+    phases: tuple[Phase, ...]
+    strategy: tf.distribute.Strategy
+
+
+def _prepare(options: argparse.Namespace) -> Work:
     with quiet_start():
         gpus = tf.config.list_physical_devices("GPU")
     preset, reason = options.preset, ""
     if preset is None:
         preset, reason = ("paper", "there is a GPU") if gpus else ("cpu", "there is no GPU")
         reason = f", because {reason}"
+    if gpus and (options.jobs or 1) > 1:
+        raise UserError("--jobs spreads runs over the cores of a machine without a GPU")
     runs = settings(options, preset)
     first = runs[0][1]
     strategy = make_strategy(options.devices, first.schedules()[0].meta_batch)
-    for directory, _ in runs:
-        check_free(directory, CONFIG)
     try:
         phases = first.phases()
     except ValueError as error:
         raise UserError(str(error)) from error
-    print(f"Preset: {preset}{reason}", flush=True)
+    return Work(options, preset, reason, runs, phases, strategy)
+
+
+def _load_task(work: Work) -> Task:
+    options, first = work.options, work.runs[0][1]
     needs = {"first_order": first.first_order, "positive": first.meta_loss == "log"}
-    task = Task(*load_problem(options.problem, options.data, options.data_dir, **needs))
+    return Task(*load_problem(options.problem, options.data, options.data_dir, **needs))
+
+
+def _run(work: Work, task: Task, k: int) -> int:
+    """One run, and the exit status it asks for."""
+    options, (directory, chosen), begun = work.options, work.runs[k], time.monotonic()
+    train, problem = task.dataset.train, task.problem
     origin = {
-        "strategy": first.strategy,
-        "pool": first.pool,
+        "strategy": chosen.strategy,
+        "pool": chosen.pool,
         "problem": options.problem,
         "data": task.dataset.description,
-        "preset": preset,
-        "devices": described_devices(strategy),
+        "preset": work.preset,
+        "devices": described_devices(work.strategy),
     }
     if is_own(options.problem):  # a name of the catalogue says all of this
-        origin["network"] = task.problem.network
-    for k, (directory, chosen) in enumerate(runs):
-        if len(runs) > 1:
-            magnitude = f", magnitude {chosen.magnitude:g}" * (chosen.magnitude is not None)
-            print(f"Run {k + 1} of {len(runs)}: seed {chosen.seed}{magnitude}")
-        try:
-            _run(options, chosen.meta(), directory, phases, strategy, task, origin)
-        except Stopped:
-            again = "the same command" + " without --fresh" * options.fresh
-            print(f"Stopped. The run is kept in {directory}; {again} goes on with it.")
-            return 130
+        origin["network"] = problem.network
+    try:
+        conduct(
+            work.phases, chosen.meta(), task.optimizee(), Batch(train.inputs, train.labels),
+            problem.batch_size, work.strategy, directory, origin, options.fresh,
+            options.tensorboard,
+        )  # fmt: skip
+    except Stopped:
+        again = "the same command" + " without --fresh" * options.fresh
+        print(f"Stopped. The run is kept in {directory}; {again} goes on with it.")
+        return STOPPED
+    except Diverged as error:
+        there = [p for phase in reversed(work.phases) if (p := directory / phase.name).exists()]
+        kept = f"Its last good policy is in {there[0]}" if there else "It has no policy yet"
+        print(f"error: {error}. {kept}; a smaller --learning-rate may help", file=sys.stderr)
+        return 1
+    policy = directory / work.phases[-1].name
+    print(f"Done in {duration(time.monotonic() - begun)}. The policy is in {policy}:")
+    print(f'    model.compile(optimizer=l2o.AmalgamatedOptimizer.load("{policy}"))', flush=True)
     return 0
 
 
-def _run(options, meta: Meta, directory: Path, phases, strategy, task: Task, origin) -> None:
-    begun = time.monotonic()
-    train = task.dataset.train
-    conduct(
-        phases, meta, task.optimizee(), Batch(train.inputs, train.labels), task.problem.batch_size,
-        strategy, directory, origin, options.fresh, options.tensorboard,
-    )  # fmt: skip
-    policy = directory / phases[-1].name
-    print(f"Done in {duration(time.monotonic() - begun)}. The policy is in {policy}:")
-    print(f'    model.compile(optimizer=l2o.AmalgamatedOptimizer.load("{policy}"))', flush=True)
+def _spread(work: Work) -> int:
+    """The runs in several processes, whose own words are not heard; their tables tell."""
+    options, status = work.options, 0
+    numbers = [(k,) for k in range(len(work.runs))]
+    jobs = min(options.jobs, len(numbers))
+    print(f"{len(numbers)} runs in {jobs} processes; see periods.csv in each run directory",
+          flush=True)  # fmt: skip
+    try:
+        for k, ended, text in spread(_run_one, numbers, jobs, _start_worker, (options,)):
+            print(f"Run {k + 1} of {len(numbers)}: {text}", flush=True)
+            status = max(status, ended)
+    except KeyboardInterrupt:
+        print("\nStopped. The runs are kept; the same command goes on with them.")
+        return STOPPED
+    return status
+
+
+_worker: dict = {}  # what a process of --jobs holds
+
+
+def _start_worker(options: argparse.Namespace) -> None:
+    with redirect_stdout(io.StringIO()):
+        work = _prepare(options)
+        _worker.update(work=work, task=_load_task(work))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _run_one(k: int) -> tuple[int, int, str]:
+    said = io.StringIO()
+    with redirect_stdout(said), redirect_stderr(said):
+        status = _run(_worker["work"], _worker["task"], k)
+    return k, status, said.getvalue().strip().splitlines()[-1].strip()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from l2o.amalgamation.curriculum import PRESETS
@@ -156,6 +155,9 @@ def parser() -> Parser:
                    help="fixes everything random; default 0")
     g.add_argument("--replicates", type=count, default=1, metavar="R",
                    help="run seeds SEED to SEED + R - 1, each in a subdirectory; default 1")
+    g.add_argument("--jobs", type=count, metavar="J",
+                   help="processes of one thread each, for several runs or for --tune; default one "
+                   "a core for --tune, else 1, which uses all cores")
     g.add_argument("--output", metavar="DIR", type=Path,
                    help="run directory; default runs/ and a name such as choice-large that says "
                    "what is trained, or runs/tuning for --tune")
@@ -171,8 +173,6 @@ def parser() -> Parser:
                    help="seeds a rate; default 3")
     g.add_argument("--rates", type=positive, nargs="+", metavar="RATE",
                    help="another grid")
-    g.add_argument("--jobs", type=count, default=os.cpu_count() or 1, metavar="J",
-                   help="processes of one thread each; default one a core")
     # fmt: on
     return p
 
@@ -189,7 +189,11 @@ def check(options: argparse.Namespace) -> None:
             f"--problem: {options.problem} is trained with DP-SGD, which train.py does not do; "
             "name the same problem without it"
         )
-    most = MOST_SEED - options.replicates + 1
+    for name, most in (("replicates", 10_000), ("tune_seeds", 10_000), ("jobs", 1_000)):
+        if (value := getattr(options, name) or 1) > most:
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(f"{flag} must be at most {most}. Received: {value}")
+    most = MOST_SEED - max(options.replicates, options.tune_seeds * options.tune) + 1
     if options.seed > most:
         raise UserError(f"--seed must be at most {most}. Received: {options.seed}")
     given = [f"--{name}" for name in ("strategy", "pool", "policy") if getattr(options, name)]

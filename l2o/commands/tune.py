@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from l2o.claim import Claim, check_free
+from l2o.commands.pool import spread
 from l2o.commands.problem import load_problem
-from l2o.commands.terminal import UserError, quiet_start
+from l2o.commands.terminal import UserError
 from l2o.evaluation.fit import Warmup
 from l2o.evaluation.tables import TableError, read_table
 from l2o.evaluation.tuning import (
@@ -76,7 +73,7 @@ def search(
 
     Raises:
         TableError: If `path` is no table of trials, or one of another problem or data.
-        BrokenProcessPool: If a process died.
+        UserError: If a process died.
     """
     trials = read_table(path, Trial) if path.exists() else []
     mine = (settings.problem, dataset, settings.epochs)
@@ -92,32 +89,12 @@ def search(
     known = {_key(trial) for trial in trials}
     missing = [key for key in wanted if key not in known]
     progress(len(wanted) - len(missing), len(wanted), None)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, _start_worker, (settings,)) as pool:
-        with _for_workers():
-            futures = [pool.submit(_run_trial, *key) for key in missing]
-        try:
-            for left, future in enumerate(as_completed(futures), start=1 - len(missing)):
-                trials.append(future.result())
-                write_trials(path, trials)
-                progress(len(wanted) + left, len(wanted), trials[-1])
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():  # a fit takes minutes to end
-                process.terminate()
-            raise
+    results = spread(_run_trial, missing, jobs, _start_worker, (settings,))
+    for left, trial in enumerate(results, start=1 - len(missing)):
+        trials.append(trial)
+        write_trials(path, trials)
+        progress(len(wanted) + left, len(wanted), trial)
     return [trial for trial in trials if _key(trial) in set(wanted)]
-
-
-@contextmanager
-def _for_workers() -> Iterator[None]:
-    """Processes started within know no Ctrl-C, which is the parent's to handle, and no greeting."""
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with quiet_start():
-            yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 def _key(trial: Trial) -> tuple[str, float, int]:
@@ -128,11 +105,6 @@ _worker: dict = {}  # what a worker process holds: the settings, the network and
 
 
 def _start_worker(settings: Search) -> None:
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    tf.config.experimental.enable_op_determinism()
     from l2o.evaluation.run import Task
 
     place = settings.problem, settings.data, settings.data_dir

@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import json
 import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import keras
 import numpy as np
 
 from l2o import pretrained
+from l2o.amalgamation.rundir import read_arrays
 from l2o.checkpoint import DESCRIPTION, Policy, PolicyError, load_policy
 from l2o.evaluation.steppers import KerasStepper, RuleStepper, Stepper
 from l2o.rules import TEACHERS, TUNED_RATES, get_teacher
@@ -108,10 +108,9 @@ def _is_finished(run: Path) -> bool:
         return all(map(_is_finished, replicates))
     try:
         phases = len(json.loads((run / "config.json").read_text())["phases"])
-        with np.load(run / "checkpoint.npz", allow_pickle=False) as file:
-            status = json.loads(str(file["status"]))
+        status = json.loads(str(read_arrays(run / "checkpoint.npz")["status"]))
         last = status["phase"] + 1 == phases and status["progress"]["finished"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    except Exception:  # whatever a damaged file comes up with
         return False
     return bool(last) and (run / "policy" / DESCRIPTION).exists()
 

@@ -267,7 +267,7 @@ def _costs(cases, cards: Cards) -> Table:
     for found in cases.values():
         for s in found:
             for e in s.evaluations:
-                if "updates" in cards.get(e.key.origin, {}):
+                if {"updates", "seconds"} <= cards.get(e.key.origin, {}).keys():
                     origins[s.label][e.key.origin] = cards[e.key.origin]
     rows: list[list[Value]] = [
         [label, *(", ".join(sorted({str(card.get(key, "?")) for card in group.values()}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf, isnan
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,7 @@ class Result:
         privacy: Accountant and sampling assumption; empty where training is not private.
 
     Raises:
-        ValueError: If the version is another.
+        ValueError: If the version is another, or a value cannot be.
     """
 
     version: int
@@ -82,6 +83,15 @@ class Result:
     def __post_init__(self):
         if self.version != VERSION:
             raise ValueError(f"version {self.version}; this reads version {VERSION}")
+        least = {"replicate": 1, "repeat": 1, "epochs": 1, "diverged_at": -1, "train_loss": -inf,
+                 "validation_loss": -inf}  # fmt: skip
+        for name in ("seed", "epoch", "steps", "seconds", "epsilon", "delta", *least):
+            if not getattr(self, name) >= least.get(name, 0):  # NaN is no value either
+                raise ValueError(f"{name} cannot be {getattr(self, name)}")
+        for name in ("train_accuracy", "validation_accuracy", "test_accuracy"):
+            value = getattr(self, name)
+            if not (0 <= value <= 1 or isnan(value)):
+                raise ValueError(f"{name} cannot be {value}")
 
     @property
     def key(self) -> Key:

@@ -92,6 +92,46 @@ def missing(
     ]
 
 
+class Bench:
+    """Runs evaluations; an optimizer on a problem is compiled once as long as the problem stays.
+
+    Args:
+        plan: How long, and which seeds.
+    """
+
+    def __init__(self, plan: Plan):
+        self._plan, self._task = plan, None
+
+    def run(
+        self,
+        task: Task,
+        repeat: int,
+        contender: Contender,
+        report: Callable[[int], None] = lambda steps: None,
+    ) -> tuple[Key, list[Result], Course]:
+        """One evaluation; `report` is told now and then how many of its steps are behind.
+
+        Raises:
+            PrivacyError: If a network cannot be trained privately.
+        """
+        if task is not self._task:
+            self._optimizee = task.optimizee()
+            if task.privacy:
+                check_network(self._optimizee.model)
+            splits = task.dataset.train, task.dataset.validation, task.dataset.test
+            self._examples = [as_batch(split) if len(split) else None for split in splits]
+            self._fits, self._task = {}, task
+        if contender not in self._fits:
+            train, validation, test = self._examples
+            self._fits[contender] = Fit(
+                self._optimizee, contender.stepper(), train, validation, task.problem.batch_size,
+                test, gradient=task.privacy or plain_gradient,
+            )  # fmt: skip
+        key = self._plan.key(task, contender, repeat)
+        course = self._fits[contender].run(key.seed, self._plan.epochs, report)
+        return key, as_results(key, task, course), course
+
+
 def evaluate(
     todo: Sequence[tuple[Task, int, Contender]],
     plan: Plan,
@@ -109,29 +149,22 @@ def evaluate(
     Raises:
         PrivacyError: If a network cannot be trained privately.
     """
-    now, fits = None, {}
+    bench = Bench(plan)
+    keep(todo, directory)
     for task, repeat, contender in todo:
-        if task is not now:
-            now, fits = task, {}
-            optimizee = task.optimizee()
-            if task.privacy:
-                check_network(optimizee.model)
-            train, validation = map(as_batch, (task.dataset.train, task.dataset.validation))
-            test = as_batch(task.dataset.test) if len(task.dataset.test) else None
-            if is_image(task.dataset.test.inputs):
-                directory.keep_samples(task.dataset.name, task.dataset.test.inputs)
-        if contender not in fits:
-            if contender.card:
-                directory.keep_card(contender.origin, contender.card)
-            fits[contender] = Fit(
-                optimizee, contender.stepper(), train, validation, task.problem.batch_size, test,
-                gradient=task.privacy or plain_gradient,
-            )  # fmt: skip
-        key = plan.key(task, contender, repeat)
         watch(task, contender, repeat, 0)
         told = partial(watch, task, contender, repeat)
-        course = fits[contender].run(key.seed, plan.epochs, told)
-        directory.add(key, as_results(key, task, course), course)
+        directory.add(*bench.run(task, repeat, contender, told))
+
+
+def keep(todo: Sequence[tuple[Task, int, Contender]], directory: ResultsDirectory) -> None:
+    """Keeps what belongs to evaluations: cards of policies, samples of datasets."""
+    for dataset in {id(task.dataset): task.dataset for task, _, _ in todo}.values():
+        if is_image(dataset.test.inputs):
+            directory.keep_samples(dataset.name, dataset.test.inputs)
+    for contender in {contender: None for _, _, contender in todo}:
+        if contender.card:
+            directory.keep_card(contender.origin, contender.card)
 
 
 def as_results(key: Key, task: Task, course: Course) -> list[Result]:

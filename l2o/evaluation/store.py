@@ -103,7 +103,7 @@ def read_cards(directories: Iterable[Path]) -> dict[str, dict[str, Any]]:
     Raises:
         TableError: If one cannot be read.
     """
-    return _read(directories, "cards/*.json", lambda path: dict(json.loads(path.read_text())))
+    return _read(directories, "cards/*.json", _card)
 
 
 def read_samples(directories: Iterable[Path]) -> dict[str, np.ndarray]:
@@ -112,7 +112,28 @@ def read_samples(directories: Iterable[Path]) -> dict[str, np.ndarray]:
     Raises:
         TableError: If one cannot be read.
     """
-    return _read(directories, "samples/*.npy", lambda path: np.load(path, allow_pickle=False))
+    return _read(directories, "samples/*.npy", _images)
+
+
+def _card(path: Path) -> dict[str, Any]:
+    card = json.loads(path.read_text())
+    if not isinstance(card, dict):
+        raise ValueError(f"a card is an object. Received: {type(card).__name__}")
+    noise = card.get("perturbation")
+    numbers = {name: card.get(name, 0) for name in ("updates", "seconds")}
+    numbers |= {"magnitude": noise.get("magnitude")} if isinstance(noise, dict) else {}
+    for name, value in numbers.items():
+        if type(value) not in (int, float):
+            raise ValueError(f"{name} must be a number. Received: {value!r}")
+    return card
+
+
+def _images(path: Path) -> np.ndarray:
+    # Mapped first: that compares the size that is declared with the file's.
+    images = np.load(path, mmap_mode="r", allow_pickle=False)
+    if images.dtype != np.uint8 or images.ndim != 4 or not 1 <= len(images) <= SAMPLES:
+        raise ValueError(f"no images. Received: {images.dtype} of shape {images.shape}")
+    return np.array(images)
 
 
 def _read(directories: Iterable[Path], pattern: str, read) -> dict:
@@ -120,6 +141,6 @@ def _read(directories: Iterable[Path], pattern: str, read) -> dict:
     for path in (path for folder in directories for path in sorted(folder.glob(pattern))):
         try:
             found[path.stem] = read(path)
-        except (OSError, ValueError, TypeError, EOFError) as error:
+        except (OSError, ValueError, TypeError, EOFError, RecursionError) as error:
             raise TableError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     return found

@@ -38,7 +38,7 @@ def read_table(path: Path | str, kind: type[Row]) -> list[Row]:
         lines = list(csv.reader(io.StringIO(text)))
     except OSError as error:
         raise TableError(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise TableError(f"{path} cannot be read: {error}") from error
     if not lines or lines[0] != names:
         received = ", ".join(lines[0])[:200] if lines else "an empty file"

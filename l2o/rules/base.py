@@ -92,13 +92,27 @@ def rule_from_config(config: dict[str, Any]) -> UpdateRule:
     """The rule of a `get_config`.
 
     Raises:
-        ValueError: If the rule or one of its settings is not known.
+        ValueError: If the rule or one of its settings is not known, or of the wrong kind.
     """
     settings = dict(config)
     name = settings.pop("rule", None)
     if name not in REGISTRY:
         raise ValueError(f"Unknown rule. Allowed: {', '.join(sorted(REGISTRY))}. Received: {name}")
+    kinds = {f.name: f.type for f in fields(REGISTRY[name])}
+    settings = {key: _rich(value) for key, value in settings.items()}
+    for key, value in settings.items():
+        if not _fits(value, kinds.get(key, "")):
+            raise ValueError(f"{key} of rule '{name}' must be {kinds[key]}. Received: {value!r}")
     try:
-        return REGISTRY[name](**{key: _rich(value) for key, value in settings.items()})
+        return REGISTRY[name](**settings)
     except TypeError as error:
         raise ValueError(f"Settings that rule '{name}' does not have: {error}") from error
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a setting can be what its field's annotation says; sizes are at least 1."""
+    if kind == "int":
+        return type(value) is int and value >= 1
+    if kind == "float":
+        return type(value) in (int, float) and value == value
+    return not isinstance(value, bool) and (kind != "str" or isinstance(value, str))

@@ -1,0 +1,94 @@
+"""Work spread over processes of one thread each: `--jobs`."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+from l2o.commands.terminal import UserError, quiet_start
+
+_KILLED = (
+    "A process of --jobs was killed, perhaps for memory. What was over is kept; the same command, "
+    "with fewer --jobs, goes on"
+)
+
+
+def spread(
+    call: Callable, arguments: Sequence[tuple], jobs: int, start: Callable, settings: tuple
+) -> Iterator[Any]:
+    """Calls a function in several processes.
+
+    They know no Ctrl-C, which is this process's to handle: where it leaves, for whatever reason,
+    or is killed, they are sent SIGTERM.
+
+    Args:
+        call: A function of a module.
+        arguments: Of each call.
+        jobs: Processes at most.
+        start: Called with `settings` as each process starts.
+        settings: Anything that can be pickled.
+
+    Yields:
+        The results, as they come.
+
+    Raises:
+        UserError: If a process died.
+    """
+    if not arguments:
+        return
+    context = multiprocessing.get_context("spawn")
+    jobs = min(jobs, len(arguments))
+    with ProcessPoolExecutor(jobs, context, _start, (start, settings)) as pool:
+        with _unheard(), quiet_start():
+            futures = [pool.submit(call, *each) for each in arguments]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            with _unheard():  # until they have saved what they had
+                processes = multiprocessing.active_children()
+                for process in processes:
+                    process.terminate()
+                for process in processes:
+                    process.join()
+            if isinstance(error, BrokenProcessPool):
+                raise UserError(_KILLED) from error
+            raise
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Ctrl-C is ignored within, and by processes started within."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _start(start: Callable, settings: tuple) -> None:
+    os.setsid()  # else a terminal's Ctrl-C reaches it as well
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.experimental.enable_op_determinism()
+    tf.get_logger().setLevel("ERROR")
+    start(*settings)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    while True:  # what heeds the first one waits for more work afterwards, in vain
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
