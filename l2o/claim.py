@@ -47,6 +47,7 @@ class Claim:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self._file.close()
             raise DirectoryError(f"{self.path} is in use by another process") from error
 
     def _move_aside(self) -> None:

@@ -164,11 +164,17 @@ def _evaluate(options: argparse.Namespace) -> int:
         directory = ResultsDirectory(options.output or RESULTS / preset)
     except (PrivacyError, DirectoryError, TableError) as error:
         raise UserError(str(error)) from error
+    with directory:
+        print(f"Preset: {preset}{reason}")
+        return _fill(directory, options, plan, tasks, contenders, len(gpus))
+
+
+def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus: int) -> int:
+    """Runs what the directory lacks, and prints the table."""
     tf.config.experimental.enable_op_determinism()
     tf.keras.utils.set_random_seed(options.seed)
     todo = missing(tasks, contenders, plan, directory)
     wanted = len(tasks) * len(contenders) * plan.repeats
-    print(f"Preset: {preset}{reason}")
     print(f"Repeats: {plan.repeats}, epochs: {plan.epochs}")
     print(f"Optimizers: {', '.join(dict.fromkeys(c.name for c in contenders))}")
     print(f"Results: {directory.table}, {wanted - len(todo)} of {wanted} "
@@ -181,7 +187,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             )
     if todo:
         forecast = Forecast(todo, plan)
-        device = f"{len(gpus)} GPU" if gpus else "the CPU"
+        device = f"{gpus} GPU" if gpus else "the CPU"
         print(f"Expected time: about {duration(forecast.total)} on {device} as it is now",
               flush=True)  # fmt: skip
         bar = Progress("evaluating")
