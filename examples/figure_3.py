@@ -40,9 +40,9 @@ def main() -> None:
         parser.exit(2, f"error: {error}\n")
     task = Task(problem, load_dataset(problem.dataset))
     plan = Plan(arguments.repeats, arguments.epochs)
-    directory = ResultsDirectory(Path("results/figure-3"))
-    todo = missing([task], contenders, plan, directory)
-    evaluate(todo, plan, directory, lambda *progress: None)
+    with ResultsDirectory(Path("results/figure-3")) as directory:
+        todo = missing([task], contenders, plan, directory)
+        evaluate(todo, plan, directory, lambda *progress: None)
     keys = {plan.key(task, c, r + 1) for c in contenders for r in range(plan.repeats)}
     cases = summarize(result for result in directory.results if result.key in keys)
     figure = next(drawing for drawing in drawings(cases) if drawing.file == "figure-3")

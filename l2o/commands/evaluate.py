@@ -61,20 +61,27 @@ batches. What is there is not run again: a stopped evaluation goes on when the
 same command is given again."""
 EXAMPLES = """\
 optimizers:
-  runs/choice-large      the policy of a run (all replicates, where it has several)
-  mine=runs/x/policy     a policy directory, under a name of your own
-  oracle                 the six tuned teachers, and the best of them by validation loss
-  adam, adam@0.01        a teacher at its tuned rate, or at another
+  runs/choice-large    the policy of a run, or of all its replicates
+  mine=runs/x/policy   a policy directory, under a name of your own
+  oracle               the six tuned teachers; the best on validation is it
+  adam, adam@0.01      a teacher at its tuned rate, or at another
   keras:AdamW, keras:Adam@0.001
-                         any Keras optimizer, at its default rate or at another
+                       any Keras optimizer, at its default rate or at another
 
 examples:
-  python evaluate.py --problem mnist_dp                 your policy and Adam, with DP-SGD
-  python evaluate.py --problem mnist_cnn fmnist_cnn --optimizer runs/choice-large oracle
-  python evaluate.py --problem all --repeats 3 --epochs 10
-  python evaluate.py --problem mine:diabetes            your own (docs/amalgamate.md)
-  python evaluate.py --list                             all problems and optimizers
-  python evaluate.py --report results/cpu               tables, figures and a page"""
+  your policy and Adam, with DP-SGD
+    python evaluate.py --problem mnist_dp
+  two problems, and the teachers beside the policy
+    python evaluate.py --problem mnist_cnn fmnist_cnn \\
+        --optimizer runs/choice-large oracle
+  everything, but not for as long as the preset says
+    python evaluate.py --problem all --repeats 3 --epochs 10
+  your own problem, from a function in mine.py (docs/amalgamate.md)
+    python evaluate.py --problem mine:diabetes
+  all problems and optimizers by name
+    python evaluate.py --list
+  tables, figures and a page
+    python evaluate.py --report results/cpu"""
 NO_POLICY = (
     "There is no policy yet: none is shipped with this version, and {runs} holds no finished run. "
     "Make one with: python train.py --strategy choice --pool large; or name an optimizer, as in "
@@ -152,19 +159,20 @@ def _evaluate(options: argparse.Namespace) -> int:
     if plan.seed > (most := MOST_SEED - plan.repeats + 1):
         raise UserError(f"--seed must be at most {most}. Received: {plan.seed}")
     contenders = _contenders(options)
-    tf.config.experimental.enable_op_determinism()
-    tf.keras.utils.set_random_seed(options.seed)
     try:
         tasks = _tasks(options)
-        with ResultsDirectory(options.output or RESULTS / preset) as directory:
-            print(f"Preset: {preset}{reason}")
-            return _fill(directory, options, plan, tasks, contenders, gpus)
+        directory = ResultsDirectory(options.output or RESULTS / preset)
     except (PrivacyError, DirectoryError, TableError) as error:
         raise UserError(str(error)) from error
+    with directory:
+        print(f"Preset: {preset}{reason}")
+        return _fill(directory, options, plan, tasks, contenders, len(gpus))
 
 
-def _fill(directory: ResultsDirectory, options, plan: Plan, tasks, contenders, gpus: list) -> int:
-    """Evaluates what is missing, and prints the table."""
+def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus: int) -> int:
+    """Runs what the directory lacks, and prints the table."""
+    tf.config.experimental.enable_op_determinism()
+    tf.keras.utils.set_random_seed(options.seed)
     todo = missing(tasks, contenders, plan, directory)
     wanted = len(tasks) * len(contenders) * plan.repeats
     print(f"Repeats: {plan.repeats}, epochs: {plan.epochs}")
@@ -179,7 +187,7 @@ def _fill(directory: ResultsDirectory, options, plan: Plan, tasks, contenders, g
             )
     if todo:
         forecast = Forecast(todo, plan)
-        device = f"{len(gpus)} GPU" if gpus else "the CPU"
+        device = f"{gpus} GPU" if gpus else "the CPU"
         print(f"Expected time: about {duration(forecast.total)} on {device} as it is now",
               flush=True)  # fmt: skip
         bar = Progress("evaluating")

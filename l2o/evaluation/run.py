@@ -100,7 +100,8 @@ class Bench:
     """
 
     def __init__(self, plan: Plan):
-        self._plan, self._task = plan, None
+        self._plan = plan
+        self._task: Task | None = None
 
     def run(
         self,
@@ -119,7 +120,7 @@ class Bench:
             if task.privacy:
                 check_network(self._optimizee.model)
             splits = task.dataset.train, task.dataset.validation, task.dataset.test
-            self._examples = [as_batch(split) if len(split) else None for split in splits]
+            self._examples: list[Any] = [as_batch(split) if len(split) else None for split in splits]
             self._fits, self._task = {}, task
         if contender not in self._fits:
             train, validation, test = self._examples

@@ -98,7 +98,7 @@ def rule_from_config(config: dict[str, Any]) -> UpdateRule:
     name = settings.pop("rule", None)
     if name not in REGISTRY:
         raise ValueError(f"Unknown rule. Allowed: {', '.join(sorted(REGISTRY))}. Received: {name}")
-    kinds = {f.name: f.type for f in fields(REGISTRY[name])}
+    kinds = {f.name: str(f.type) for f in fields(REGISTRY[name])}
     settings = {key: _rich(value) for key, value in settings.items()}
     for key, value in settings.items():
         if not _fits(value, kinds.get(key, "")):
