@@ -13,14 +13,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from l2o.amalgamation.conduct import conduct, described_devices, make_strategy
+from l2o.amalgamation.conduct import RunError, conduct, described_devices, make_strategy
 from l2o.amalgamation.examples import BATCH_SIZE, Examples, ProblemError, as_examples, digest
 from l2o.amalgamation.keras_loss import Loss
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.amalgamation.refusals import builder, checked_optimizee
 from l2o.amalgamation.rundir import CONFIG
 from l2o.amalgamation.settings import Settings
-from l2o.amalgamation.trainer import Stopped
+from l2o.amalgamation.trainer import Diverged, Stopped
 from l2o.checkpoint import Policy
 from l2o.claim import check_free
 
@@ -209,7 +209,7 @@ def amalgamate(
     Raises:
         TypeError: For a setting that does not exist.
         ValueError: For what cannot be: settings (ValueError), the problem (ProblemError), the
-            directory (DirectoryError), or a run without any finite validation (RunError).
+            directory (DirectoryError), or a run that cannot recover (RunError).
         KeyboardInterrupt: When stopped; the run is in `output` then, if that was given.
     """
     own = OwnProblem(model_fn, data, loss=loss, batch_size=batch_size)
@@ -249,6 +249,8 @@ def amalgamate(
                 phases, meta, optimizee, arrays, batch_size, devices, directory, origin,
                 fresh=fresh, named=output is not None,
             )  # fmt: skip
+        except Diverged as error:
+            raise RunError(str(error)) from error
         except Stopped:
             kept = f"; the run is kept in {output}, and the same call goes on with it"
             raise KeyboardInterrupt("Stopped" + kept * (output is not None)) from None
