@@ -24,7 +24,8 @@ HEAD = """\
 <!-- Written by docs/reference.py from the parsers: change those, then run it again. -->
 
 What `python train.py --help` and `python evaluate.py --help` say. Both exit with status 0, with 2
-for something you can mend (one line on stderr says what), and with 130 when stopped by Ctrl-C.
+for something you can mend (one line on stderr says what), and with 130 when stopped by Ctrl-C;
+`train.py` with 1 where training diverged for good.
 """
 
 

@@ -120,9 +120,7 @@ class Bench:
             if task.privacy:
                 check_network(self._optimizee.model)
             splits = task.dataset.train, task.dataset.validation, task.dataset.test
-            self._examples: list[Any] = [
-                as_batch(split) if len(split) else None for split in splits
-            ]
+            self._examples: list[Any] = [as_batch(s) if len(s) else None for s in splits]
             self._fits, self._task = {}, task
         if contender not in self._fits:
             train, validation, test = self._examples
