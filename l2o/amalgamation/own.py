@@ -209,7 +209,8 @@ def amalgamate(
     Raises:
         TypeError: For a setting that does not exist.
         ValueError: For what cannot be: settings (ValueError), the problem (ProblemError), the
-            directory (DirectoryError), or a run without any finite validation (RunError).
+            directory (DirectoryError), or too few examples (RunError).
+        Diverged: If the run cannot recover.
         KeyboardInterrupt: When stopped; the run is in `output` then, if that was given.
     """
     own = OwnProblem(model_fn, data, loss=loss, batch_size=batch_size)
