@@ -91,6 +91,8 @@ def test_a_loss_that_need_not_be_positive(capfd):
     assert "--meta-loss difference" in capfd.readouterr().err
 
 
+# Figures of three problems with fits so short are cramped.
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied")
 def test_train_and_evaluate(capfd):
     line = [*_SHORT, "--problem", "mine_own:regression", "--output", "run"]
     assert call(train, *line) == 0

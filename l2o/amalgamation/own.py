@@ -209,7 +209,7 @@ def amalgamate(
     Raises:
         TypeError: For a setting that does not exist.
         ValueError: For what cannot be: settings (ValueError), the problem (ProblemError), the
-            directory (DirectoryError), or a run that cannot recover (RunError).
+            directory (DirectoryError), too few examples or a run that cannot recover (RunError).
         KeyboardInterrupt: When stopped; the run is in `output` then, if that was given.
     """
     own = OwnProblem(model_fn, data, loss=loss, batch_size=batch_size)

@@ -256,7 +256,7 @@ def scatter(
                       linestyle="none", markeredgecolor="white", markeredgewidth=0.5,
                       clip_on=False)  # fmt: skip
         axes.margins(0.12)
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, max(axes.get_xlim()[1], 1e-9))  # all may be zero
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
     _legend(figure, cases, look, teachers=True)
@@ -283,7 +283,7 @@ def durations(
         labels = [times.label for times in groups[-1]]
         finite = [getattr(time, unit) for times in groups for t in times for time in t.each
                   if time.reached]  # fmt: skip
-        never = 1.15 * max(finite, default=1.0)
+        never = 1.15 * (max(finite, default=0.0) or 1.0)
         for hollow, times in zip((True, False), groups, strict=True):
             for t in times:
                 style, row = (
