@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cases = ", ".join(f"{name} ({text})" for name, text in CASES.items())
     parser.add_argument("case", nargs="*", help=f"default all: {cases}")
-    parser.add_argument("--recompute", type=int, default=0, metavar="S")
+    parser.add_argument("--recompute", type=int, default=10, metavar="S", help="as train.py's")
     parser.add_argument("--first-order", action="store_true")
     parser.add_argument("--meta-batch", type=int, default=1, metavar="M")
     options = parser.parse_args()

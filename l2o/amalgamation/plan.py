@@ -29,7 +29,8 @@ class Meta:
         scaling: Random scaling, for RNNProp.
         scale_limit: Largest logarithm of a scale.
         first_order: No meta-gradient through the network's gradient.
-        recompute: Steps a segment computed again in the backward pass; 0 keeps everything.
+        recompute: The policy's memory is kept for the backward pass every so many steps at most,
+            and computed again between; 0 keeps it at every step.
         held_out: The meta loss is measured on examples that its unroll never trains on.
         meta_loss: "log", or "difference" for a loss that need not be positive.
         perturbation: Of the policy while it is trained.
@@ -44,7 +45,7 @@ class Meta:
     scaling: bool = True
     scale_limit: float = SCALE_LIMIT
     first_order: bool = False
-    recompute: int = 0
+    recompute: int = 10
     held_out: bool = False
     meta_loss: str = "log"
     perturbation: Perturbation | None = None

@@ -134,11 +134,6 @@ class Settings:
             changes |= self._one_period(unrolls[0])
         stages = amalgamation_stages(unrolls, alphas, last)
         schedule = replace(preset.schedule, stages=stages, **changes)
-        if self.recompute and schedule.truncation % self.recompute:
-            raise ValueError(
-                f"recompute must divide the truncation, {schedule.truncation}. "
-                f"Received: {self.recompute}"
-            )
         if self.strategy != "choice":
             return schedule, None
         try:

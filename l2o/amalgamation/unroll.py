@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,12 +20,12 @@ from l2o.amalgamation.losses import META_LOSSES, SCHEMES, log_distance
 from l2o.amalgamation.optimizee import (
     Batch,
     Optimizee,
-    Scaled,
     batch_indices,
     loss_and_gradient,
 )
 from l2o.amalgamation.perturbation import Perturbation, attacked, noisy_gradient, noisy_weights
-from l2o.amalgamation.recompute import recomputed
+from l2o.amalgamation.recompute import gradients, replaced
+from l2o.amalgamation.sight import Sight, compiled_update, look
 from l2o.rules.base import State, UpdateRule
 
 SCALE_LIMIT = 3.0  # random scaling: s = exp(U(-3, 3)) (Lv et al. 2017)
@@ -93,8 +94,9 @@ class Amalgamation:
         optimizee: The network.
         warmup_rate: SGD's rate during warm-up.
         first_order: Whether the meta-gradient stops at the network's gradient.
-        recompute: Steps a segment that the backward pass computes again instead of keeping, or 0
-            to keep everything.
+        recompute: Most steps of a segment, at whose start alone the policy's memory is kept for the
+            backward pass; in between it is computed again, from the network's gradients, which
+            are kept. 0 keeps the memory at every step.
         perturbation: Of the policy in `truncation`, or none.
         meta_loss: A name in `META_LOSSES`: "log", or "difference", without logarithms, for a loss
             that need not be positive.
@@ -242,7 +244,7 @@ def follow(job: Amalgamation, runners: list[Runner], batches: Batch) -> tuple[An
             _, gradient, carried = loss_and_gradient(
                 job.optimizee, old.parameters, old.carried, batch
             )
-            move, state = rule.update(weights, gradient, old.state, layout)
+            move, state = compiled_update(rule, layout)(weights, gradient, old.state)
             new = Runner(old.parameters - move, carried, state)
             reach = tf.reduce_sum(tf.square(DISTANCE_MARGIN * new.parameters))
             moved.append(choose(all_finite([new, reach]), new, old))
@@ -280,56 +282,68 @@ def practise(
         path = tf.zeros((steps, 0, job.optimizee.layout.size), scale.dtype)
     noise, start = (trajectory.seed, trajectory.step), trajectory.student
     moved = lambda runner: trajectory._replace(student=runner, step=noise[1] + steps)  # noqa: E731
+    segment = lambda *place: partial(_segment, job, scale, *place)  # noqa: E731
+    measured = META_LOSSES[job.meta_loss]
     if not job.recompute:
-        inputs = (weights, start, scale, (batches, judged), path, noise)
-        losses, distances, runner = _segment(job, inputs)
-        return losses, distances, moved(runner)
-    count, run = steps // job.recompute, recomputed(_segment)
-    cut = lambda x: tf.reshape(x, (count, job.recompute, *x.shape[1:]))  # noqa: E731
+        sights, distances, runner = segment((batches, judged), path, noise)(weights, start)
+        return measured(sights.loss), distances, moved(runner)
+    length = max(n for n in range(1, job.recompute + 1) if steps % n == 0)
+    count = steps // length
+    cut = lambda x: tf.reshape(x, (count, length, *x.shape[1:]))  # noqa: E731
     pieces = tf.nest.map_structure(cut, (batches, judged, path))
 
     def step(k, runner, losses, distances):
-        here = (noise[0], noise[1] + k * job.recompute)
-        batches, judged, path = tf.nest.map_structure(lambda x: x[k], pieces)
-        inputs = (weights, runner, scale, (batches, judged), path, here)
-        loss, distance, runner = run(job, inputs)
-        return k + 1, runner, losses.write(k, loss), distances.write(k, distance)
+        here = (noise[0], noise[1] + k * length)
+        *data, goals = tf.nest.map_structure(lambda x: x[k], pieces)
+        run = segment(data, goals, here)
+
+        def backward(inputs, outputs, upstream):
+            return gradients(partial(run, known=outputs[0]), inputs, upstream)
+
+        sights, distance, runner = replaced(run, backward)(weights, runner)
+        return k + 1, runner, losses.write(k, sights.loss), distances.write(k, distance)
 
     arrays = [tf.TensorArray(scale.dtype, size=count) for _ in range(2)]
     loop = tf.while_loop(lambda k, *_: k < count, step, (0, start, *arrays), parallel_iterations=1)
     _, runner, losses, distances = loop
-    losses = tf.reshape(losses.stack(), (-1,))
+    losses = measured(tf.reshape(losses.stack(), (-1,)))
     return losses, tf.reshape(distances.stack(), (-1, path.shape[1])), moved(runner)
 
 
-def _segment(job: Amalgamation, inputs: tuple) -> tuple:
-    """Some steps of `practise`; everything a gradient goes to is in `inputs`."""
-    weights, runner, *constants = inputs
-    constants = tf.nest.map_structure(tf.stop_gradient, constants)
-    scale, (batches, judged), path, (seed, first) = constants
-    optimizee, measured = Scaled(job.optimizee, scale), META_LOSSES[job.meta_loss]
+def _segment(job: Amalgamation, scale, data, path, noise, weights, runner, known=None):
+    """Some steps of `practise`; a gradient goes to `weights` and `runner` alone.
 
-    def step(i, runner, losses, distances):
-        loss, gradient, carried = loss_and_gradient(
-            optimizee, runner.parameters, runner.carried, batch_at(batches, i)
-        )
-        if judged:
-            here = (runner.parameters, runner.carried, batch_at(judged, i))
-            loss, _ = optimizee.loss(*here, training=True)
-        if job.first_order:
-            gradient = tf.stop_gradient(gradient)
+    Args:
+        data: Batches to train on, and those whose loss is measured if they are others.
+        known: The sights [S, ...] of these steps, where they were taken before, or None.
+
+    Returns:
+        Sights [S, ...], distances [S, K], the runner.
+    """
+    (seed, first), steps = noise, int(data[0].labels.shape[0])
+    update = compiled_update(job.rule, job.optimizee.layout)
+
+    def step(i, runner, arrays):
+        sight = known and tf.nest.map_structure(lambda x: tf.stop_gradient(x[i]), known)
+        here = tf.nest.map_structure(lambda x: x[i], data)
+        sight = look(job.optimizee, job.first_order, (scale, *here), runner[:2], sight)
         acting = noisy_weights(job.perturbation, weights, seed, first + i)
-        seen = noisy_gradient(job.perturbation, gradient, seed, first + i)
-        move, state = job.rule.update(acting, seen, runner.state, optimizee.layout)
-        runner = Runner(runner.parameters - move, carried, state)
-        distance = log_distance(runner.parameters, path[i] / scale)
-        return i + 1, runner, losses.write(i, measured(loss)), distances.write(i, distance)
+        seen = noisy_gradient(job.perturbation, sight.gradient, seed, first + i)
+        move, state = update(acting, seen, runner.state)
+        runner = Runner(runner.parameters - move, sight.carried, state)
+        # Stopped here, as a loop's gradient goes to the loop's constants too.
+        goal = tf.stop_gradient(path[i] / scale)
+        distance = log_distance(runner.parameters, goal)
+        record = (sight._replace(gradient=tf.stop_gradient(sight.gradient)), distance)
+        arrays = tf.nest.map_structure(lambda array, x: array.write(i, x), arrays, record)
+        return i + 1, runner, arrays
 
-    steps = int(batches.labels.shape[0])
-    arrays = [tf.TensorArray(scale.dtype, size=steps) for _ in range(2)]
-    loop = tf.while_loop(lambda i, *_: i < steps, step, (0, runner, *arrays), parallel_iterations=1)
-    _, runner, losses, distances = loop
-    return losses.stack(), distances.stack(), runner
+    template = (Sight(scale[0], scale, runner.carried), scale)
+    arrays = tf.nest.map_structure(lambda x: tf.TensorArray(x.dtype, size=steps), template)
+    loop = tf.while_loop(lambda i, *_: i < steps, step, (0, runner, arrays), parallel_iterations=1)
+    _, runner, arrays = loop
+    sights, distances = tf.nest.map_structure(lambda array: array.stack(), arrays)
+    return sights, distances, runner
 
 
 def start_losses(job: Amalgamation, trajectory: Trajectory, batches: Batch):

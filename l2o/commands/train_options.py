@@ -128,9 +128,9 @@ def parser() -> Parser:
     g.add_argument("--no-scaling", dest="scaling", action="store_false", help="no random scaling")
     g.add_argument("--first-order", action="store_true",
                    help="stop the meta-gradient at the network's gradient: faster, less exact")
-    g.add_argument("--recompute", type=count, default=0, metavar="S",
-                   help="compute segments of S steps again in the backward pass: a quarter of the "
-                   "memory for about a quarter more time; default is to keep everything")
+    g.add_argument("--recompute", type=whole, default=10, metavar="S",
+                   help="keep the policy's memory every S steps alone, and compute it again "
+                   "between; default 10; 0 keeps it at every step: a little faster, more memory")
     g.add_argument("--devices", type=count, metavar="R",
                    help="replicas: so many GPUs, or logical devices of a machine without any; "
                    "default all GPUs, or 1")

@@ -76,20 +76,23 @@ class CoordinateLSTM:
         Returns:
             Outputs [outputs, D] and the new memory.
         """
-        *cells, kernel, bias = weights
+        *cells, head, shift = weights
         values, ones, memory = inputs, ops.ones_like(inputs[:1]), dict(memory)
         for k in range(self.layers):
             hidden, cell = f"hidden{k}", f"cell{k}"
-            kernels, biases = ops.concatenate(cells[3 * k : 3 * k + 2]), cells[3 * k + 2]
+            kernel, recurrent, bias = cells[3 * k : 3 * k + 3]
+            # Joined after they are transposed: XLA's backward product is three times as slow when
+            # it can fold the transposition into it.
+            joined = [ops.transpose(kernel), ops.transpose(recurrent), bias[:, None]]
             gates = ops.matmul(
-                ops.transpose(ops.concatenate([kernels, biases[None]])),
+                ops.concatenate(joined, axis=1),
                 ops.concatenate([values, memory[hidden], ones]),
             )
             enter, forget, candidate, leave = ops.split(gates, 4)
             kept = ops.sigmoid(forget) * memory[cell]
             memory[cell] = kept + ops.sigmoid(enter) * ops.tanh(candidate)
             values = memory[hidden] = ops.sigmoid(leave) * ops.tanh(memory[cell])
-        outputs = ops.matmul(ops.transpose(kernel), values) + bias[:, None]
+        outputs = ops.matmul(ops.transpose(head), values) + shift[:, None]
         return keras.activations.get(self.activation)(outputs), memory
 
 

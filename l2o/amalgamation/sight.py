@@ -1,0 +1,69 @@
+"""The two halves of a step as the meta-gradient goes through them: the network's and the policy's.
+
+Both keep only their arguments for the backward pass: at 18,122 coordinates some 7 MB a step in
+place of 48. The policy is compiled by XLA; the network is not, as XLA's convolutions are slow on a
+CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from l2o.amalgamation.optimizee import Optimizee, Scaled, loss_and_gradient
+from l2o.amalgamation.recompute import compiled, recomputed
+from l2o.rules.base import UpdateRule
+from l2o.rules.layout import Layout
+
+
+class Sight(NamedTuple):
+    """What a step sees of the network: the loss measured, the gradient [D], the new carried."""
+
+    loss: Any
+    gradient: Any
+    carried: list
+
+
+@lru_cache(maxsize=32)
+def compiled_update(rule: UpdateRule, layout: Layout) -> Callable:
+    """`rule.update` of weights, gradient and state, compiled; the gates are not kept."""
+    return compiled(lambda weights, gradient, state: rule.update(weights, gradient, state, layout))
+
+
+def look(optimizee: Optimizee, first_order: bool, place: tuple, start: tuple, known=None) -> Sight:
+    """The `Sight` at some parameters.
+
+    Args:
+        optimizee: The network.
+        first_order: Whether the meta-gradient stops at the network's gradient.
+        place: The scale [D], the batch to train on, and the batch whose loss is measured if that is
+            another, else an empty tuple. No gradient goes there.
+        start: Parameters [D], in coordinates divided by the scale, and carried values.
+        known: The sight, if it was taken before.
+    """
+    see, (parameters, carried) = _recomputed_look(optimizee), start
+    if not first_order:
+        return see(place, parameters, carried, known=known)
+    scale, _, judged = place
+    resting = tf.stop_gradient(parameters)
+    sight = see(place, resting, carried, known=known)
+    slope = see((scale, judged, ()), resting, carried).gradient if judged else sight.gradient
+    sight, slope = tf.nest.map_structure(tf.stop_gradient, (sight, slope))
+    # The loss as a plane with its gradient, which is at hand: the network is not seen again.
+    return sight._replace(loss=sight.loss + tf.reduce_sum(slope * (parameters - resting)))
+
+
+@lru_cache(maxsize=32)
+def _recomputed_look(optimizee: Optimizee) -> Callable:
+    def differentiate(place, parameters, carried):
+        scale, batch, judged = tf.nest.map_structure(tf.stop_gradient, place)
+        scaled = Scaled(optimizee, scale)
+        loss, gradient, after = loss_and_gradient(scaled, parameters, carried, batch)
+        if judged:
+            loss, _ = scaled.loss(parameters, carried, judged, training=True)
+        return Sight(loss, gradient, after)
+
+    return recomputed(differentiate)

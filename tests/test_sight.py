@@ -1,0 +1,77 @@
+"""The two halves of a step: values and gradients are those of the plain form."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from l2o.amalgamation.optimizee import Batch, KerasOptimizee, Scaled, loss_and_gradient
+from l2o.amalgamation.sight import Sight, compiled_update, look
+from l2o.rules import Choice, RMSProp, RNNProp
+from l2o.rules.layout import Layout
+
+
+def close(actual, expected):
+    """Asserts that two structures hold nearly the same numbers."""
+    for a, b in zip(tf.nest.flatten(actual), tf.nest.flatten(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def gradient_of(function, inputs, upstream):
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        outputs = function(inputs)
+    gradient = tape.gradient(
+        outputs, inputs, output_gradients=upstream, unconnected_gradients="zero"
+    )
+    return outputs, gradient
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize("first_order", [False, True])
+def test_a_look_at_the_network(first_order, held_out, network, data, float64):
+    optimizee = KerasOptimizee(network)
+    generator = np.random.default_rng(0)
+    parameters, carried = tf.nest.map_structure(tf.constant, optimizee.initial(0))
+    scale = tf.constant(generator.uniform(0.5, 2, parameters.shape))
+    first, second = (
+        Batch(tf.constant(data.inputs[part].astype("float64")), tf.constant(data.labels[part]))
+        for part in (slice(8), slice(8, 16))
+    )
+    judged = second if held_out else ()
+    upstream = Sight(
+        tf.constant(0.7, tf.float64),
+        tf.constant(generator.normal(size=parameters.shape)),
+        [tf.zeros_like(x) for x in carried],
+    )
+
+    def plain(parameters):
+        scaled = Scaled(optimizee, scale)
+        loss, gradient, after = loss_and_gradient(scaled, parameters, carried, first)
+        if held_out:
+            loss, _ = scaled.loss(parameters, carried, second, training=True)
+        return Sight(loss, tf.stop_gradient(gradient) if first_order else gradient, after)
+
+    def seen(parameters, known=None):
+        return look(optimizee, first_order, (scale, first, judged), (parameters, carried), known)
+
+    sight, gradient = gradient_of(plain, parameters, upstream)
+    for known in (None, sight):
+        close(
+            gradient_of(lambda x, known=known: seen(x, known), parameters, upstream),
+            (sight, gradient),
+        )
+
+
+@pytest.mark.parametrize("rule", [RNNProp(units=4), Choice((RMSProp(0.1),), units=4)])
+def test_a_compiled_update(rule, float64):
+    generator, layout = np.random.default_rng(0), Layout(("a", "b"), ((3, 2), (5,)))
+    shake = lambda x: tf.constant(np.asarray(x) + generator.uniform(0, 1, np.shape(x)))  # noqa: E731
+    inputs = tf.nest.map_structure(
+        shake, (rule.initial_weights(0), np.zeros(11), rule.initial_state(layout))
+    )
+    upstream = tf.nest.map_structure(shake, rule.update(*inputs, layout))
+    update = compiled_update(rule, layout)
+    close(
+        gradient_of(lambda inputs: update(*inputs), inputs, upstream),
+        gradient_of(lambda inputs: rule.update(*inputs, layout), inputs, upstream),
+    )
