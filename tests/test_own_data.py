@@ -117,7 +117,9 @@ _KERAS_LOSSES = {
 }
 
 
-@pytest.mark.parametrize("loss", _KERAS_LOSSES, ids=str)
+@pytest.mark.parametrize(
+    "loss", _KERAS_LOSSES, ids=lambda loss: getattr(loss, "name", None) or str(loss)[:9]
+)
 def test_mean_of_the_losses_is_what_keras_fit_minimizes(loss):
     labels, outputs = (tf.constant(part) for part in _KERAS_LOSSES[loss])
     losses = per_example(loss)(labels, outputs)
