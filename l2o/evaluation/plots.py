@@ -167,7 +167,7 @@ def dots(
                 axes.text(0.02, row, "nothing to draw", va="center", fontsize=8, style="italic",
                           transform=axes.get_yaxis_transform())  # fmt: skip
         if shown:
-            span = max(shown) - min(shown) or 0.2
+            span = max(max(shown) - min(shown), 0.02)
             low = max(min([*shown, *ends]), min(shown) - span / 2)
             high = min(max([*shown, *ends]), max(shown) + span / 2)
             axes.set_xlim(low - 0.08 * span, high + 0.08 * span)
@@ -283,7 +283,8 @@ def durations(
         labels = [times.label for times in groups[-1]]
         finite = [getattr(time, unit) for times in groups for t in times for time in t.each
                   if time.reached]  # fmt: skip
-        never = 1.15 * (max(finite, default=0.0) or 1.0)
+        longest = max(finite, default=0.0) or 1.0
+        never = 1.15 * longest
         for hollow, times in zip((True, False), groups, strict=True):
             for t in times:
                 style, row = (
@@ -299,8 +300,8 @@ def durations(
                     axes.text(never, row, f"{len(t.each) - t.reached}", fontsize=7, ha="center",
                               va="center", color="#666666" if hollow else "black",
                               fontweight="normal" if hollow else "bold")  # fmt: skip
-        axes.axvline(1.07 * max(finite, default=1.0), color="#999999", linewidth=0.7)
-        axes.set_xlim(0, 1.22 * max(finite, default=1.0))
+        axes.axvline(1.07 * longest, color="#999999", linewidth=0.7)
+        axes.set_xlim(0, 1.22 * longest)
         axes.text(never, -0.75, "never", ha="center", va="bottom", fontsize=7.5)
         axes.set_yticks(range(len(labels)), [f"{t.label} ({len(t.each)})" for t in groups[-1]])
         axes.set_ylim(len(labels) - 0.5, -0.7)
