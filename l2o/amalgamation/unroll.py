@@ -282,8 +282,11 @@ def practise(
         path = tf.zeros((steps, 0, job.optimizee.layout.size), scale.dtype)
     noise, start = (trajectory.seed, trajectory.step), trajectory.student
     moved = lambda runner: trajectory._replace(student=runner, step=noise[1] + steps)  # noqa: E731
-    segment = lambda *place: partial(_segment, job, scale, *place)  # noqa: E731
     measured = META_LOSSES[job.meta_loss]
+
+    def segment(data, goals, place):
+        return partial(_segment, job, scale, data, goals, place)
+
     if not job.recompute:
         sights, distances, runner = segment((batches, judged), path, noise)(weights, start)
         return measured(sights.loss), distances, moved(runner)
