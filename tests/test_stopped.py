@@ -25,7 +25,7 @@ _TRAIN = (
 _SHORT = [*_TRAIN, *"--strategy none --unrolls 2 --alphas 0.2".split()]
 _LONG = [
     *_TRAIN,
-    *"--unrolls 2 4 --alphas 0.2 0.1 --min-periods 9 --max-periods 9 --patience 9".split(),
+    *"--unrolls 2 4 --alphas 0.2 0.1 --min-periods 14 --max-periods 14 --patience 14".split(),
 ]
 _EVALUATE = (
     "evaluate.py --data digits --problem mnist_mlp --optimizer adam sgd --repeats 16 --epochs 1"
@@ -144,7 +144,7 @@ def test_training_stopped_thirty_times(tmp_path):
         ("rename .progress.png", 1, 0, "SIGKILL"),  # the first phase is over
         (_OLD, 1, 0, "SIGKILL"),  # the second begins
         (_NEW, 1, 0, "SIGKILL"),
-        *draw(np.random.default_rng(10), 25, _PLACES, wait=2.0),
+        *draw(np.random.default_rng(10), 25, _PLACES, wait=1.0),
     ]
     trained_alike(_LONG, stops, tmp_path)
 
