@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee, batch_indices, keras_seed
+from l2o.amalgamation.batches import batch_indices
+from l2o.amalgamation.optimizee import Batch, KerasOptimizee, keras_seed
 from l2o.evaluation import fit
 from l2o.evaluation.contenders import keras_optimizers
 from l2o.evaluation.fit import Fit, Warmup

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from l2o.amalgamation.batches import held_out
 from l2o.amalgamation.meta import MetaTraining
 from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.unroll import (
     Amalgamation,
     begin,
-    held_out,
     practise,
     truncation,
 )

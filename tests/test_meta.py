@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from l2o.amalgamation.batches import batches
 from l2o.amalgamation.meta import MetaTraining, clip, initial_state
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.amalgamation.unroll import (
     Amalgamation,
     Teacher,
-    batches,
     begin,
     follow,
     rehearse,

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from ports import free_ports
 
 from l2o import AmalgamatedOptimizer, Policy
 from l2o.rules import SGD, Adam, RNNProp
@@ -170,16 +170,6 @@ for k in range(0, 32, 8):
     step(tf.constant(inputs[half]), tf.constant(targets[half]))
 np.savez(sys.argv[2].format(worker), *model.get_weights())
 """
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def test_two_workers_train_as_one(tmp_path):

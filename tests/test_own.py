@@ -4,21 +4,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_examples import IMAGES, SERIES, TABLE, TARGETS, WORDS
 
+from l2o.amalgamation.batches import batches
 from l2o.amalgamation.examples import Examples, ProblemError, as_examples
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee, keras_seed, loss_and_gradient
 from l2o.amalgamation.own import OwnProblem, prepare
 from l2o.amalgamation.refusals import checked_optimizee
-from l2o.amalgamation.unroll import Amalgamation, batches, begin, truncation
+from l2o.amalgamation.unroll import Amalgamation, begin, truncation
 from l2o.rules import RNNProp
 
 layers = keras.layers
-_RANDOM = np.random.default_rng(0)
-_TABLE = _RANDOM.normal(size=(40, 3)).astype("float32")
-_TARGETS = _RANDOM.normal(size=40).astype("float32")
-_SERIES = _RANDOM.normal(size=(40, 4, 2)).astype("float32")
-_IMAGES = _RANDOM.normal(size=(40, 6, 6, 1)).astype("float32")
-_WORDS = _RANDOM.integers(0, 9, (40, 4))
 
 
 def sequential(shape, *stack):
@@ -50,17 +46,17 @@ class Subclassed(keras.Model):
 
 _KINDS = {
     "batch norm": (sequential((6, 6, 1), lambda: layers.Conv2D(2, 3), layers.BatchNormalization,
-                              lambda: layers.MaxPooling2D(2), layers.Flatten, dense()), _IMAGES),
+                              lambda: layers.MaxPooling2D(2), layers.Flatten, dense()), IMAGES),
     "embedding": (sequential((4,), lambda: layers.Embedding(9, 2), layers.Flatten, dense()),
-                  _WORDS),
-    "LSTM": (sequential((4, 2), lambda: layers.LSTM(2), dense()), _SERIES),
-    "dropout": (sequential((3,), dense(8), lambda: layers.Dropout(0.5, seed=3), dense()), _TABLE),
+                  WORDS),
+    "LSTM": (sequential((4, 2), lambda: layers.LSTM(2), dense()), SERIES),
+    "dropout": (sequential((3,), dense(8), lambda: layers.Dropout(0.5, seed=3), dense()), TABLE),
 }  # fmt: skip
 
 
 def truncations(model_fn, inputs, *seeds: int, recompute: int = 0) -> list:
     """Meta-gradient, trajectory and report of the first truncation of an unroll, for each seed."""
-    examples, _ = as_examples((inputs, _TARGETS))
+    examples, _ = as_examples((inputs, TARGETS))
     optimizee = checked_optimizee(model_fn, "mse", examples, 8)
     rule = RNNProp(units=2, layers=1)
     job = Amalgamation(rule, (), "none", optimizee, recompute=recompute)
@@ -78,13 +74,13 @@ def truncations(model_fn, inputs, *seeds: int, recompute: int = 0) -> list:
 @pytest.mark.slow
 def test_meta_gradient_of_a_gru():
     model_fn = sequential((4, 2), lambda: layers.GRU(2, dropout=0.3), dense())
-    (first,) = truncations(model_fn, _SERIES, 1)
+    (first,) = truncations(model_fn, SERIES, 1)
     assert float(first[2].finite) == 1 and any(np.any(g) for g in first[0])
 
 
 @pytest.mark.parametrize("model_fn", [Subclassed, lambda: keras.Sequential([layers.Dense(1)])])
 def test_models_are_built_on_the_data(model_fn):
-    optimizee = checked_optimizee(model_fn, "mse", Examples(_TABLE, _TARGETS), 8)
+    optimizee = checked_optimizee(model_fn, "mse", Examples(TABLE, TARGETS), 8)
     one, same, other = (optimizee.initial(seed)[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert optimizee.layout.size == len(one) and not np.array_equal(one, other)
@@ -104,7 +100,7 @@ def test_trajectories_have_masks_of_their_own_and_keep_them_when_recomputed():
     """A layer's own seed would be every trajectory's."""
     model_fn, inputs = _KINDS["dropout"]
     optimizee = KerasOptimizee(model_fn, "mse")
-    batch = Batch(tf.constant(inputs), tf.constant(_TARGETS))
+    batch = Batch(tf.constant(inputs), tf.constant(TARGETS))
     parameters, _ = optimizee.initial(0)
 
     def run(carried):
@@ -145,7 +141,7 @@ def test_initial_weights_follow_the_seed_alone():
 def test_only_images_of_bytes_are_divided():
     adds_up = dense(kernel_initializer="ones")
     for inputs, total in ((np.full((8, 2, 2), 255, "uint8"), 4), (np.full((8, 2), 255), 510)):
-        examples, _ = as_examples((inputs, _TARGETS[:8]))
+        examples, _ = as_examples((inputs, TARGETS[:8]))
         optimizee = KerasOptimizee(sequential(inputs.shape[1:], layers.Flatten, adds_up), "mse")
         outputs = optimizee.predict(*optimizee.initial(0), tf.constant(examples.inputs))
         np.testing.assert_allclose(outputs, total)
@@ -189,33 +185,33 @@ def half():
 
 
 _REFUSED = {
-    "a model": (_ONE, "mse", _TABLE, "must be a function .* Received: a Sequential"),
-    "no model": (lambda: 3, "mse", _TABLE, "must return a keras.Model. Received: a int"),
-    "raises": (lambda: 1 / 0, "mse", _TABLE, "model_fn failed: ZeroDivisionError"),
-    "always one": (lambda: _ONE, "mse", _TABLE, "a new model at every call. Received: the same"),
-    "always another": (lambda: sequential((3,), dense(next(_WIDTHS)), dense())(), "mse", _TABLE,
+    "a model": (_ONE, "mse", TABLE, "must be a function .* Received: a Sequential"),
+    "no model": (lambda: 3, "mse", TABLE, "must return a keras.Model. Received: a int"),
+    "raises": (lambda: 1 / 0, "mse", TABLE, "model_fn failed: ZeroDivisionError"),
+    "always one": (lambda: _ONE, "mse", TABLE, "a new model at every call. Received: the same"),
+    "always another": (lambda: sequential((3,), dense(next(_WIDTHS)), dense())(), "mse", TABLE,
                        "same architecture .* models of 6 and 11 weights"),
-    "no weights": (sequential((3,), layers.Flatten), "mse", _TABLE, "no trainable weights"),
-    "no seed": (sequential((3,), Unseeded), "mse", _TABLE, "unseeded.*kernel' does not follow"),
-    "unknown shape": (Unbuildable, "mse", _TABLE,
+    "no weights": (sequential((3,), layers.Flatten), "mse", TABLE, "no trainable weights"),
+    "no seed": (sequential((3,), Unseeded), "mse", TABLE, "unseeded.*kernel' does not follow"),
+    "unknown shape": (Unbuildable, "mse", TABLE,
                       "shapes of layer 'my_convolution' of unbuildable.* are unknown"),
-    "other shape": (sequential((4,), dense()), "mse", _TABLE, "cannot be called on .*40|16, 3"),
-    "half": (sequential((3,), half, dense()), "mse", _TABLE, "Layer 'half' computes in float16"),
+    "other shape": (sequential((4,), dense()), "mse", TABLE, "cannot be called on .*40|16, 3"),
+    "half": (sequential((3,), half, dense()), "mse", TABLE, "Layer 'half' computes in float16"),
     "two outputs": (lambda: keras.Model(i := layers.Input((3,)), [layers.Dense(1)(i), i]), "mse",
-                    _TABLE, "must have one output. Received: a list"),
+                    TABLE, "must have one output. Received: a list"),
     "masked": (sequential((4,), lambda: layers.Embedding(9, 2, mask_zero=True), dense()),
-               lambda y, p: tf.reduce_mean(p, (1, 2)), _WORDS, "is masked"),
-    "no gradient": (_SOFTSIGN, "mse", _TABLE, r"Layer 'soft' .* twice \(SoftsignGrad has no grad"),
-    "bicubic": (resized("bicubic"), "mse", _IMAGES, "Layer 'my_resize' .*ResizeBicubicGrad has no"),
-    "bilinear": (resized("bilinear"), "mse", _IMAGES, "Layer 'my_resize' .*gradient of bilinear"),
-    "constant": (regression, lambda y, p: y**2, _TABLE, "does not depend on its weights"),
-    "scalar": (regression, lambda y, p: tf.reduce_mean(p), _TABLE, r"Received: shape \(\)"),
-    "broadcast": (regression, lambda y, p: (y - p) ** 2, _TABLE, r"Received: shape \(16, 16\)"),
-    "loss fails": (regression, lambda y, p: p[:, 5], _TABLE, r"loss of labels \(16,\) .* failed"),
-    "classes": (regression, None, _TABLE, "class indices, .* Received: float32 labels"),
-    "not finite": (regression, lambda y, p: p[:, 0] / 0, _TABLE, "loss of .* is not finite"),
-    "below zero": (regression, lambda y, p: p[:, 0] - 5, _TABLE, "difference.* Received: -5"),
-    "falls below": (regression, lambda y, p: 3 + p[:, 0], _TABLE,
+               lambda y, p: tf.reduce_mean(p, (1, 2)), WORDS, "is masked"),
+    "no gradient": (_SOFTSIGN, "mse", TABLE, r"Layer 'soft' .* twice \(SoftsignGrad has no grad"),
+    "bicubic": (resized("bicubic"), "mse", IMAGES, "Layer 'my_resize' .*ResizeBicubicGrad has no"),
+    "bilinear": (resized("bilinear"), "mse", IMAGES, "Layer 'my_resize' .*gradient of bilinear"),
+    "constant": (regression, lambda y, p: y**2, TABLE, "does not depend on its weights"),
+    "scalar": (regression, lambda y, p: tf.reduce_mean(p), TABLE, r"Received: shape \(\)"),
+    "broadcast": (regression, lambda y, p: (y - p) ** 2, TABLE, r"Received: shape \(16, 16\)"),
+    "loss fails": (regression, lambda y, p: p[:, 5], TABLE, r"loss of labels \(16,\) .* failed"),
+    "classes": (regression, None, TABLE, "class indices, .* Received: float32 labels"),
+    "not finite": (regression, lambda y, p: p[:, 0] / 0, TABLE, "loss of .* is not finite"),
+    "below zero": (regression, lambda y, p: p[:, 0] - 5, TABLE, "difference.* Received: -5"),
+    "falls below": (regression, lambda y, p: 3 + p[:, 0], TABLE,
                     "Received: 2.* at the initial weights, -.* falls"),
 }  # fmt: skip
 
@@ -224,12 +220,12 @@ _REFUSED = {
 def test_networks_that_are_refused(name):
     model_fn, loss, inputs, message = _REFUSED[name]
     with pytest.raises(ProblemError, match=message) as error:
-        checked_optimizee(model_fn, loss, Examples(np.asarray(inputs), _TARGETS), 16)
+        checked_optimizee(model_fn, loss, Examples(np.asarray(inputs), TARGETS), 16)
     assert "\n" not in str(error.value)
 
 
 def test_what_lifts_a_refusal():
-    images, table = Examples(_IMAGES, _TARGETS), Examples(_TABLE, _TARGETS)
+    images, table = Examples(IMAGES, TARGETS), Examples(TABLE, TARGETS)
     checked_optimizee(resized("bicubic"), "mse", images, 16, first_order=True)
     checked_optimizee(resized("nearest"), "mse", images, 16)
     checked_optimizee(regression, lambda y, p: p[:, 0] - 5, table, 16, positive=False)
@@ -239,7 +235,7 @@ def test_what_lifts_a_refusal():
 
 def test_tensorflow_takes_the_gradient_of_resizing_for_constant():
     """Why it is refused; if this fails TensorFlow has been mended, and `WRONG_TWICE` can go."""
-    images = tf.constant(_IMAGES[:2])
+    images = tf.constant(IMAGES[:2])
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(images)
         loss = tf.reduce_sum(tf.image.resize(images, (9, 9)) ** 4)
@@ -252,30 +248,30 @@ def test_tensorflow_takes_the_gradient_of_resizing_for_constant():
 
 
 def test_a_sixth_is_split_off_for_validation():
-    problem, dataset = prepare(OwnProblem(regression, (_TABLE, _TARGETS), loss="mse",
+    problem, dataset = prepare(OwnProblem(regression, (TABLE, TARGETS), loss="mse",
                                           batch_size=8), "mine:problem")  # fmt: skip
     assert problem.name == "mine:problem" and problem.batch_size == 8
-    np.testing.assert_array_equal(dataset.train.inputs, _TABLE[:34])
-    np.testing.assert_array_equal(dataset.validation.labels, _TARGETS[34:])
+    np.testing.assert_array_equal(dataset.train.inputs, TABLE[:34])
+    np.testing.assert_array_equal(dataset.validation.labels, TARGETS[34:])
     assert "34 train, 6 validation, 0 test" in dataset.description
 
 
 def test_name_of_the_data_tells_data_and_networks_apart():
-    def name(model_fn=regression, inputs=_TABLE, loss="mse"):
-        own = OwnProblem(model_fn, (inputs, _TARGETS), loss=loss, batch_size=8)
+    def name(model_fn=regression, inputs=TABLE, loss="mse"):
+        own = OwnProblem(model_fn, (inputs, TARGETS), loss=loss, batch_size=8)
         return prepare(own, "mine:problem")[1].name
 
     deeper = sequential((3,), dense(4, activation="relu"), dense())
-    names = [name(), name(deeper), name(inputs=-_TABLE), name(loss="mae")]
+    names = [name(), name(deeper), name(inputs=-TABLE), name(loss="mae")]
     assert len(set(names)) == 4 and name() == names[0]
 
 
 def test_validation_data_of_another_kind_is_refused():
-    for validation in ((_TABLE[:, :2], _TARGETS), (_TABLE, _WORDS[:, 0])):
+    for validation in ((TABLE[:, :2], TARGETS), (TABLE, WORDS[:, 0])):
         with pytest.raises(ProblemError, match="validation's .* must be like those to train on"):
-            prepare(OwnProblem(regression, (_TABLE, _TARGETS), validation, loss="mse"), "mine:p")
+            prepare(OwnProblem(regression, (TABLE, TARGETS), validation, loss="mse"), "mine:p")
     with pytest.raises(ProblemError, match="5 examples are too few"):
-        prepare(OwnProblem(regression, (_TABLE[:5], _TARGETS[:5]), loss="mse"), "mine:p")
+        prepare(OwnProblem(regression, (TABLE[:5], TARGETS[:5]), loss="mse"), "mine:p")
     with keras_seed(0), pytest.raises(ProblemError, match="batched by 8. Received: batch_size=4"):
-        dataset = tf.data.Dataset.from_tensor_slices((_TABLE, _TARGETS)).batch(8)
+        dataset = tf.data.Dataset.from_tensor_slices((TABLE, TARGETS)).batch(8)
         prepare(OwnProblem(regression, dataset, loss="mse", batch_size=4), "mine:p")

@@ -4,29 +4,24 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_examples import IMAGES, SERIES, TABLE, TARGETS, WORDS
 
 from l2o.amalgamation.examples import Examples, ProblemError, as_examples, digest
 from l2o.amalgamation.keras_loss import per_example, takes_class_indices
 
 layers = keras.layers
-_RANDOM = np.random.default_rng(0)
-_TABLE = _RANDOM.normal(size=(40, 3)).astype("float32")
-_TARGETS = _RANDOM.normal(size=40).astype("float32")
-_SERIES = _RANDOM.normal(size=(40, 4, 2)).astype("float32")
-_IMAGES = _RANDOM.normal(size=(40, 6, 6, 1)).astype("float32")
-_WORDS = _RANDOM.integers(0, 9, (40, 4))
 
 
 def test_arrays_in_the_types_that_networks_take():
     cases = [
-        (_TABLE.astype("float64"), "float32"),
-        (_WORDS.astype("int64"), "int32"),
-        (_WORDS.astype("int8"), "int32"),
-        (_WORDS + 2**40, "int64"),
-        (_WORDS > 4, "int32"),
-        ((_IMAGES > 0).astype("uint8"), "uint8"),
-        (_TABLE.tolist(), "float32"),
-        (tf.constant(_TABLE), "float32"),
+        (TABLE.astype("float64"), "float32"),
+        (WORDS.astype("int64"), "int32"),
+        (WORDS.astype("int8"), "int32"),
+        (WORDS + 2**40, "int64"),
+        (WORDS > 4, "int32"),
+        ((IMAGES > 0).astype("uint8"), "uint8"),
+        (TABLE.tolist(), "float32"),
+        (tf.constant(TABLE), "float32"),
     ]
     for inputs, dtype in cases:
         examples, batch_size = as_examples((inputs, np.arange(40)))
@@ -36,12 +31,12 @@ def test_arrays_in_the_types_that_networks_take():
 
 
 def test_dataset_is_read_whole_with_its_batch_size():
-    dataset = tf.data.Dataset.from_tensor_slices((_TABLE, _TARGETS)).batch(16)
+    dataset = tf.data.Dataset.from_tensor_slices((TABLE, TARGETS)).batch(16)
     for one in (dataset, dataset.filter(lambda x, y: True)):  # the latter knows no length
         examples, batch_size = as_examples(one)
         assert batch_size == 16
-        np.testing.assert_array_equal(examples.inputs, _TABLE)
-        np.testing.assert_array_equal(examples.labels, _TARGETS)
+        np.testing.assert_array_equal(examples.inputs, TABLE)
+        np.testing.assert_array_equal(examples.labels, TARGETS)
 
 
 def _slices(*parts):
@@ -49,28 +44,28 @@ def _slices(*parts):
 
 
 _BAD_DATA = {
-    "not a pair": (_TABLE, "must be arrays .* Received: ndarray of float32, shape"),
-    "three": ((_TABLE, _TARGETS, _TARGETS), "Received: tuple of 3"),
-    "lengths": ((_TABLE, _TARGETS[:-1]), "differ in length. Received: 40 and 39"),
-    "none": ((_TABLE[:0], _TARGETS[:0]), "no examples"),
-    "nan": ((np.where(_TABLE > 2, np.nan, _TABLE), _TARGETS), r"x holds \d+ values that are NaN"),
-    "infinite": ((_TABLE, _TARGETS + np.inf), "y holds 40 values"),
-    "words": ((np.array(["a"] * 40), _TARGETS), "one array of numbers"),
-    "inputs by name": (({"a": _TABLE}, _TARGETS), "x must be one array of numbers. Received: dict"),
+    "not a pair": (TABLE, "must be arrays .* Received: ndarray of float32, shape"),
+    "three": ((TABLE, TARGETS, TARGETS), "Received: tuple of 3"),
+    "lengths": ((TABLE, TARGETS[:-1]), "differ in length. Received: 40 and 39"),
+    "none": ((TABLE[:0], TARGETS[:0]), "no examples"),
+    "nan": ((np.where(TABLE > 2, np.nan, TABLE), TARGETS), r"x holds \d+ values that are NaN"),
+    "infinite": ((TABLE, TARGETS + np.inf), "y holds 40 values"),
+    "words": ((np.array(["a"] * 40), TARGETS), "one array of numbers"),
+    "inputs by name": (({"a": TABLE}, TARGETS), "x must be one array of numbers. Received: dict"),
     "lists of lengths": (([[1], [1, 2]], [0, 1]), "x is not one array"),
     "ragged": ((tf.ragged.constant([[1], [1, 2]]), [0, 1]), "dense array. Received: RaggedTensor"),
     "scalar": ((1.0, 2.0), "array of examples"),
-    "flat uint8": ((_WORDS.astype("uint8"), _TARGETS), "float32 or int32"),
-    "not batched": (_slices(_TABLE, _TARGETS), "must be batched"),
-    "not batched, wide": (_slices(_TABLE, _SERIES), "must be batched, x and y alike"),
-    "repeats": (_slices(_TABLE, _TARGETS).batch(8).repeat(), "must be finite"),
-    "weights too": (_slices(_TABLE, _TARGETS, _TARGETS).batch(8), r"must yield \(x, y\)"),
+    "flat uint8": ((WORDS.astype("uint8"), TARGETS), "float32 or int32"),
+    "not batched": (_slices(TABLE, TARGETS), "must be batched"),
+    "not batched, wide": (_slices(TABLE, SERIES), "must be batched, x and y alike"),
+    "repeats": (_slices(TABLE, TARGETS).batch(8).repeat(), "must be finite"),
+    "weights too": (_slices(TABLE, TARGETS, TARGETS).batch(8), r"must yield \(x, y\)"),
     "dataset of ragged": (
         tf.data.Dataset.from_tensor_slices((tf.ragged.constant([[1], [1, 2]]), [0, 1])).batch(2),
         "dense tensors",
     ),
-    "empty dataset": (_slices(_TABLE, _TARGETS).batch(8).take(0), "no examples"),
-    "shapes": (_slices(_TABLE, _TARGETS).bucket_by_sequence_length(
+    "empty dataset": (_slices(TABLE, TARGETS).batch(8).take(0), "no examples"),
+    "shapes": (_slices(TABLE, TARGETS).bucket_by_sequence_length(
         lambda x, y: 1, [2], [8, 8]).map(lambda x, y: (x[:, : tf.cast(y[0] > 0, tf.int32) + 1], y)),
         "all have one shape"),
 }  # fmt: skip
@@ -85,35 +80,36 @@ def test_data_that_is_refused(name):
 
 def test_data_without_an_end(monkeypatch):
     monkeypatch.setattr("l2o.amalgamation.examples.MOST_UNKNOWN", 10_000)
-    endless = _slices(_TABLE, _TARGETS).batch(8).repeat().filter(lambda x, y: True)
+    endless = _slices(TABLE, TARGETS).batch(8).repeat().filter(lambda x, y: True)
     with pytest.raises(ProblemError, match="no end within"):
         as_examples(endless)
 
 
 def test_digest_tells_data_apart():
-    one = Examples(_TABLE, _TARGETS)
-    assert digest(one) == digest(Examples(_TABLE.copy(), _TARGETS))
-    others = [one[:-1], Examples(_TABLE, -_TARGETS), Examples(_TABLE.astype("int32"), _TARGETS)]
+    one = Examples(TABLE, TARGETS)
+    assert digest(one) == digest(Examples(TABLE.copy(), TARGETS))
+    others = [one[:-1], Examples(TABLE, -TARGETS), Examples(TABLE.astype("int32"), TARGETS)]
     assert len({digest(one), *map(digest, others)}) == 4
     assert digest(one, one) != digest(one)
 
 
 # --- losses -----------------------------------------------------------------------------------
 
+_RANDOM = np.random.default_rng(1)
 _LOGITS = _RANDOM.normal(size=(40, 3)).astype("float32")
 _CLASSES = _RANDOM.integers(0, 3, 40).astype("int32")
 _KERAS_LOSSES = {
-    "mse": (_TARGETS, _LOGITS[:, :1]),
-    "mae": (_TARGETS[:, None], _LOGITS[:, :1]),
+    "mse": (TARGETS, _LOGITS[:, :1]),
+    "mae": (TARGETS[:, None], _LOGITS[:, :1]),
     "huber": (_LOGITS[::-1], _LOGITS),
-    "poisson": (np.abs(_TARGETS), np.abs(_LOGITS[:, :1])),
+    "poisson": (np.abs(TARGETS), np.abs(_LOGITS[:, :1])),
     "binary_crossentropy": (_CLASSES % 2, tf.sigmoid(_LOGITS[:, :1])),
     "sparse_categorical_crossentropy": (_CLASSES, tf.nn.softmax(_LOGITS)),
     "categorical_crossentropy": (np.eye(3, dtype="int32")[_CLASSES], tf.nn.softmax(_LOGITS)),
     keras.losses.SparseCategoricalCrossentropy(from_logits=True): (_CLASSES[:, None], _LOGITS),
-    keras.losses.MeanSquaredError(reduction="none"): (_TARGETS, _LOGITS[:, :1]),
+    keras.losses.MeanSquaredError(reduction="none"): (TARGETS, _LOGITS[:, :1]),
     keras.losses.CategoricalCrossentropy(True, label_smoothing=0.1): (np.eye(3)[_CLASSES], _LOGITS),
-    keras.losses.mean_squared_error: (_TARGETS, _LOGITS[:, :1]),
+    keras.losses.mean_squared_error: (TARGETS, _LOGITS[:, :1]),
 }
 
 

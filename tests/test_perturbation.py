@@ -9,6 +9,7 @@ import tensorflow as tf
 from scipy import stats
 
 from l2o.amalgamation import unroll
+from l2o.amalgamation.batches import batches
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.amalgamation.perturbation import (
     KINDS,
@@ -20,7 +21,6 @@ from l2o.amalgamation.perturbation import (
 from l2o.amalgamation.unroll import (
     Amalgamation,
     Teacher,
-    batches,
     begin,
     rehearse,
     truncation,

@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from l2o.amalgamation.batches import batches, entry
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.amalgamation.unroll import (
     Amalgamation,
     Runner,
     Teacher,
-    batch_at,
-    batches,
     begin,
     follow,
     rehearse,
@@ -67,7 +66,7 @@ def close(actual, expected, rtol=1e-9, atol=1e-12):
 
 
 def each(slices, start: int, stop: int) -> list[Batch]:
-    return [batch_at(slices(start, stop), i) for i in range(stop - start)]
+    return [entry(slices(start, stop), i) for i in range(stop - start)]
 
 
 def compiled(job, weights, trajectory, warm, steps):
@@ -112,7 +111,7 @@ class PlainModel:
         """Steps of `rule` in coordinates divided by `scale`: losses and the last state."""
         layout, losses = KerasOptimizee(lambda: self.model).layout, []
         for i in range(len(batches.labels)):
-            loss, gradient = self.loss_and_gradient(batch_at(batches, i))
+            loss, gradient = self.loss_and_gradient(entry(batches, i))
             step, state = rule.update(weights, tf.constant(gradient * scale), state, layout)
             self.assign(self.parameters - scale * np.asarray(step))
             losses.append(loss)
@@ -136,7 +135,7 @@ def objective(job, weights, trajectory, batches, path, held=None):
         with tf.GradientTape() as tape:
             tape.watch(parameters)
             loss, carried = job.optimizee.loss(
-                parameters * scale, carried, batch_at(batches, i), training=True
+                parameters * scale, carried, entry(batches, i), training=True
             )
         gradients.append(tape.gradient(loss, parameters))
         gradient = gradients[i] if held is None else held[i]

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ports import free_ports
 
 from l2o.amalgamation.cluster import ClusterError, workers
 from l2o.checkpoint import load_policy
@@ -20,16 +20,6 @@ _LINE = (
     "--strategy none --data digits --problem mnist_mlp --preset smoke --truncation 2 --unrolls 2 4 "
     "--alphas 0.2 0.2 --last-validation 4 --warmup-steps 2 --meta-batch 2 --period 4 --output run"
 ).split()
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def start(folder: Path, *more: str, config: dict | None = None) -> subprocess.Popen:

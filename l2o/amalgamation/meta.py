@@ -12,16 +12,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from l2o.amalgamation.batches import batches, held_out
 from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.unroll import (
     SCALE_LIMIT,
     Amalgamation,
     Report,
     all_finite,
-    batches,
     begin,
     choose,
-    held_out,
     rehearse,
     truncation,
 )

@@ -168,37 +168,9 @@ def as_inputs(inputs):
     return inputs
 
 
-def take(data: Batch, indices) -> Batch:
-    """The examples of `data` at `indices` [B]."""
-    return Batch(tf.gather(data.inputs, indices), tf.gather(data.labels, indices))
-
-
 def loss_and_gradient(optimizee: Optimizee, parameters, carried: list, batch: Batch):
     """The training loss, its gradient [D], and the new carried values."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(parameters)
         loss, carried = optimizee.loss(parameters, carried, batch, training=True)
     return loss, tape.gradient(loss, parameters), carried
-
-
-def batch_indices(seed: list[int], examples: int, batch_size: int, start: int, steps: int):
-    """Steps `start` to `start + steps` of a batch sequence, int32 [steps, batch_size].
-
-    The sequence is successive slices of a permutation of the training set, fresh every epoch; an
-    epoch's remainder smaller than a batch is left out. Every permutation derives from `seed` and
-    the epoch's number alone.
-
-    Raises:
-        ValueError: If there are fewer examples than a batch holds.
-    """
-    per_epoch = examples // batch_size
-    if not per_epoch:
-        raise ValueError(f"A batch holds {batch_size} examples. Received: {examples} in all")
-    order = {}
-    rows = []
-    for step in range(start, start + steps):
-        epoch, place = divmod(step, per_epoch)
-        if epoch not in order:
-            order = {epoch: np.random.default_rng([*seed, epoch]).permutation(examples)}
-        rows.append(order[epoch][place * batch_size : (place + 1) * batch_size])
-    return np.stack(rows).astype("int32") if rows else np.zeros((0, batch_size), "int32")

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from l2o.amalgamation.batches import entry
 from l2o.amalgamation.losses import META_LOSSES, SCHEMES, log_distance
 from l2o.amalgamation.optimizee import (
     Batch,
     Optimizee,
-    batch_indices,
     loss_and_gradient,
 )
 from l2o.amalgamation.perturbation import Perturbation, attacked, noisy_gradient, noisy_weights
@@ -153,50 +153,6 @@ def begin(
     return tf.nest.map_structure(tf.convert_to_tensor, trajectory)
 
 
-def batches(
-    data: Batch,
-    key: Sequence[int],
-    batch_size: int,
-    start: int,
-    steps: int,
-    among: np.ndarray | None = None,
-    stream: int = 1,
-) -> Batch:
-    """A trajectory's batches from step `start` on.
-
-    Args:
-        data: The training examples, as NumPy arrays.
-        key: As in `begin`.
-        batch_size: B.
-        start: The first step, counted from the start of the trajectory, warm-up included.
-        steps: S.
-        among: Indices of the examples to draw from; all by default.
-        stream: Sequences with another number are drawn independently.
-
-    Returns:
-        Inputs [S, B, ...] and labels [S, B].
-    """
-    examples = len(data.labels) if among is None else len(among)
-    indices = batch_indices([*key, stream], examples, batch_size, start, steps)
-    indices = indices if among is None else among[indices]
-    return Batch(data.inputs[indices], data.labels[indices])
-
-
-def held_out(data: Batch, key: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the examples a trajectory trains on, and of the tenth it never does.
-
-    Drawn anew for each trajectory, for the held-out meta loss (after Metz et al. 2019).
-    """
-    order = np.random.default_rng([*key, 3]).permutation(len(data.labels))
-    kept, tenth = np.split(order, [len(order) - len(order) // 10])
-    return kept, tenth
-
-
-def batch_at(batches: Batch, i) -> Batch:
-    """Batch number `i` of several."""
-    return Batch(batches.inputs[i], batches.labels[i])
-
-
 def warm_up(job: Amalgamation, weights: list, trajectory: Trajectory, batches: Batch) -> Trajectory:
     """Plain SGD in clean coordinates; the student's and the teachers' moments follow.
 
@@ -212,7 +168,7 @@ def warm_up(job: Amalgamation, weights: list, trajectory: Trajectory, batches: B
         student, teachers = trajectory.student, trajectory.teachers
         clean = student.parameters * scale
         _, gradient, carried = loss_and_gradient(
-            job.optimizee, clean, student.carried, batch_at(batches, i)
+            job.optimizee, clean, student.carried, entry(batches, i)
         )
         clean -= job.warmup_rate * gradient
         state = job.rule.observe(weights, gradient * scale, student.state, layout)
@@ -239,7 +195,7 @@ def follow(job: Amalgamation, runners: list[Runner], batches: Batch) -> tuple[An
     layout, steps = job.optimizee.layout, int(batches.labels.shape[0])
 
     def step(i, runners, path):
-        batch, moved = batch_at(batches, i), []
+        batch, moved = entry(batches, i), []
         for (rule, weights), old in zip(job.teachers, runners, strict=True):
             _, gradient, carried = loss_and_gradient(
                 job.optimizee, old.parameters, old.carried, batch
@@ -297,7 +253,7 @@ def practise(
 
     def step(k, runner, losses, distances):
         here = (noise[0], noise[1] + k * length)
-        *data, goals = tf.nest.map_structure(lambda x: x[k], pieces)
+        *data, goals = entry(pieces, k)
         run = segment(data, goals, here)
 
         def backward(inputs, outputs, upstream):
@@ -328,7 +284,7 @@ def _segment(job: Amalgamation, scale, data, path, noise, weights, runner, known
 
     def step(i, runner, arrays):
         sight = known and tf.nest.map_structure(lambda x: tf.stop_gradient(x[i]), known)
-        here = tf.nest.map_structure(lambda x: x[i], data)
+        here = entry(data, i)
         sight = look(job.optimizee, job.first_order, (scale, *here), runner[:2], sight)
         acting = noisy_weights(job.perturbation, weights, seed, first + i)
         seen = noisy_gradient(job.perturbation, sight.gradient, seed, first + i)

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee, batch_indices, take
+from l2o.amalgamation.batches import batch_indices, take
+from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.evaluation.steppers import Stepper
 
 _SCORING_BATCH = 1000
