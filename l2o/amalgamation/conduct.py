@@ -14,6 +14,7 @@ import l2o
 from l2o.amalgamation.cluster import ClusterError, make_cluster, open_directory, workers
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.amalgamation.plan import Meta, Phase
+from l2o.amalgamation.settings import Settings
 from l2o.amalgamation.trainer import Trainer
 from l2o.amalgamation.watch import Watch, expected_seconds
 from l2o.checkpoint import Policy, fingerprint, load_policy
@@ -50,7 +51,7 @@ def conduct(
         batch_size: Examples an inner step.
         strategy: A `tf.distribute` strategy.
         directory: Where the run is kept.
-        origin: What the configuration and the policy's card say of where the policy comes from.
+        origin: From `origin_of`.
         fresh: Whether a run that is there is moved aside.
         tensorboard: Whether to write event files.
         named: Whether to say where the run is.
@@ -135,10 +136,32 @@ def make_strategy(devices: int | None, meta_batch: int) -> tf.distribute.Strateg
     return tf.distribute.MirroredStrategy([f"/cpu:{k}" for k in range(replicas)])
 
 
-def described_devices(strategy: tf.distribute.Strategy) -> str:
-    """A strategy's devices in words: "1 CPU"."""
+def origin_of(
+    settings: Settings,
+    problem: str,
+    data: str,
+    strategy: tf.distribute.Strategy,
+    network: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Where a run's policy comes from, as its configuration and cards say it.
+
+    Args:
+        settings: What was chosen.
+        problem: Its name.
+        data: The data in words.
+        strategy: The devices.
+        network: What tells the network from others, where the problem's name does not.
+    """
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
-    return f"{strategy.num_replicas_in_sync} {kind}"
+    origin = {
+        "strategy": settings.strategy,
+        "pool": settings.pool,
+        "problem": problem,
+        "data": data,
+        "preset": settings.preset,
+        "devices": f"{strategy.num_replicas_in_sync} {kind}",
+    }
+    return origin if network is None else origin | {"network": network}
 
 
 def _described(phase: Phase) -> dict:

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from l2o.amalgamation.conduct import RunError, conduct, described_devices, make_strategy
+from l2o.amalgamation.conduct import RunError, conduct, make_strategy, origin_of
 from l2o.amalgamation.examples import BATCH_SIZE, Examples, ProblemError, as_examples, digest
 from l2o.amalgamation.keras_loss import Loss
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
@@ -232,15 +232,13 @@ def amalgamate(
         model_fn, loss, examples, batch_size, meta.first_order, meta.meta_loss == "log"
     )
     kind, weights = type(optimizee.model).__name__, optimizee.layout.size
-    origin = {
-        "strategy": strategy,
-        "pool": pool,
-        "problem": f"own {kind} of {weights:,} weights",
-        "data": f"own data {digest(examples)} ({len(examples):,} train)",
-        "preset": preset,
-        "devices": described_devices(devices),
-        "network": described_network(optimizee, examples, batch_size),
-    }
+    origin = origin_of(
+        choices,
+        f"own {kind} of {weights:,} weights",
+        f"own data {digest(examples)} ({len(examples):,} train)",
+        devices,
+        described_network(optimizee, examples, batch_size),
+    )
     print(f"Problem: {origin['problem']}; {origin['data']}, batches of {batch_size}", flush=True)
     arrays = Batch(examples.inputs, examples.labels)
     with _directory(output) as directory, _quiet():

@@ -228,20 +228,19 @@ def _spread(options: argparse.Namespace, todo, plan, directory, bar: Progress) -
         bar.show(done, len(keys), text)
 
 
-_worker: dict = {}  # what a process of --jobs holds
-
-
-def _start_worker(options: argparse.Namespace, plan) -> None:
+def _start_worker(options: argparse.Namespace, plan: Plan) -> tuple:
+    """What a process of --jobs holds."""
     tf.keras.utils.set_random_seed(options.seed)
     with redirect_stdout(io.StringIO()):
-        _worker.update(bench=Bench(plan), tasks=_tasks(options), contenders=_contenders(options))
+        return Bench(plan), _tasks(options), _contenders(options)
 
 
-def _run_one(key):
-    task = next(t for t in _worker["tasks"] if t.problem.name == key.problem)
-    for contender in _worker["contenders"]:
+def _run_one(held: tuple, key):
+    bench, tasks, contenders = held
+    task = next(t for t in tasks if t.problem.name == key.problem)
+    for contender in contenders:
         if (contender.origin, contender.replicate) == (key.origin, key.replicate):
-            return _worker["bench"].run(task, key.repeat, contender)
+            return bench.run(task, key.repeat, contender)
     raise UserError(f"{key.optimizer} has changed since the evaluation began")
 
 

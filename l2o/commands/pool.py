@@ -30,10 +30,10 @@ def spread(
     or is killed, they are sent SIGTERM.
 
     Args:
-        call: A function of a module.
-        arguments: Of each call.
+        call: A function of a module: of what `start` returned in its process, and its arguments.
+        arguments: The others, of each call.
         jobs: Processes at most.
-        start: Called with `settings` as each process starts.
+        start: Called with `settings` as each process starts; what it returns is held there.
         settings: Anything that can be pickled.
 
     Yields:
@@ -48,7 +48,7 @@ def spread(
     jobs = min(jobs, len(arguments))
     with ProcessPoolExecutor(jobs, context, _start, (start, settings)) as pool:
         with _unheard(), quiet_start():
-            futures = [pool.submit(call, *each) for each in arguments]
+            futures = [pool.submit(_call, call, *each) for each in arguments]
         try:
             for future in as_completed(futures):
                 yield future.result()
@@ -63,6 +63,13 @@ def spread(
             if isinstance(error, BrokenProcessPool):
                 raise UserError(_KILLED) from error
             raise
+
+
+_held: list = []  # in a process of the pool: what its start returned
+
+
+def _call(call: Callable, *arguments):
+    return call(_held[0], *arguments)
 
 
 @contextmanager
@@ -84,7 +91,7 @@ def _start(start: Callable, settings: tuple) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.experimental.enable_op_determinism()
     tf.get_logger().setLevel("ERROR")
-    start(*settings)
+    _held.append(start(*settings))
 
 
 def _end_with_parent() -> None:

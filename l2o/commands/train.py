@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import l2o
 from l2o.amalgamation.cluster import ClusterError
-from l2o.amalgamation.conduct import RunError, conduct, described_devices, make_strategy
+from l2o.amalgamation.conduct import RunError, conduct, make_strategy, origin_of
 from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.plan import Phase
 from l2o.amalgamation.rundir import CONFIG
@@ -150,16 +150,9 @@ def _run(work: Work, task: Task, k: int) -> int:
     """One run, and the exit status it asks for."""
     options, (directory, chosen), begun = work.options, work.runs[k], time.monotonic()
     train, problem = task.dataset.train, task.problem
-    origin = {
-        "strategy": chosen.strategy,
-        "pool": chosen.pool,
-        "problem": options.problem,
-        "data": task.dataset.description,
-        "preset": work.preset,
-        "devices": described_devices(work.strategy),
-    }
-    if is_own(options.problem):  # a name of the catalogue says all of this
-        origin["network"] = problem.network
+    network = problem.network if is_own(options.problem) else None
+    data = task.dataset.description
+    origin = origin_of(chosen, options.problem, data, work.strategy, network)
     try:
         conduct(
             work.phases, chosen.meta(), task.optimizee(), Batch(train.inputs, train.labels),
@@ -198,18 +191,17 @@ def _spread(work: Work) -> int:
     return status
 
 
-_worker: dict = {}  # what a process of --jobs holds
-
-
-def _start_worker(options: argparse.Namespace) -> None:
+def _start_worker(options: argparse.Namespace) -> tuple[Work, Task]:
+    """What a process of --jobs holds."""
     with redirect_stdout(io.StringIO()):
         work = _prepare(options)
-        _worker.update(work=work, task=_load_task(work))
+        task = _load_task(work)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    return work, task
 
 
-def _run_one(k: int) -> tuple[int, int, str]:
+def _run_one(held: tuple[Work, Task], k: int) -> tuple[int, int, str]:
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said):
-        status = _run(_worker["work"], _worker["task"], k)
+        status = _run(*held, k)
     return k, status, said.getvalue().strip().splitlines()[-1].strip()

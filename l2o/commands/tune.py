@@ -101,25 +101,23 @@ def _key(trial: Trial) -> tuple[str, float, int]:
     return trial.teacher, trial.rate, trial.seed
 
 
-_worker: dict = {}  # what a worker process holds: the settings, the network and the data
-
-
-def _start_worker(settings: Search) -> None:
+def _start_worker(settings: Search) -> tuple:
+    """What a process holds: the settings, the data and the network."""
     from l2o.evaluation.run import Task
 
     place = settings.problem, settings.data, settings.data_dir
     task = Task(*load_problem(*place, report=lambda text: None))
-    _worker.update(settings=settings, task=task, optimizee=task.optimizee())
+    return settings, task, task.optimizee()
 
 
-def _run_trial(teacher: str, rate: float, seed: int) -> Trial:
+def _run_trial(held: tuple, teacher: str, rate: float, seed: int) -> Trial:
     from l2o.amalgamation.optimizee import as_batch
     from l2o.evaluation.fit import Fit
     from l2o.evaluation.steppers import RuleStepper
 
-    settings, task = _worker["settings"], _worker["task"]
+    settings, task, optimizee = held
     fit = Fit(
-        _worker["optimizee"],
+        optimizee,
         RuleStepper(get_teacher(teacher, rate)),
         as_batch(task.dataset.train),
         as_batch(task.dataset.validation),
