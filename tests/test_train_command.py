@@ -110,7 +110,11 @@ _WRONG = {
     "--max-periods 3": "max_periods must be at least min_periods, 6. Received: 3",
     "--updates 201 --unrolls 200": "multiple of the 2 updates of an unroll of 200 steps",
     "--updates 10 --period 4 --patience 1": "so period, patience cannot be set",
-    "--devices 1000": "must be a multiple of the devices. Received: 1000",
+    "--devices 64": "must be a multiple of the devices. Received: 64",
+    "--devices 1000": "--devices: at most 64 logical ones. Received: 1000",
+    "--devices gpu:0,gpu:9": "--devices: there is no GPU. Received: gpu:0, gpu:9",
+    "--devices tpu": "--devices: must be a whole number of at least 1, or GPUs as gpu:0,gpu:2, "
+    "not 'tpu'",
     "--problem mnist_dp": "mnist_dp is trained with DP-SGD",
     "--output foreign": "foreign is not empty and holds no config.json",
     "--output foreign --fresh": "thesis.tex",

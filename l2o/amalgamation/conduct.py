@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,8 @@ from l2o.amalgamation.watch import Watch, expected_seconds
 from l2o.checkpoint import Policy, fingerprint, load_policy
 from l2o.claim import DirectoryError
 from l2o.progress import duration
+
+MOST_LOGICAL = 64  # devices that one CPU is divided into
 
 
 class RunError(ValueError):
@@ -102,38 +105,56 @@ def conduct(
         return load_policy(run.path / phases[-1].name)
 
 
-def make_strategy(devices: int | None, meta_batch: int) -> tf.distribute.Strategy:
+def make_strategy(devices: int | Sequence[str] | None, meta_batch: int) -> tf.distribute.Strategy:
     """MirroredStrategy over GPUs or logical devices of the CPU, or several workers.
 
     Args:
-        devices: How many; all GPUs, or one, by default.
+        devices: See `chosen_devices`.
         meta_batch: Trajectories a meta-update.
 
     Raises:
-        RunError: If there are not so many, or they do not divide the meta-batch.
+        RunError: If there are no such devices, or they do not divide the meta-batch.
         ClusterError: The same, where TF_CONFIG names several workers.
     """
     if workers():
         if devices:
             raise RunError("--devices: with several workers, each uses all of its GPUs or one CPU")
         return make_cluster(meta_batch)
-    gpus = tf.config.list_physical_devices("GPU")
-    replicas = devices or len(gpus) or 1
-    if gpus and replicas > len(gpus):
-        raise RunError(f"--devices: there are {len(gpus)} GPUs. Received: {devices}")
-    if meta_batch % replicas:
+    names = chosen_devices(devices, len(tf.config.list_physical_devices("GPU")))
+    if meta_batch % len(names):
         raise RunError(
-            f"The meta-batch, {meta_batch}, must be a multiple of the devices. Received: {replicas}"
+            f"The meta-batch, {meta_batch}, must be a multiple of the devices. "
+            f"Received: {len(names)}"
         )
-    if gpus:
-        return tf.distribute.MirroredStrategy([f"/gpu:{k}" for k in range(replicas)])
-    if replicas > 64:
-        raise RunError(f"--devices: at most 64 logical ones. Received: {devices}")
     cpu = tf.config.list_physical_devices("CPU")[0]
-    if replicas > 1 and not tf.config.get_logical_device_configuration(cpu):
-        logical = [tf.config.LogicalDeviceConfiguration()] * replicas
+    logical = [tf.config.LogicalDeviceConfiguration()] * len(names)
+    if "/cpu:1" in names and not tf.config.get_logical_device_configuration(cpu):
         tf.config.set_logical_device_configuration(cpu, logical)
-    return tf.distribute.MirroredStrategy([f"/cpu:{k}" for k in range(replicas)])
+    return tf.distribute.MirroredStrategy(names)
+
+
+def chosen_devices(devices: int | Sequence[str] | None, gpus: int) -> list[str]:
+    """TensorFlow's names of the devices to train on.
+
+    Args:
+        devices: How many, or which GPUs ("gpu:0"); all GPUs, or the CPU, by default.
+        gpus: GPUs this machine has; without any, a number is one of the CPU's logical devices.
+
+    Raises:
+        RunError: If there are no such devices.
+    """
+    named = [f"gpu:{k}" for k in range(gpus)]
+    if devices is None or isinstance(devices, int):
+        count, names = devices or gpus or 1, named or [f"cpu:{k}" for k in range(MOST_LOGICAL)]
+        if count > len(names):
+            most = f"there are {gpus} GPUs" if gpus else f"at most {MOST_LOGICAL} logical ones"
+            raise RunError(f"--devices: {most}. Received: {count}")
+        names = names[:count]
+    else:
+        names, there = list(dict.fromkeys(devices)), ", ".join(named) or "no GPU"
+        if unknown := [name for name in names if name not in named]:
+            raise RunError(f"--devices: there is {there}. Received: {', '.join(unknown)}")
+    return [f"/{name}" for name in names]
 
 
 def origin_of(

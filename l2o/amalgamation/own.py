@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -177,7 +177,7 @@ def amalgamate(
     output: Path | str | None = None,
     *,
     batch_size: int | None = None,
-    devices: int | None = None,
+    devices: int | Sequence[str] | None = None,
     fresh: bool = False,
     **settings,
 ) -> Policy:
@@ -199,7 +199,7 @@ def amalgamate(
         output: Run directory, in which the same call goes on with a run that was stopped; by
             default a temporary one.
         batch_size: Examples a step, for arrays; 128 by default.
-        devices: Replicas; all GPUs, or one, by default.
+        devices: Replicas: how many, or which GPUs ("gpu:0"); all GPUs, or one, by default.
         fresh: Whether a run that is in `output` is moved aside.
         **settings: The other fields of `l2o.amalgamation.settings.Settings`: `train.py`'s flags.
 

@@ -68,6 +68,18 @@ def count(text: str) -> int:
     return _whole(text, 1)
 
 
+def devices(text: str) -> int | tuple[str, ...]:
+    """An argument that says how many devices, or names GPUs: "2", or "gpu:0,gpu:2"."""
+    names = tuple(text.split(","))
+    if all(name.startswith("gpu:") and name[4:].isdecimal() for name in names):
+        return names
+    if text.isdecimal() and int(text):
+        return int(text)
+    raise argparse.ArgumentTypeError(
+        f"must be a whole number of at least 1, or GPUs as gpu:0,gpu:2, not '{text}'"
+    )
+
+
 def whole(text: str) -> int:
     """An argument that must be a whole number of at least 0."""
     return _whole(text, 0)

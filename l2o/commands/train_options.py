@@ -11,7 +11,7 @@ from l2o.amalgamation.perturbation import KINDS
 from l2o.amalgamation.plan import MOST_SEED, POLICIES
 from l2o.amalgamation.settings import RECIPES, STRATEGIES, Settings
 from l2o.commands.problem import OWN, check_data_flags, is_private, problem_name
-from l2o.commands.terminal import Parser, UserError, count, known, positive, weight, whole
+from l2o.commands.terminal import Parser, UserError, count, devices, known, positive, weight, whole
 from l2o.rules import POOLS
 from problems import PROBLEMS
 
@@ -131,9 +131,9 @@ def parser() -> Parser:
     g.add_argument("--recompute", type=whole, default=10, metavar="S",
                    help="keep the policy's memory every S steps alone, and compute it again "
                    "between; default 10; 0 keeps it at every step: a little faster, more memory")
-    g.add_argument("--devices", type=count, metavar="R",
-                   help="replicas: so many GPUs, or logical devices of a machine without any; "
-                   "default all GPUs, or 1")
+    g.add_argument("--devices", type=devices, metavar="R",
+                   help="replicas: so many GPUs, or logical devices of a machine without any; or "
+                   "chosen GPUs, as gpu:0,gpu:2. Default all GPUs, or 1")
     g.add_argument("--held-out", action="store_true",
                    help="measure the meta loss on a tenth of the data, drawn for each unroll, that "
                    "the unroll never trains on (after Metz et al. 2019)")
