@@ -75,6 +75,8 @@ _WRONG = {
     "--policy best": "'best'; allowed: rnnprop, original, scale",
     "--recipe best": "'best'; allowed: original, scale, rnnprop, stronger",
     "--recipe scale --pool small --strategy mean": "so --strategy, --pool cannot be set",
+    "--policy scale --output-scale 1": "output_scale is for rnnprop and original",
+    "--output-scale 0": "--output-scale: must be a number above 0, not '0'",
     "--perturbation noise --magnitude 1": "allowed: none, gaussian, adversarial, pgd, fgsm, input",
     "--perturbation gaussian": "perturbation gaussian needs a magnitude",
     "--perturbation gaussian --magnitude -1": "--magnitude: must be a number of at least 0",
@@ -229,6 +231,13 @@ def test_every_flag_of_the_settings_arrives():
         scaling=False, scale_limit=7, first_order=True, recompute=5, held_out=True,
         meta_loss="difference", perturbation=Perturbation("adversarial", 8, attack_steps=9),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", ["rnnprop", "original"])
+def test_output_scale(policy):
+    ((_, one),) = chosen(f"--strategy none --policy {policy} --output-scale 0.5")
+    (phase,) = one.phases()
+    assert phase.rule.scale == 0.5
 
 
 def test_help_fits_the_screen(capfd, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ class Settings:
         strategy: "choice", "mean", "minmax" or "none".
         pool: A name in `POOLS`.
         policy: A name in `POLICIES`: what is trained, and what "choice" distils into.
+        output_scale: The policy's largest step for RNNProp, the factor of its output for Original;
+            their own by default.
         finetune: Directory of a policy to begin with: a Choice policy is where that phase begins,
             any other where the last one does.
         unrolls, alphas, last_validation: See `amalgamation_stages`.
@@ -53,6 +56,7 @@ class Settings:
     strategy: str = "choice"
     pool: str = "large"
     policy: str = "rnnprop"
+    output_scale: float | None = None
     finetune: Path | None = None
     unrolls: tuple[int, ...] | None = None
     alphas: tuple[float, ...] | None = None
@@ -106,6 +110,13 @@ class Settings:
             raise ValueError(
                 f"updates makes one period of all, so {', '.join(given)} cannot be set"
             )
+        if self.output_scale is not None:
+            if self.policy == "scale":
+                raise ValueError("output_scale is for rnnprop and original. Received: scale")
+            if not 0 < self.output_scale < inf:
+                raise ValueError(
+                    f"output_scale must be a number above 0. Received: {self.output_scale}"
+                )
         self.schedules()
         self.meta()
 
@@ -153,7 +164,9 @@ class Settings:
             PolicyError: If the policy to begin with cannot be read.
             ValueError: If this run trains no such policy.
         """
-        phases = plan(self.strategy, self.pool, *self.schedules(), POLICIES[self.policy]())
+        scale = {} if self.output_scale is None else {"scale": self.output_scale}
+        rule = POLICIES[self.policy](**scale)
+        phases = plan(self.strategy, self.pool, *self.schedules(), rule)
         if self.finetune is None:
             return phases
         policy = load_policy(self.finetune)

@@ -12,7 +12,7 @@ from l2o.amalgamation.plan import MOST_SEED, POLICIES
 from l2o.amalgamation.settings import RECIPES, STRATEGIES, Settings
 from l2o.commands.problem import OWN, check_data_flags, is_private, problem_name
 from l2o.commands.terminal import Parser, UserError, count, devices, known, positive, weight, whole
-from l2o.rules import POOLS
+from l2o.rules import POOLS, Original, RNNProp
 from problems import PROBLEMS
 
 DESCRIPTION = """\
@@ -60,6 +60,10 @@ def parser() -> Parser:
     g.add_argument("--policy", type=known(tuple(POLICIES)), metavar="NAME",
                    help="the network that is trained: rnnprop (Lv et al. 2017), original "
                    "(Andrychowicz et al. 2016) or scale (Wichrowska et al. 2017); default rnnprop")
+    g.add_argument("--output-scale", type=positive, metavar="F",
+                   help="factor of the policy's output, which for rnnprop is its largest step; "
+                   f"default {RNNProp.scale:g} for rnnprop (0.1 in the paper, at which distilling "
+                   f"diverges), {Original.scale:g} for original; scale has none")
     g.add_argument("--recipe", type=known(tuple(RECIPES)), metavar="NAME",
                    help="instead of these three, a learned optimizer that the paper compares with: "
                    "original, scale or rnnprop on the meta loss alone, or stronger, rnnprop that "

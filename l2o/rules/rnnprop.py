@@ -19,12 +19,15 @@ class RNNProp(UpdateRule):
     """A policy that sees Adam's and RMSProp's normalized updates.
 
     Inputs (m^/sqrt(v^ + epsilon), g/sqrt(v^ + epsilon)) go through the LSTM and a dense layer
-    with tanh; the step is that times `scale`. 5,141 weights at the defaults.
+    with tanh; the step is that times `scale`, 0.1 in the paper. 5,141 weights at the defaults.
+
+    A trained policy's steps are mostly between 1e-4 and 1e-2. At 0.1 one meta-update moves the
+    output by about as much as that, and distilling drifts and explodes; docs/method.md has figures.
     """
 
     units: int = 20
     layers: int = 2
-    scale: float = 0.1
+    scale: float = 0.03
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-10
