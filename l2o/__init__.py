@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 # that a saved model with it can be loaded.
 from l2o.checkpoint import Policy, PolicyError, load_policy, save_policy
 from l2o.optimizer import AmalgamatedOptimizer
+from l2o.shipped import pretrained
 
 if TYPE_CHECKING:
     from l2o.amalgamation.own import OwnProblem as OwnProblem
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Without what is loaded on demand, so that `import *` works on every backend.
-__all__ = ["AmalgamatedOptimizer", "Policy", "PolicyError", "load_policy", "save_policy"]
+__all__ = [
+    "AmalgamatedOptimizer",
+    "Policy",
+    "PolicyError",
+    "load_policy",
+    "pretrained",
+    "save_policy",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,9 +20,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from l2o import pretrained
 from l2o.checkpoint import Policy, PolicyError, load_policy
 from l2o.rules import Layout, State, UpdateRule, rule_from_config
+from l2o.shipped import pretrained_path
 from l2o.step import compiled_step
 
 WEIGHT_DECAY_LIMIT = 1e-4
@@ -115,7 +115,8 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             PolicyError: If the directory cannot be read, or there is neither that nor such a name.
         """
         path = Path(path_or_name)
-        return cls(load_policy(path if path.exists() else pretrained.path_of(str(path))), **kwargs)
+        path = path if path.exists() else pretrained_path(str(path_or_name))
+        return cls(load_policy(path), **kwargs)
 
     @property
     def policy(self) -> Policy:

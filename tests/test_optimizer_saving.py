@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from l2o import AmalgamatedOptimizer, Policy, PolicyError, save_policy
-from l2o.rules import SGD, Adam, RNNProp
+from l2o import AmalgamatedOptimizer, Policy, save_policy
+from l2o.rules import Adam, RNNProp
 
 ROOT = Path(__file__).parents[1]
 
@@ -232,18 +232,6 @@ def test_policies_load_from_their_directory(tmp_path):
     assert loaded.policy.rule == Adam(0.03) and loaded.policy.card == {"seed": 4}
     assert loaded.warmup_steps == 7 and float(loaded.learning_rate.numpy()) == 0.5
     assert AmalgamatedOptimizer.load(str(tmp_path / "p")).policy.rule == Adam(0.03)
-
-
-def test_a_shipped_policy_is_found_by_name_and_others_are_listed(tmp_path, monkeypatch):
-    with pytest.raises(PolicyError, match="'rnn' is neither .* Shipped: "):
-        AmalgamatedOptimizer.load("rnn")
-    monkeypatch.setattr("l2o.pretrained.DIRECTORY", tmp_path)
-    monkeypatch.chdir(tmp_path.parent)
-    for name, rate in (("fast", 0.5), ("slow", 0.1)):
-        save_policy(tmp_path / name, SGD(rate), [], {})
-    assert AmalgamatedOptimizer.load("slow").policy.rule == SGD(0.1)
-    with pytest.raises(PolicyError, match="Shipped: fast, slow$"):
-        AmalgamatedOptimizer.load("medium")
 
 
 def test_import_and_load_are_light(tmp_path):

@@ -247,7 +247,7 @@ def _run_one(held: tuple, key):
 def _contenders(options: argparse.Namespace) -> list:
     words = options.optimizer
     if words is None:
-        if "choice-large" in pretrained.available():
+        if "choice-large" in pretrained():
             words = ["choice-large", "adam"]
         elif run := newest_run(RUNS):
             words = [str(run), "adam"]
@@ -301,7 +301,7 @@ def _list() -> int:
         private = ", DP-SGD" if problem.private else ""
         print(f"  {problem.name:20} {problem.dataset}, batch {problem.batch_size}{private}")
     rates = ", ".join(f"{name} ({rate:g})" for name, rate in TUNED_RATES.items())
-    print(f"Shipped policies: {', '.join(pretrained.available()) or 'none in this version'}")
+    print(f"Shipped policies: {', '.join(pretrained()) or 'none in this version'}")
     print(f"Newest finished run under {RUNS}: {newest_run(RUNS) or 'none'}")
     print(f"Teachers, with their tuned rates: {rates}; oracle stands for all six")
     print(f"Keras: {', '.join(f'keras:{name}' for name in keras_optimizers())}")

@@ -14,11 +14,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from l2o import pretrained
 from l2o.amalgamation.rundir import read_arrays
 from l2o.checkpoint import DESCRIPTION, Policy, PolicyError, load_policy
 from l2o.evaluation.steppers import KerasStepper, RuleStepper, Stepper
 from l2o.rules import TEACHERS, TUNED_RATES, get_teacher
+from l2o.shipped import pretrained, pretrained_path
 
 ORACLE = "oracle"
 _KERAS = "keras:"
@@ -82,8 +82,9 @@ def get_contenders(text: str) -> list[Contender]:
         return [_teacher(head, rate)]
     if text.lower().startswith(_KERAS):
         return [_keras(head[len(_KERAS) :], rate)]
-    if text in pretrained.available():
-        return [_policy(text, load_policy(pretrained.path_of(text)))]
+    if text in pretrained():
+        path = pretrained_path(text)
+        return [_policy(path.parent.name, load_policy(path), int(path.name))]
     name, _, path = ("", "", text) if Path(text).is_dir() else text.rpartition("=")
     contenders = _directory(name, Path(path))
     if (taken := contenders[0].name) in (ORACLE, *TEACHERS):
@@ -165,7 +166,7 @@ def _directory(name: str, path: Path) -> list[Contender]:
         raise ContenderError(
             f"'{path}' is no optimizer. Allowed: the directory of a policy or a run; oracle; the "
             f"teachers {', '.join(TEACHERS)}, also NAME@RATE; Keras' own, as keras:Adam or "
-            f"keras:Adam@0.001; shipped policies: {', '.join(pretrained.available()) or 'none'}"
+            f"keras:Adam@0.001; shipped policies: {', '.join(pretrained()) or 'none'}"
         )
     path = path.resolve()
     replicates = _replicates(path)

@@ -1,0 +1,57 @@
+"""The policies that are shipped: `l2o/pretrained/<name>/<replicate>`, each with its card inside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from l2o.checkpoint import DESCRIPTION, PolicyError
+
+DIRECTORY = Path(__file__).parent / "pretrained"
+
+
+def pretrained() -> tuple[str, ...]:
+    """Names of the shipped policies: each recipe, and each of its replicates.
+
+    "choice-large" is the best of its replicates by validation, "choice-large/3" one of them.
+    `l2o.AmalgamatedOptimizer.load(name).policy.card` says where one comes from.
+    """
+    names = []
+    for recipe, replicates in _replicates().items():
+        names += [recipe, *(f"{recipe}/{number}" for number in replicates)]
+    return tuple(names)
+
+
+def pretrained_path(name: str) -> Path:
+    """The directory of a shipped policy.
+
+    Args:
+        name: "choice-large", or "choice-large/3" for a certain replicate.
+
+    Raises:
+        PolicyError: If none of that name is shipped.
+    """
+    if name not in pretrained():
+        shipped = ", ".join(pretrained()) or "none in this version"
+        raise PolicyError(
+            f"{name!r} is neither a policy directory nor a shipped policy. Shipped: {shipped}"
+        )
+    recipe, _, number = name.partition("/")
+    if not number:
+        number = min(_replicates()[recipe], key=lambda n: _validation(DIRECTORY / recipe / n))
+    return DIRECTORY / recipe / number
+
+
+def _replicates() -> dict[str, list[str]]:
+    """The numbers of each recipe's replicates, in order."""
+    found: dict[str, list[str]] = {}
+    paths = [path.parent for path in DIRECTORY.glob(f"*/*/{DESCRIPTION}")]
+    for path in sorted(paths, key=lambda p: (p.parent.name, int(p.name))):
+        found.setdefault(path.parent.name, []).append(path.name)
+    return found
+
+
+def _validation(path: Path) -> float:
+    """The log validation loss that a shipped policy reached, by its card."""
+    card = json.loads((path / DESCRIPTION).read_text())["card"]
+    return float(card["evaluation"]["log_validation_loss"])

@@ -1,0 +1,73 @@
+"""Shipped policies: found by name, each with a card; how a run becomes one."""
+
+import runpy
+import sys
+from math import log
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_results import made_evaluation
+
+from l2o import AmalgamatedOptimizer, PolicyError, load_policy, pretrained, save_policy
+from l2o.checkpoint import DESCRIPTION
+from l2o.evaluation.contenders import get_contenders
+from l2o.evaluation.results import TABLE, write_results
+from l2o.rules import SGD, RNNProp
+
+_SHIP = Path(__file__).parents[1] / "tools" / "ship.py"
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """An empty place for shipped policies."""
+    monkeypatch.setattr("l2o.shipped.DIRECTORY", tmp_path / "pretrained")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "pretrained"
+
+
+def test_a_shipped_policy_is_found_by_name_and_others_are_listed(shelf):
+    for name, rate, loss in (("fast/1", 0.5, -3), ("fast/2", 0.4, -4), ("slow/10", 0.1, -1)):
+        save_policy(shelf / name, SGD(rate), [], {"evaluation": {"log_validation_loss": loss}})
+    assert pretrained() == ("fast", "fast/1", "fast/2", "slow", "slow/10")
+    for name, rate in (("slow", 0.1), ("slow/10", 0.1), ("fast", 0.4), ("fast/1", 0.5)):
+        assert AmalgamatedOptimizer.load(name).policy.rule == SGD(rate)
+    (best,), (other,) = get_contenders("fast"), get_contenders("fast/1")
+    assert (best.name, best.replicate, other.name, other.replicate) == ("fast", 2, "fast", 1)
+    with pytest.raises(PolicyError, match="'medium' is neither .* Shipped: fast, fast/1, fast/2,"):
+        AmalgamatedOptimizer.load("medium")
+
+
+def test_every_shipped_policy_has_a_whole_card():
+    names = [name for name in pretrained() if "/" in name]
+    for name in names:
+        policy = AmalgamatedOptimizer.load(name).policy
+        assert isinstance(policy.rule.get_config(), dict)
+        assert np.isfinite(policy.card["evaluation"]["log_validation_loss"])
+        for key in ("command", "commit", "data", "seed", "schedule", "hours", "licence", "limits"):
+            assert policy.card[key] not in ("", None), (name, key)
+
+
+@pytest.mark.skipif(not _SHIP.exists(), reason="the repository's tools are not in the wheel")
+def test_a_run_is_shipped_with_what_it_reached(shelf, tmp_path, monkeypatch):
+    rule, run = RNNProp(units=2, layers=1), tmp_path / "run"
+    save_policy(run / "policy", rule, rule.initial_weights(0), {"problem": "mnist_cnn", "seed": 3})
+    (run / "periods.csv").write_text("seconds\n100\n7200\n")
+    (contender,) = get_contenders(str(run))
+    rows = []
+    for problem, repeat, losses in (
+        ("mnist_cnn", 1, (2.0, 0.2, 0.4)), ("mnist_cnn", 2, (2.0, 0.4, 0.1)),
+        ("mnist_mlp", 1, (2.0, 0.01, 0.01)),
+    ):  # fmt: skip
+        rows += made_evaluation("run", losses, problem, origin=contender.origin, repeat=repeat)
+    rows += made_evaluation("adam", (2.0, 0.001))
+    write_results(tmp_path / TABLE, rows)
+    line = f"ship.py {run} mine/2 --results {tmp_path} --commit abc --command train.py"
+    monkeypatch.setattr(sys, "argv", line.split())
+    runpy.run_path(str(_SHIP), run_name="__main__")
+    assert (shelf / "mine" / "2" / DESCRIPTION).exists()
+    card = load_policy(shelf / "mine" / "2").card
+    assert (card["seed"], card["hours"], card["command"]) == (3, 2.0, "train.py")
+    assert card["evaluation"]["repeats"] == 2
+    assert card["evaluation"]["log_validation_loss"] == pytest.approx((log(0.2) + log(0.1)) / 2)
+    assert card["evaluation"]["log_test_loss"] == pytest.approx((log(0.22) + log(0.11)) / 2)

@@ -1,0 +1,85 @@
+"""Takes a finished run into the wheel: its policy, with a card that says what it is worth.
+
+    python tools/ship.py runs/choice-large choice-large/1 --results results/train \\
+        --commit 1a2b3c4 --command "python train.py --strategy choice --pool large"
+
+The results are of `evaluate.py` with the run's policy. How it did on the run's own problem goes
+into the card; a recipe's name alone stands for its replicate that did best on validation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import re
+import sys
+from pathlib import Path
+from statistics import mean
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from l2o.checkpoint import load_policy, save_policy
+from l2o.evaluation.comparison import evaluations, log_loss
+from l2o.evaluation.contenders import get_contenders
+from l2o.evaluation.results import read_results
+from l2o.shipped import DIRECTORY
+
+USE = "training Keras models like those of the paper's Table 1: small image classifiers"
+LIMITS = (
+    "meta-trained on one convolutional network on MNIST; a step costs many times Adam's; elsewhere "
+    "compare it with a tuned Adam first"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name", help="recipe and replicate, as in choice-large/1")
+    parser.add_argument("--results", type=Path, nargs="+", required=True)
+    parser.add_argument("--commit", required=True, help="of the code that trained it")
+    parser.add_argument("--command", required=True, help="that trained it")
+    options = parser.parse_args()
+    if not re.fullmatch(r"[a-z0-9.-]+/[1-9][0-9]*", options.name):
+        parser.error(f"a name is recipe/replicate. Received: {options.name}")
+    policy = load_policy(options.run / "policy")
+    with (options.run / "periods.csv").open() as file:
+        seconds = float(list(csv.DictReader(file))[-1]["seconds"])
+    card = policy.card | {
+        "command": options.command,
+        "commit": options.commit,
+        "hours": round(seconds / 3600, 2),
+        "evaluation": evaluation(options.results, options.run, policy.card["problem"]),
+        "licence": "MIT",
+        "use": USE,
+        "limits": LIMITS,
+    }
+    save_policy(DIRECTORY / options.name, policy.rule, policy.weights, card)
+    print(f"{DIRECTORY / options.name}: {card['evaluation']}")
+
+
+def evaluation(results: list[Path], run: Path, problem: str) -> dict:
+    """Means over repeats of what the run's policy reached on the problem, at the chosen epoch."""
+    (contender,) = get_contenders(str(run))
+    found = [
+        e
+        for e in evaluations(read_results(*results))
+        if e.key.origin == contender.origin and e.key.problem == problem and e.chosen
+    ]
+    if len({e.case for e in found}) != 1:
+        raise SystemExit(f"{results} must have evaluations of {run} on {problem}, all alike")
+    case, chosen = found[0].case, [e.chosen for e in found]
+    return {
+        "problem": case.problem,
+        "data": case.data,
+        "epochs": case.epochs,
+        "repeats": len(found),
+        "log_validation_loss": mean(log_loss(row.validation_loss) for row in chosen),
+        "log_test_loss": mean(log_loss(row.test_loss) for row in chosen),
+        "test_accuracy": mean(row.test_accuracy for row in chosen),
+    }
+
+
+if __name__ == "__main__":
+    main()
