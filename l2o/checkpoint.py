@@ -27,6 +27,7 @@ from l2o.rules.base import UpdateRule, rule_from_config
 FORMAT = "l2o policy 1"
 DESCRIPTION, WEIGHTS = "policy.json", "weights-{}.h5"
 MOST_BYTES = 2**28  # of a file that is read; a policy has tens of kilobytes
+_TRIES = 5  # to read a policy that is being replaced
 _OVERHEAD = 2**20  # that HDF5 adds, at the very most
 
 
@@ -90,15 +91,13 @@ def load_policy(path: Path | str) -> Policy:
         PolicyError: If it is missing, damaged, altered or no policy.
     """
     path = Path(path)
-    text = _description(path)
-    while True:
+    for _ in range(_TRIES):
         try:
-            return _parse(path, text)
+            return _parse(path, _description(path))
         except FileNotFoundError as error:
             # Whoever saves meanwhile takes the old weights away once the new ones are named.
-            text, before = _description(path), text
-            if text == before:
-                raise PolicyError(f"{path} lacks the weights: {error.filename}") from error
+            missing = error.filename
+    raise PolicyError(f"{path} lacks the weights: {missing}")
 
 
 def fingerprint(weights: Sequence[np.ndarray]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -19,7 +19,7 @@ def writing(path: Path | str) -> Iterator[None]:
 
 
 def write_atomically(path: Path | str, text: str | bytes) -> None:
-    """Writes a file under a temporary name, syncs it, and renames it into place."""
+    """Writes a file under a temporary name, syncs it, renames it into place, syncs that too."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
@@ -32,3 +32,14 @@ def write_atomically(path: Path | str, text: str | bytes) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes renames in a directory outlast a power cut, where the system can do that."""
+    with suppress(OSError):  # Windows opens no directory, some file systems sync none
+        directory = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from l2o.claim import Claim, DirectoryError
-from l2o.files import write_atomically, writing
+from l2o.files import sync_directory, write_atomically, writing
 
 CONFIG = "config.json"
 CHECKPOINT, PREVIOUS = "checkpoint.npz", "checkpoint.previous.npz"
@@ -63,6 +63,7 @@ class RunDirectory(Claim):
         if newest.exists():
             os.replace(newest, self.path / PREVIOUS)
         os.replace(following, newest)
+        sync_directory(self.path)
 
     def load(self, report=print) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
         """The newest checkpoint that is whole, or None where there is none.
