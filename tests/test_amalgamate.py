@@ -59,7 +59,7 @@ def test_a_run_that_is_kept_and_one_that_is_not(tmp_path, monkeypatch, capsys):
     assert_same(policy, amalgamate(output=str(tmp_path / "run")))
     assert "gone on with" in capsys.readouterr().out
     others = {
-        "meta.seed: 0 there, 1 asked": {"seed": 1},
+        "\\(seed: 0 there, 1 asked": {"seed": 1},
         "data: 'own data": {"y": -_Y},
         "network.first_loss": {"model_fn": lambda: network("relu")},
     }
@@ -82,6 +82,12 @@ def test_wrong_calls_touch_nothing(tmp_path):
     for settings, message in (
         ({"strategy": "best"}, "Unknown strategy. Allowed: choice, mean"),
         ({"unrolls": (3,)}, "multiple of the truncation, 2. Received: 3"),
+        ({"unrolls": "all"}, "unrolls must be whole numbers. Received: \\('all',\\)"),
+        ({"magnitude": (1e-3, 1e-4)}, "magnitude must be a number. Received: \\(0.001"),
+        ({"first_order": "no"}, "first_order must be True or False. Received: 'no'"),
+        ({"updates": True}, "updates must be a whole number. Received: True"),
+        ({"recipe": "best"}, "Unknown recipe. Allowed: original, scale, rnnprop, stronger"),
+        ({"recipe": "scale", "pool": "small"}, "so strategy, pool cannot be set"),
         ({"devices": 3}, "multiple of the devices. Received: 3"),
         ({"batch_size": 0}, "batch_size must be a whole number"),
         ({"held_out": True}, "not examples enough for a batch of 8 from the held-out"),
@@ -100,6 +106,14 @@ def test_wrong_calls_touch_nothing(tmp_path):
 def test_a_loss_below_zero_with_the_difference_of_losses():
     policy = amalgamate(loss=lambda y, p: p[:, 0] ** 2 - 5, meta_loss="difference")
     assert np.isfinite(policy.card["validation"]["validation_loss"])
+
+
+def test_a_recipe_and_single_values_where_several_may_be():
+    short = _SHORT | {"unrolls": 2, "alphas": 0.2}
+    del short["strategy"]
+    policy = l2o.amalgamate(network, (_X, _Y), "mse", recipe="original", batch_size=8, **short)
+    assert (policy.rule.name, policy.card["strategy"]) == ("original", "none")
+    assert policy.card["schedule"]["stages"][0]["unrolls"] == [2]
 
 
 def test_stopped(tmp_path, monkeypatch):

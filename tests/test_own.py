@@ -208,6 +208,8 @@ _REFUSED = {
     "scalar": (regression, lambda y, p: tf.reduce_mean(p), TABLE, r"Received: shape \(\)"),
     "broadcast": (regression, lambda y, p: (y - p) ** 2, TABLE, r"Received: shape \(16, 16\)"),
     "loss fails": (regression, lambda y, p: p[:, 5], TABLE, r"loss of labels \(16,\) .* failed"),
+    "fewer outputs": (sequential((3,), lambda: layers.Lambda(lambda x: x[:7], name="first_seven"),
+                                 dense()), "mse", TABLE, "Layer 'first_seven' does not give one"),
     "classes": (regression, None, TABLE, "class indices, .* Received: float32 labels"),
     "not finite": (regression, lambda y, p: p[:, 0] / 0, TABLE, "loss of .* is not finite"),
     "below zero": (regression, lambda y, p: p[:, 0] - 5, TABLE, "difference.* Received: -5"),

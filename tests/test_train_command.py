@@ -75,6 +75,10 @@ _WRONG = {
     "--policy best": "'best'; allowed: rnnprop, original, scale",
     "--recipe best": "'best'; allowed: original, scale, rnnprop, stronger",
     "--recipe scale --pool small --strategy mean": "so --strategy, --pool cannot be set",
+    "--meta-batch 100000000000 --period 100000000000": "at most 100,000 inner steps",
+    "--truncation 1000000 --unrolls 1000000 --alphas 1": "at most 100,000 inner steps",
+    "--warmup-steps 1000000": "warmup_steps must be at most 100000",
+    "--last-validation 150": "unroll of a validation must be a positive multiple",
     "--policy scale --output-scale 1": "output_scale is for rnnprop and original",
     "--output-scale 0": "--output-scale: must be a number above 0, not '0'",
     "--perturbation noise --magnitude 1": "allowed: none, gaussian, adversarial, pgd, fgsm, input",
@@ -299,7 +303,10 @@ def test_perturbed_from_another_policy_and_held_out(capfd):
     moved = max(np.abs(a - b).max() for a, b in zip(before.weights, after.weights, strict=True))
     assert 0 < moved < 2.1e-3
     assert run(*line, "--policy", "original", "--output", "other") == 2
-    assert "cannot begin with the policy in first/policy" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert "trains original; it cannot begin with the policy in first/policy, which is rnn" in error
+    assert run(*line, "--output-scale", "0.5", "--output", "other") == 2
+    assert "which is rnnprop with scale: 0.03 there, 0.5 asked for" in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from typing import Any
 UNROLLS, LAST_VALIDATION = (100, 200, 500, 1000), 2000
 ALPHAS = (0.2, 0.1, 0.05, 0.02)
 CHOICE_UNROLLS, CHOICE_VALIDATION = (100, 200, 500, 500, 500), 1000
+MOST_STEPS = 100_000
 MOST_SKIPPED = 0.5  # of a period's meta-updates
 
 
@@ -75,6 +76,12 @@ class Schedule:
         for name in (*positive, "validation_trajectories"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1. Received: {getattr(self, name)}")
+        # A meta-update's batches are drawn together.
+        if self.truncation * self.meta_batch > MOST_STEPS:
+            raise ValueError(
+                f"A meta-update has at most {MOST_STEPS:,} inner steps: the truncation times the "
+                f"meta-batch. Received: {self.truncation} and {self.meta_batch}"
+            )
         if self.max_repeats < 0 or not 0 < self.tolerance < inf:
             raise ValueError(
                 "max_repeats must be at least 0 and tolerance positive and finite. "
@@ -95,12 +102,16 @@ class Schedule:
         for stage in self.stages:
             if not stage.unrolls:
                 raise ValueError("A stage needs at least one unroll. Received: none")
-            for unroll in (*stage.unrolls, stage.validation_unroll):
-                if unroll < 1 or unroll % self.truncation:
-                    raise ValueError(
-                        f"Every unroll N must be a positive multiple of the truncation, "
-                        f"{self.truncation}. Received: {unroll}"
-                    )
+            for which, unrolls in (
+                ("unroll N", stage.unrolls),
+                ("unroll of a validation", (stage.validation_unroll,)),
+            ):
+                for unroll in unrolls:
+                    if unroll < 1 or unroll % self.truncation:
+                        raise ValueError(
+                            f"Every {which} must be a positive multiple of the truncation, "
+                            f"{self.truncation}. Received: {unroll}"
+                        )
             if not 0 <= stage.alpha < inf:
                 raise ValueError(f"alpha must be at least 0 and finite. Received: {stage.alpha}")
             if stage.cold_periods < 0:

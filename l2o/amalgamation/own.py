@@ -19,7 +19,7 @@ from l2o.amalgamation.keras_loss import Loss
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.amalgamation.refusals import builder, checked_optimizee
 from l2o.amalgamation.rundir import CONFIG
-from l2o.amalgamation.settings import Settings
+from l2o.amalgamation.settings import RECIPES, Settings
 from l2o.amalgamation.trainer import Diverged, Stopped
 from l2o.checkpoint import Policy
 from l2o.claim import check_free
@@ -176,6 +176,7 @@ def amalgamate(
     seed: int = 0,
     output: Path | str | None = None,
     *,
+    recipe: str | None = None,
     batch_size: int | None = None,
     devices: int | Sequence[str] | None = None,
     fresh: bool = False,
@@ -198,6 +199,8 @@ def amalgamate(
         seed: Fixes everything random.
         output: Run directory, in which the same call goes on with a run that was stopped; by
             default a temporary one.
+        recipe: Instead of pool, strategy and policy, a learned optimizer that the paper compares
+            with: "original", "scale", "rnnprop" or "stronger".
         batch_size: Examples a step, for arrays; 128 by default.
         devices: Replicas: how many, or which GPUs ("gpu:0"); all GPUs, or one, by default.
         fresh: Whether a run that is in `output` is moved aside.
@@ -222,7 +225,7 @@ def amalgamate(
             f"Unknown settings: {', '.join(unknown)}. Allowed, beside the arguments: "
             f"{', '.join(allowed)}"
         )
-    choices = Settings.of(chosen | settings)
+    choices = Settings.of(_with_recipe(chosen | settings, recipe))
     phases, meta = choices.phases(), choices.meta()
     devices = make_strategy(devices, phases[-1].schedule.meta_batch)
     if output is not None and not fresh:
@@ -252,6 +255,17 @@ def amalgamate(
         except Stopped:
             kept = f"; the run is kept in {output}, and the same call goes on with it"
             raise KeyboardInterrupt("Stopped" + kept * (output is not None)) from None
+
+
+def _with_recipe(choices: dict[str, Any], recipe: str | None) -> dict[str, Any]:
+    if recipe is None:
+        return choices
+    if recipe not in RECIPES:
+        raise ValueError(f"Unknown recipe. Allowed: {', '.join(RECIPES)}. Received: {recipe}")
+    names = ("strategy", "pool", "policy")
+    if given := [n for n in names if choices.get(n, getattr(Settings, n)) != getattr(Settings, n)]:
+        raise ValueError(f"recipe says what is trained, so {', '.join(given)} cannot be set")
+    return choices | RECIPES[recipe]
 
 
 @contextmanager

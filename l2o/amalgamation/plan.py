@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from l2o.amalgamation.curriculum import Progress, Schedule, steps_left
+from l2o.amalgamation.curriculum import MOST_STEPS, Progress, Schedule, steps_left
 from l2o.amalgamation.meta import CLIP_FLOOR, CLIP_RATIO
 from l2o.amalgamation.perturbation import Perturbation
 from l2o.amalgamation.unroll import SCALE_LIMIT, Teacher
@@ -59,6 +59,10 @@ class Meta:
         for name in ("seed", "warmup_steps", "recompute"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0. Received: {getattr(self, name)}")
+        if self.warmup_steps > MOST_STEPS:
+            raise ValueError(
+                f"warmup_steps must be at most {MOST_STEPS}. Received: {self.warmup_steps}"
+            )
         if self.seed > MOST_SEED:
             raise ValueError(f"seed must be at most {MOST_SEED}. Received: {self.seed}")
 

@@ -174,6 +174,11 @@ def _check_outputs(optimizee: KerasOptimizee, examples: Examples, batch: Batch) 
                 f"{labels.min():.4g} to {labels.max():.4g}"
             )
     shapes = f"labels {tuple(batch.labels.shape)} and outputs {tuple(outputs.shape)}"
+    if outputs.shape.rank == 0 or outputs.shape[0] != len(batch.labels):
+        raise ProblemError(
+            f"{_batch_breaker(model, batch)} does not give one output an example. "
+            f"Received: {shapes}"
+        )
     try:
         losses = tf.convert_to_tensor(optimizee.losses(batch.labels, outputs))
     except Exception as error:
@@ -264,6 +269,20 @@ def _check_sign(optimizee: KerasOptimizee, batch: Batch) -> None:
             f'meta_loss="difference" (--meta-loss difference). Received: {first:.4g} at the '
             "initial weights" + f", {lowest:.4g} while it falls" * (lowest < 0)
         )
+
+
+def _batch_breaker(model: keras.Model, batch: Batch) -> str:
+    """The first layer whose outputs are not as many as the examples, where that can be told."""
+    layers = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
+    try:
+        watched = keras.Model(model.inputs, [layer.output for layer in layers])
+        outputs = watched(as_inputs(batch.inputs))
+    except Exception:  # no functional model: what its layers are called on is not known
+        return f"Model '{model.name}'"
+    for layer, output in zip(layers, tf.nest.flatten(outputs), strict=False):
+        if output.shape[0] != len(batch.labels):
+            return f"Layer '{layer.name}'"
+    return f"Model '{model.name}'"
 
 
 def _operations(graph: tf.Graph, kinds: tuple[str, ...]) -> list[str]:

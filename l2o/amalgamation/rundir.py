@@ -93,11 +93,12 @@ def compare(path: Path, config: dict[str, Any]) -> None:
     except (ValueError, RecursionError) as error:
         raise DirectoryError(f"{file} is damaged: {error}. --fresh moves it aside") from error
     found = list(differences(there, json.loads(json.dumps(config))))
+    found = [line.removeprefix("meta.") for line in found]
     if found:
         more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
         raise DirectoryError(
             f"{path} holds a run of another configuration ({'; '.join(found[:4])}{more}). "
-            "Choose another --output, or --fresh to move it aside"
+            "Choose another output (--output), or move it aside with fresh=True (--fresh)"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from math import inf
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from l2o.amalgamation.curriculum import PRESETS, Schedule, amalgamation_stages, 
 from l2o.amalgamation.losses import META_LOSSES
 from l2o.amalgamation.perturbation import KINDS, Perturbation
 from l2o.amalgamation.plan import POLICIES, Meta, Phase, plan
+from l2o.amalgamation.rundir import differences
 from l2o.checkpoint import load_policy
-from l2o.rules import POOLS
+from l2o.rules import POOLS, UpdateRule
 
 STRATEGIES = ("choice", "mean", "minmax", "none")
 # The learned optimizers that the paper compares with (Section 5).
@@ -21,6 +23,16 @@ RECIPES = {
     "scale": {"policy": "scale", "strategy": "none", "pool": "adam"},
     "rnnprop": {"policy": "rnnprop", "strategy": "none", "pool": "adam"},
     "stronger": {"policy": "rnnprop", "strategy": "mean", "pool": "adam"},
+}
+# What a field's values may be, by its annotation.
+_KINDS: dict[str, tuple[Any, str]] = {
+    "str": (str, "a name"),
+    "bool": (bool, "True or False"),
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "Path": ((str, Path), "a directory"),
+    "tuple[int, ...]": (Integral, "whole numbers"),
+    "tuple[float, ...]": (Real, "numbers"),
 }
 _LONE_PERIOD = ("period", "min_periods", "max_periods", "patience")
 
@@ -92,6 +104,7 @@ class Settings:
     meta_loss: str = Meta.meta_loss
 
     def __post_init__(self):
+        self._check_kinds()
         for name, allowed in (
             ("preset", PRESETS),
             ("strategy", STRATEGIES),
@@ -122,9 +135,16 @@ class Settings:
 
     @classmethod
     def of(cls, choices: dict[str, Any]) -> Settings:
-        """Settings from a dictionary that may hold more; lists become tuples."""
+        """Settings from a dictionary that may hold more.
+
+        Where several values may be, a list or a single one will do.
+        """
         plain = {f.name: choices[f.name] for f in fields(cls) if f.name in choices}
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
+        for f in fields(cls):
+            value = plain.get(f.name)
+            if f.type.startswith("tuple") and value is not None:
+                plain[f.name] = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        return cls(**plain)
 
     def meta(self) -> Meta:
         """The settings of the meta-training."""
@@ -171,13 +191,27 @@ class Settings:
             return phases
         policy = load_policy(self.finetune)
         if not any(phase.rule == policy.rule for phase in phases):
-            trained = " and ".join(str(phase.rule.get_config()) for phase in phases)
+            kinds = [p.rule for p in phases if p.rule.name == policy.rule.name]
+            trained = " and ".join(p.rule.name for p in phases)
             raise ValueError(
                 f"This run trains {trained}; it cannot begin with the policy in {self.finetune}, "
-                f"which is {policy.rule.get_config()}"
+                f"which is {policy.rule.name}"
+                + "".join(f" with {_differing(policy.rule, kind)}" for kind in kinds)
             )
         start = tuple(policy.weights)
         return tuple(replace(p, start=start) if p.rule == policy.rule else p for p in phases)
+
+    def _check_kinds(self) -> None:
+        for f in fields(self):
+            value, (kind, _, optional) = getattr(self, f.name), f.type.partition(" | ")
+            if value is None and optional:
+                continue
+            several = kind.startswith("tuple")
+            allowed, words = _KINDS[kind]
+            entries = value if several and isinstance(value, tuple) else (value,)
+            for entry in entries:
+                if not isinstance(entry, allowed) or (isinstance(entry, bool) and kind != "bool"):
+                    raise ValueError(f"{f.name} must be {words}. Received: {value!r}")
 
     def _perturbation(self) -> Perturbation | None:
         if self.perturbation != "none":
@@ -199,3 +233,8 @@ class Settings:
             )
         period = self.updates // each * (self.meta_batch or schedule.meta_batch)
         return {"period": period, "min_periods": 1, "max_periods": 1, "patience": 1}
+
+
+def _differing(there: UpdateRule, asked: UpdateRule) -> str:
+    """In which settings two rules of a kind differ."""
+    return ", ".join(differences(there.get_config(), asked.get_config()))

@@ -103,7 +103,7 @@ class Watch:
         elif event == "period":
             self._period(facts)
         elif event == "stopping":  # in a signal handler, where print may be in the midst of a line
-            os.write(2, b"\nStopping when this truncation ends; Ctrl-C again stops at once.\n")
+            os.write(2, b"\nStopping when this truncation ends.\n")
 
     def close(self) -> None:
         """Ends the bar and the event files."""

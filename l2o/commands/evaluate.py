@@ -77,7 +77,7 @@ examples:
   everything, but not for as long as the preset says
     python evaluate.py --problem all --repeats 3 --epochs 10
   your own problem, from a function in mine.py (docs/amalgamate.md)
-    python evaluate.py --problem mine:diabetes
+    python evaluate.py --problem mine:tumours
   all problems and optimizers by name
     python evaluate.py --list
   tables, figures and a page

@@ -36,7 +36,7 @@ examples:
     python train.py --recipe rnnprop
     python train.py --perturbation gaussian --magnitude 5e-4 1e-3 --replicates 2
   your own network and data, from a function in mine.py (docs/amalgamate.md)
-    python train.py --problem mine:diabetes
+    python train.py --problem mine:tumours
   search the teachers' learning rates
     python train.py --tune
 
@@ -218,7 +218,7 @@ def settings(options: argparse.Namespace, preset: str) -> list[tuple[Path, Setti
     choices = {name: value for name, value in vars(options).items() if value is not None}
     choices |= {"preset": preset} | RECIPES.get(options.recipe, {})
     root, runs = options.output or Path("runs") / _name(options), []
-    magnitudes = options.magnitude or [None]
+    magnitudes = list(dict.fromkeys(options.magnitude or [None]))
     for magnitude in magnitudes:
         for k in range(options.replicates):
             directory = root

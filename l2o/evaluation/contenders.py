@@ -86,6 +86,11 @@ def get_contenders(text: str) -> list[Contender]:
         path = pretrained_path(text)
         return [_policy(path.parent.name, load_policy(path), int(path.name))]
     name, _, path = ("", "", text) if Path(text).is_dir() else text.rpartition("=")
+    if not path or not re.fullmatch(r"[\w.+-]*", name):
+        raise ContenderError(
+            "A policy is named as NAME=DIR, the name of letters, digits and . + - _. "
+            f"Received: '{text}'"
+        )
     contenders = _directory(name, Path(path))
     if (taken := contenders[0].name) in (ORACLE, *TEACHERS):
         raise ContenderError(f"A policy cannot be called {taken}; name it, as in other={path}")
