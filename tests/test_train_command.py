@@ -237,6 +237,14 @@ def test_every_flag_of_the_settings_arrives():
     )  # fmt: skip
 
 
+def test_a_policy_that_makes_the_loss_grow_is_not_handed_over_in_silence(capfd):
+    assert run(*_SHORT, "--output-scale", "1000", "--output", "out") == 0
+    loss = l2o.load_policy("out/policy").card["validation"]["validation_loss"]
+    assert loss > 0
+    warning = f"Warning: with this policy the loss grows (validation meta loss {loss:+.3f})"
+    assert warning in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("policy", ["rnnprop", "original"])
 def test_output_scale(policy):
     ((_, one),) = chosen(f"--strategy none --policy {policy} --output-scale 0.5")

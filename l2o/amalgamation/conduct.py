@@ -102,7 +102,14 @@ def conduct(
                 "A worker is gone, so this one ends too. The same commands go on from the last "
                 "checkpoint"
             ) from error
-        return load_policy(run.path / phases[-1].name)
+        policy = load_policy(run.path / phases[-1].name)
+        loss = policy.card["validation"]["validation_loss"]
+        if loss > 0:
+            print(
+                f"Warning: with this policy the loss grows (validation meta loss {loss:+.3f}). "
+                "A smaller --learning-rate, other seeds or longer training may help"
+            )
+        return policy
 
 
 def make_strategy(devices: int | Sequence[str] | None, meta_batch: int) -> tf.distribute.Strategy:
