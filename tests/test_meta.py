@@ -152,7 +152,7 @@ def test_update_is_adam_on_the_mean_of_the_clipped_meta_gradients(network, data,
             state, trajectories, _KEY, first, k * _STEPS, _WARMUP, _ALPHA
         )
         plain = np.abs(flat(short)) > 1e-5
-        assert plain.mean() > 0.8
+        assert plain.mean() > 0.5
         moved = flat(state.weights) - before
         np.testing.assert_allclose(moved[plain], expected[plain], rtol=2e-4)
         for row, (_, trajectory, _) in enumerate(results):

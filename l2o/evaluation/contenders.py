@@ -83,8 +83,8 @@ def get_contenders(text: str) -> list[Contender]:
     if text.lower().startswith(_KERAS):
         return [_keras(head[len(_KERAS) :], rate)]
     if text in pretrained():
-        path = pretrained_path(text)
-        return [_policy(path.parent.name, load_policy(path), int(path.name))]
+        shipped = pretrained_path(text)
+        return [_policy(shipped.parent.name, load_policy(shipped), int(shipped.name))]
     name, _, path = ("", "", text) if Path(text).is_dir() else text.rpartition("=")
     if not path or not re.fullmatch(r"[\w.+-]*", name):
         raise ContenderError(
