@@ -14,6 +14,7 @@ from l2o.amalgamation.conduct import RunError, chosen_devices
         (2, 3, "gpu:0 gpu:1"),
         (("gpu:2", "gpu:0"), 3, "gpu:2 gpu:0"),
         (("gpu:1", "gpu:1"), 3, "gpu:1"),
+        ("gpu:1", 3, "gpu:1"),
     ],
 )
 def test_devices_by_number_and_by_name(devices, gpus, names):
@@ -24,6 +25,7 @@ def test_devices_by_number_and_by_name(devices, gpus, names):
     "devices, gpus, message",
     [
         (4, 3, "there are 3 GPUs. Received: 4"),
+        (-1, 0, "at most 64 logical ones. Received: -1"),
         (65, 0, "at most 64 logical ones. Received: 65"),
         (("gpu:0", "gpu:3"), 3, "there is gpu:0, gpu:1, gpu:2. Received: gpu:3"),
         (("cpu:0",), 0, "there is no GPU. Received: cpu:0"),

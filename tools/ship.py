@@ -75,7 +75,7 @@ def evaluation(results: list[Path], run: Path, problem: str) -> dict:
         "data": case.data,
         "epochs": case.epochs,
         "repeats": len(found),
-        "log_validation_loss": mean(log_loss(row.validation_loss) for row in chosen),
+        "log_validation_loss": mean(e.best for e in found),
         "log_test_loss": mean(log_loss(row.test_loss) for row in chosen),
         "test_accuracy": mean(row.test_accuracy for row in chosen),
     }

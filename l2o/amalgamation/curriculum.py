@@ -102,16 +102,13 @@ class Schedule:
         for stage in self.stages:
             if not stage.unrolls:
                 raise ValueError("A stage needs at least one unroll. Received: none")
-            for which, unrolls in (
-                ("unroll N", stage.unrolls),
-                ("unroll of a validation", (stage.validation_unroll,)),
-            ):
-                for unroll in unrolls:
-                    if unroll < 1 or unroll % self.truncation:
-                        raise ValueError(
-                            f"Every {which} must be a positive multiple of the truncation, "
-                            f"{self.truncation}. Received: {unroll}"
-                        )
+            unrolls = [("unroll N", unroll) for unroll in stage.unrolls]
+            for which, unroll in (*unrolls, ("unroll of a validation", stage.validation_unroll)):
+                if unroll < 1 or unroll % self.truncation:
+                    raise ValueError(
+                        f"Every {which} must be a positive multiple of the truncation, "
+                        f"{self.truncation}. Received: {unroll}"
+                    )
             if not 0 <= stage.alpha < inf:
                 raise ValueError(f"alpha must be at least 0 and finite. Received: {stage.alpha}")
             if stage.cold_periods < 0:

@@ -60,14 +60,14 @@ def parser() -> Parser:
     g.add_argument("--policy", type=known(tuple(POLICIES)), metavar="NAME",
                    help="the network that is trained: rnnprop (Lv et al. 2017), original "
                    "(Andrychowicz et al. 2016) or scale (Wichrowska et al. 2017); default rnnprop")
-    g.add_argument("--output-scale", type=positive, metavar="F",
-                   help="factor of the policy's output, which for rnnprop is its largest step; "
-                   f"default {RNNProp.scale:g} for rnnprop (0.1 in the paper, at which distilling "
-                   f"diverges), {Original.scale:g} for original; scale has none")
     g.add_argument("--recipe", type=known(tuple(RECIPES)), metavar="NAME",
                    help="instead of these three, a learned optimizer that the paper compares with: "
                    "original, scale or rnnprop on the meta loss alone, or stronger, rnnprop that "
                    "also imitates Adam (Chen et al. 2020)")
+    g.add_argument("--output-scale", type=positive, metavar="F",
+                   help="factor of the policy's output, which for rnnprop is its largest step; "
+                   f"default {RNNProp.scale:g} for rnnprop (0.1 in the paper, at which mean "
+                   f"explodes), {Original.scale:g} for original; scale has none")
     g.add_argument("--finetune", type=Path, metavar="DIR",
                    help="begin with the policy in this directory instead of a random one")
     g.add_argument("--problem", type=problem_name, default="mnist_cnn", metavar="NAME",
@@ -82,7 +82,7 @@ def parser() -> Parser:
     g = p.add_argument_group("schedule (a preset, and what departs from it)")
     g.add_argument("--preset", type=known(tuple(PRESETS)), metavar="NAME",
                    help="paper: the paper's, hours on a GPU; cpu: its stages with one trajectory "
-                   "an update, about two hours on two cores; smoke: every stage, minutes, no "
+                   "an update, hours on two cores; smoke: every stage, minutes, no "
                    "useful policy. Default paper where there is a GPU, else cpu")
     g.add_argument("--unrolls", type=count, nargs="+", metavar="N",
                    help="inner steps of an unroll, one value a stage")

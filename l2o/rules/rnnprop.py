@@ -21,8 +21,7 @@ class RNNProp(UpdateRule):
     Inputs (m^/sqrt(v^ + epsilon), g/sqrt(v^ + epsilon)) go through the LSTM and a dense layer
     with tanh; the step is that times `scale`, 0.1 in the paper. 5,141 weights at the defaults.
 
-    A trained policy's steps are mostly between 1e-4 and 1e-2. At 0.1 one meta-update moves the
-    output by about as much as that, and distilling drifts and explodes; docs/method.md has figures.
+    At 0.1, meta-training by the mean of the teachers' distances explodes: see docs/method.md.
     """
 
     units: int = 20
