@@ -12,6 +12,7 @@ import pytest
 
 from l2o import checkpoint
 from l2o.checkpoint import Policy, PolicyError, load_policy, save_policy
+from l2o.files import writing
 from l2o.rules import Adam, Choice, RNNProp, get_pool
 
 RULES = [
@@ -238,6 +239,28 @@ def test_a_reader_never_sees_half_a_policy(tmp_path, monkeypatch):
         stop.set()
         writer.join()
     assert seen == {0.1, 0.2}
+
+
+def test_a_policy_whose_weights_are_replaced_meanwhile_is_read_again(tmp_path, monkeypatch):
+    """The description may be as before and yet its weights have been away: saved, and back."""
+    save_policy(tmp_path / "policy", Adam(0.1), [], {})
+    parse, tries = checkpoint._parse, iter(range(10))
+
+    def away_at_first(path, text):
+        if next(tries) < 2:
+            raise FileNotFoundError(2, "No such file", "weights-0.h5")
+        return parse(path, text)
+
+    monkeypatch.setattr(checkpoint, "_parse", away_at_first)
+    assert load_policy(tmp_path / "policy").rule == Adam(0.1)
+
+
+def test_the_error_of_a_full_disk_names_the_file():
+    for error in (OSError(28, "No space left on device"), OSError(28, "No space left on device",
+                                                                 "a", None, "b")):  # fmt: skip
+        with pytest.raises(OSError) as caught, writing("runs/x"):
+            raise error
+        assert str(caught.value) == "[Errno 28] No space left on device: 'runs/x'"
 
 
 def test_a_policy_needs_only_a_rule():

@@ -223,6 +223,11 @@ def test_a_sweep_is_a_run_for_each_magnitude_and_seed():
     ]  # fmt: skip
 
 
+def test_a_magnitude_that_is_named_twice_is_one_run():
+    runs = chosen("--perturbation gaussian --magnitude 1e-3 0.001 2e-3")
+    assert [one.magnitude for _, one in runs] == [1e-3, 2e-3]
+
+
 def test_every_flag_of_the_settings_arrives():
     line = (
         "--first-order --held-out --meta-loss difference --no-scaling --recompute 5 --seed 5 "
