@@ -1,0 +1,141 @@
+"""How near to the machine's limit the unroll comes: its operations a second, and the peak.
+
+    python benchmarks/limit.py
+    python benchmarks/limit.py --truncation 20
+
+The peak is the best that a float32 product of two square matrices reaches in the same process. The
+operations are those of convolutions and matrix products, counted in the graph of a truncation of
+one step (operations.py); what is computed again for the backward pass counts as often as it is
+computed. Prints a table and one JSON line.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.measuring import (
+    Case,
+    amalgamation,
+    count,
+    examples,
+    median_seconds,
+    parser,
+    plain_gradient,
+    report,
+    seconds,
+    unroll,
+)
+from benchmarks.operations import count_operations
+
+SIZES = (512, 1024, 2048)
+
+
+def step_operations(case: Case) -> dict[str, int]:
+    """Operations of an inner step of one trajectory, by kind."""
+    import tensorflow as tf
+
+    from l2o.amalgamation.batches import batches
+    from l2o.amalgamation.unroll import begin, truncation, warm_up
+
+    job, data, key = amalgamation(replace(case, truncation=1)), examples(), [0, 0, 0]
+    trajectory, weights = begin(job, key, scaled=True), job.rule.initial_weights(0)
+    none, one = (
+        tf.nest.map_structure(tf.constant, batches(data, key, case.batch, 0, n)) for n in (0, 1)
+    )
+
+    def step(weights, trajectory):
+        return truncation(job, weights, trajectory, none, one, 0.2)[:2]
+
+    # Its loop is in the graph of the step, but makes no turn.
+    idle = tf.function(lambda weights, trajectory: warm_up(job, weights, trajectory, none))
+    all_of_it, unused = (
+        count_operations(tf.function(function).get_concrete_function(weights, trajectory))
+        for function in (step, idle)
+    )
+    return dict(all_of_it - unused)
+
+
+def gradient_operations(case: Case) -> dict[str, int]:
+    """Operations of a gradient of the network, by kind."""
+    import tensorflow as tf
+
+    from l2o.amalgamation.optimizee import loss_and_gradient
+
+    optimizee = amalgamation(case).optimizee
+    parameters, carried = optimizee.initial(0)
+    batch = tf.nest.map_structure(lambda x: tf.constant(x[: case.batch]), examples())
+    gradient = tf.function(lambda p: loss_and_gradient(optimizee, p, carried, batch)[1])
+    return dict(count_operations(gradient.get_concrete_function(tf.constant(parameters))))
+
+
+def products() -> dict[int, Callable]:
+    """Float32 products of two square matrices, by size."""
+    import tensorflow as tf
+
+    multiply = tf.function(tf.matmul)
+
+    def product(size: int) -> Callable:
+        factors = [tf.random.stateless_normal((size, size), (size, k)) for k in range(2)]
+        return lambda: multiply(*factors).numpy()
+
+    return {size: product(size) for size in SIZES}
+
+
+def main() -> None:
+    command = parser(__doc__)
+    command.add_argument("--truncation", type=count, default=100, metavar="T",
+                         help="inner steps a meta-update; default 100")  # fmt: skip
+    options = command.parse_args()
+    case = Case("distil", truncation=options.truncation)
+    run, gradient, multiply = unroll(case), plain_gradient(), products()
+    counted = {
+        "plain gradient": gradient_operations(case),
+        "distillation step": step_operations(case),
+    }
+    for function in (run, run, gradient, *multiply.values()):
+        function()
+    peaks, rates = [], {name: [] for name in counted}
+    for _ in range(options.repeats):  # in turns: other load on the machine hits all
+        peaks.append(max(2 * n**3 / median_seconds(f, 5) for n, f in multiply.items()))
+        times = {
+            "plain gradient": median_seconds(gradient),
+            "distillation step": seconds(run) / case.steps,
+        }
+        for name, taken in times.items():
+            rates[name].append(sum(counted[name].values()) / taken)
+    print(f"{'':18} {'operations':>11} {'a second':>13} {'of the peak':>11}")
+    print(f"{'matrix products':18} {'':11} {statistics.median(peaks) / 1e9:7.1f} GFLOP")
+    results = []
+    for name, kinds in counted.items():
+        share = statistics.median(r / p for r, p in zip(rates[name], peaks, strict=True))
+        results.append(
+            {
+                "what": name,
+                "operations": kinds,
+                "gflops": statistics.median(rates[name]) / 1e9,
+                "share": share,
+            }
+        )
+        print(
+            f"{name:18} {sum(kinds.values()) / 1e9:5.2f} GFLOP {results[-1]['gflops']:7.1f} GFLOP {share:11.0%}"
+        )
+        for kind, operations in sorted(kinds.items()):
+            print(f"  {kind:22} {operations / 1e9:7.3f}")
+    report(
+        "limit",
+        repeats=options.repeats,
+        peak_gflops=statistics.median(peaks) / 1e9,
+        results=results,
+    )
+
+
+if __name__ == "__main__":
+    main()

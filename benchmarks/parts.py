@@ -1,0 +1,131 @@
+"""Where the time of a distillation step goes: each part measured alone.
+
+    python benchmarks/parts.py
+    python benchmarks/parts.py --truncation 20 --repeats 3
+
+RNNProp on the Train CNN, distilled from a Choice policy over the large pool, second order. Every
+part is a call of its own, which costs something too, and saves nothing that parts share: their sum
+is only near to the whole step, which is measured beside them. 1 pg is a plain gradient. Prints a
+table and one JSON line.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.measuring import (
+    Case,
+    amalgamation,
+    count,
+    examples,
+    median_seconds,
+    parser,
+    report,
+    seconds,
+    unroll,
+)
+
+GRADIENT = "gradient of the network"
+
+
+class Part(NamedTuple):
+    """How often an inner step has a part, and what runs it once."""
+
+    times: float
+    run: Callable[[], object]
+
+
+def parts(case: Case) -> dict[str, Part]:
+    """The parts of a distillation step."""
+    import tensorflow as tf
+
+    from l2o.amalgamation.batches import batches, entry
+    from l2o.amalgamation.losses import log_distance
+    from l2o.amalgamation.optimizee import loss_and_gradient
+    from l2o.amalgamation.recompute import gradients
+    from l2o.amalgamation.sight import compiled_update, look
+    from l2o.amalgamation.unroll import begin
+    from l2o.rules import get_pool
+
+    job, data, key = amalgamation(case), examples(), [0, 0, 0]
+    optimizee, layout, trajectory = job.optimizee, job.optimizee.layout, begin(job, key, True)
+    (parameters, carried, state), scale = trajectory.student, trajectory.scale
+    clean, weights = parameters * scale, job.rule.initial_weights(0)
+    pool = [(compiled_update(r, layout), r.initial_state(layout)) for r in get_pool("large")]
+    policy, choice = (compiled_update(r, layout) for r in (job.rule, job.teachers[0].rule))
+
+    def load(steps: int):
+        return tf.nest.map_structure(tf.constant, batches(data, key, case.batch, 0, steps))
+
+    batch = entry(load(1), 0)
+    gradient = loss_and_gradient(optimizee, clean, carried, batch)[1]
+
+    def see(parameters):
+        return look(optimizee, False, (scale, batch, ()), (parameters, carried))
+
+    def distance(parameters):
+        return log_distance(parameters, (clean - gradient)[None] / scale)
+
+    def backward(function, *inputs):
+        ones = tf.nest.map_structure(tf.ones_like, tf.nest.flatten(function(*inputs)))
+        return lambda: gradients(function, inputs, ones)  # the forward pass is pruned
+
+    def call(function: Callable) -> Callable:
+        traced = tf.function(lambda: [x for x in tf.nest.flatten(function()) if x is not None])
+        return lambda: traced()[0].numpy()
+
+    return {
+        GRADIENT: Part(2, call(lambda: loss_and_gradient(optimizee, clean, carried, batch))),
+        "second-order part": Part(1, call(backward(see, parameters))),
+        "policy, forward": Part(
+            1 + bool(case.recompute), call(lambda: policy(weights, gradient, state))
+        ),
+        "policy, backward": Part(1, call(backward(policy, weights, gradient, state))),
+        "teacher's policy": Part(
+            1, call(lambda: choice(job.teachers[0].weights, gradient, trajectory.teachers[0].state))
+        ),
+        "distance": Part(
+            1, call(lambda: (distance(parameters), *backward(distance, parameters)()))
+        ),
+        "loss at the start": Part(1, call(lambda: optimizee.loss(clean, carried, batch, True)[0])),
+        "data of a truncation": Part(1 / case.truncation, lambda: load(case.truncation)),
+        "six teachers": Part(0, call(lambda: [rule([], gradient, s) for rule, s in pool])),
+    }
+
+
+def main() -> None:
+    command = parser(__doc__)
+    command.add_argument("--truncation", type=count, default=100, metavar="T",
+                         help="inner steps a meta-update; default 100")  # fmt: skip
+    options = command.parse_args()
+    case = Case("distil", truncation=options.truncation)
+    whole, pieces = unroll(case), parts(case)
+    for run in (whole, whole, *(part.run for part in pieces.values())):
+        run()
+    rounds = []
+    for _ in range(options.repeats):  # in turns: other load on the machine hits all
+        taken = {name: median_seconds(part.run) for name, part in pieces.items()}
+        rounds.append(taken | {"whole step": seconds(whole) / case.steps})
+    for taken in rounds:
+        taken["sum"] = sum(part.times * taken[name] for name, part in pieces.items())
+    print(f"{'':24} {'once':>10} {'once':>9} {'times':>6} {'a step':>9}")
+    results = []
+    for name in rounds[0]:
+        ms = 1e3 * statistics.median(taken[name] for taken in rounds)
+        pg = statistics.median(taken[name] / taken[GRADIENT] for taken in rounds)
+        times = pieces[name].times if name in pieces else 1
+        results.append({"part": name, "ms": ms, "pg": pg, "times": times})
+        print(f"{name:24} {ms:7.2f} ms {pg:6.2f} pg {times:6.2g} {times * pg:6.2f} pg")
+    report("parts", repeats=options.repeats, truncation=case.truncation, results=results)
+
+
+if __name__ == "__main__":
+    main()
