@@ -19,11 +19,11 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.measuring import parser, report, seconds
 
+ROOT = Path(__file__).parents[1]
 PAUSE = 0.01  # seconds between two looks at the run directory
 IMPORT = [sys.executable, "-c", "import l2o.commands.train"]
 
@@ -57,6 +57,11 @@ def first_update(options: list[str], output: Path) -> tuple[float, float]:
             process.wait()
 
 
+def import_alone() -> None:
+    """A process that imports what train.py does, and ends."""
+    subprocess.run(IMPORT, cwd=ROOT, capture_output=True, check=True)
+
+
 def _rows(table: Path) -> int:
     """Whole rows below the header."""
     return table.read_text().count("\n") - 1 if table.exists() else 0
@@ -69,9 +74,7 @@ def main() -> None:
     rows = []
     print(f"{'':8} {'imported':>9} {'began':>9} {'first update':>12}")
     for k in range(chosen.repeats):
-        imported = seconds(
-            lambda: subprocess.run(IMPORT, cwd=ROOT, capture_output=True, check=True)
-        )
+        imported = seconds(import_alone)
         with tempfile.TemporaryDirectory() as directory:
             try:
                 rows.append((imported, *first_update(chosen.options, Path(directory) / "run")))

@@ -36,6 +36,7 @@ from benchmarks.measuring import (
 from benchmarks.operations import count_operations
 
 SIZES = (512, 1024, 2048)
+CALLS = 5  # of each product, of which the median counts
 
 
 def step_operations(case: Case) -> dict[str, int]:
@@ -102,39 +103,23 @@ def main() -> None:
     }
     for function in (run, run, gradient, *multiply.values()):
         function()
-    peaks, rates = [], {name: [] for name in counted}
+    peaks, rates = [], []
     for _ in range(options.repeats):  # in turns: other load on the machine hits all
-        peaks.append(max(2 * n**3 / median_seconds(f, 5) for n, f in multiply.items()))
-        times = {
-            "plain gradient": median_seconds(gradient),
-            "distillation step": seconds(run) / case.steps,
-        }
-        for name, taken in times.items():
-            rates[name].append(sum(counted[name].values()) / taken)
-    print(f"{'':18} {'operations':>11} {'a second':>13} {'of the peak':>11}")
-    print(f"{'matrix products':18} {'':11} {statistics.median(peaks) / 1e9:7.1f} GFLOP")
-    results = []
-    for name, kinds in counted.items():
-        share = statistics.median(r / p for r, p in zip(rates[name], peaks, strict=True))
-        results.append(
-            {
-                "what": name,
-                "operations": kinds,
-                "gflops": statistics.median(rates[name]) / 1e9,
-                "share": share,
-            }
-        )
-        print(
-            f"{name:18} {sum(kinds.values()) / 1e9:5.2f} GFLOP {results[-1]['gflops']:7.1f} GFLOP {share:11.0%}"
-        )
+        peaks.append(max(2 * n**3 / median_seconds(f, CALLS) for n, f in multiply.items()))
+        taken = (median_seconds(gradient), seconds(run) / case.steps)
+        rates.append([sum(k.values()) / t for k, t in zip(counted.values(), taken, strict=True)])
+    peak, results = statistics.median(peaks) / 1e9, []
+    print(f"{'':22} {'operations':>12} {'a second':>14} {'of the peak':>12}")
+    print(f"{'matrix products':22} {'':12} {peak:8.1f} GFLOP")
+    for k, (name, kinds) in enumerate(counted.items()):
+        rate = statistics.median(row[k] for row in rates) / 1e9
+        share = statistics.median(row[k] / p for row, p in zip(rates, peaks, strict=True))
+        results.append({"what": name, "operations": kinds, "gflops": rate, "share": share})
+        total = sum(kinds.values()) / 1e9
+        print(f"{name:22} {total:6.3f} GFLOP {rate:8.1f} GFLOP {share:12.0%}")
         for kind, operations in sorted(kinds.items()):
-            print(f"  {kind:22} {operations / 1e9:7.3f}")
-    report(
-        "limit",
-        repeats=options.repeats,
-        peak_gflops=statistics.median(peaks) / 1e9,
-        results=results,
-    )
+            print(f"  {kind:20} {operations / 1e9:6.3f}")
+    report("limit", repeats=options.repeats, peak_gflops=peak, results=results)
 
 
 if __name__ == "__main__":

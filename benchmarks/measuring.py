@@ -240,8 +240,8 @@ def report(benchmark: str, **content) -> None:
     """Prints the machine, and everything as one JSON line."""
     here = machine()
     print(
-        f"{here['processor']}, {here['cpus']} CPUs, threads {here['threads']['intra']} intra-op and "
-        f"{here['threads']['inter']} inter-op, TensorFlow {here['tensorflow']}, "
+        f"{here['processor']}, {here['cpus']} CPUs; threads: {here['threads']['intra']} intra-op, "
+        f"{here['threads']['inter']} inter-op; TensorFlow {here['tensorflow']}, "
         f"Keras {here['keras']}, Python {here['python']}"
     )
     print(json.dumps({"benchmark": benchmark, "machine": here} | content))

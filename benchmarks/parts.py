@@ -22,11 +22,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.measuring import (
+    GRADIENTS,
     Case,
     amalgamation,
     count,
     examples,
-    median_seconds,
     parser,
     report,
     seconds,
@@ -82,23 +82,27 @@ def parts(case: Case) -> dict[str, Part]:
         traced = tf.function(lambda: [x for x in tf.nest.flatten(function()) if x is not None])
         return lambda: traced()[0].numpy()
 
-    return {
-        GRADIENT: Part(2, call(lambda: loss_and_gradient(optimizee, clean, carried, batch))),
-        "second-order part": Part(1, call(backward(see, parameters))),
-        "policy, forward": Part(
-            1 + bool(case.recompute), call(lambda: policy(weights, gradient, state))
-        ),
-        "policy, backward": Part(1, call(backward(policy, weights, gradient, state))),
-        "teacher's policy": Part(
-            1, call(lambda: choice(job.teachers[0].weights, gradient, trajectory.teachers[0].state))
-        ),
-        "distance": Part(
-            1, call(lambda: (distance(parameters), *backward(distance, parameters)()))
-        ),
-        "loss at the start": Part(1, call(lambda: optimizee.loss(clean, carried, batch, True)[0])),
-        "data of a truncation": Part(1 / case.truncation, lambda: load(case.truncation)),
-        "six teachers": Part(0, call(lambda: [rule([], gradient, s) for rule, s in pool])),
+    teacher, beside = job.teachers[0], trajectory.teachers[0]
+    calls = {
+        GRADIENT: (2, lambda: loss_and_gradient(optimizee, clean, carried, batch)),
+        "second-order part": (1, backward(see, parameters)),
+        "policy, forward": (2, lambda: policy(weights, gradient, state)),
+        "policy, backward": (1, backward(policy, weights, gradient, state)),
+        "teacher's policy": (1, lambda: choice(teacher.weights, gradient, beside.state)),
+        "distance, forward": (1, lambda: distance(parameters)),
+        "distance, backward": (1, backward(distance, parameters)),
+        "loss at the start": (1, lambda: optimizee.loss(clean, carried, batch, True)[0]),
+        "six teachers": (0, lambda: [rule([], gradient, own) for rule, own in pool]),
     }
+    traced = {name: Part(times, call(function)) for name, (times, function) in calls.items()}
+    data = Part(1 / case.truncation, lambda: load(case.truncation))
+    return traced | {"data of a truncation": data}
+
+
+def side_by_side(runs: dict[str, Callable]) -> dict[str, float]:
+    """Median seconds of each, called in turns: other load on the machine hits all."""
+    taken = [{name: seconds(run) for name, run in runs.items()} for _ in range(GRADIENTS)]
+    return {name: statistics.median(each[name] for each in taken) for name in runs}
 
 
 def main() -> None:
@@ -108,22 +112,23 @@ def main() -> None:
     options = command.parse_args()
     case = Case("distil", truncation=options.truncation)
     whole, pieces = unroll(case), parts(case)
-    for run in (whole, whole, *(part.run for part in pieces.values())):
+    runs = {name: part.run for name, part in pieces.items()}
+    for run in (whole, whole, *runs.values()):
         run()
-    rounds = []
-    for _ in range(options.repeats):  # in turns: other load on the machine hits all
-        taken = {name: median_seconds(part.run) for name, part in pieces.items()}
-        rounds.append(taken | {"whole step": seconds(whole) / case.steps})
+    rounds = [
+        side_by_side(runs) | {"whole step": seconds(whole) / case.steps}
+        for _ in range(options.repeats)
+    ]
     for taken in rounds:
         taken["sum"] = sum(part.times * taken[name] for name, part in pieces.items())
-    print(f"{'':24} {'once':>10} {'once':>9} {'times':>6} {'a step':>9}")
+    print(f"{'':22} {'once':>10} {'once':>9} {'a step':>7} {'a step':>9}")
     results = []
     for name in rounds[0]:
         ms = 1e3 * statistics.median(taken[name] for taken in rounds)
         pg = statistics.median(taken[name] / taken[GRADIENT] for taken in rounds)
         times = pieces[name].times if name in pieces else 1
         results.append({"part": name, "ms": ms, "pg": pg, "times": times})
-        print(f"{name:24} {ms:7.2f} ms {pg:6.2f} pg {times:6.2g} {times * pg:6.2f} pg")
+        print(f"{name:22} {ms:7.2f} ms {pg:6.2f} pg {times:6g}x {times * pg:6.2f} pg")
     report("parts", repeats=options.repeats, truncation=case.truncation, results=results)
 
 
