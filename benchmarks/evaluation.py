@@ -1,6 +1,6 @@
 """Steps a second of the evaluation loop, beside `model.fit` and plain gradients of the same run.
 
-    python benchmarks/evaluation.py [--rounds R]
+    python benchmarks/evaluation.py [--repeats R] [--steps S]
 
 The Train CNN at batch 128 on noise of MNIST's shape, which costs what MNIST costs. The cases take
 turns, so that other load on the machine hits all of them. Prints a table and one JSON line.
@@ -8,32 +8,30 @@ turns, so that other load on the machine hits all of them. Prints a table and on
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
+import keras
+import numpy as np
+import tensorflow as tf
 
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee  # noqa: E402
-from l2o.evaluation.contenders import get_contenders  # noqa: E402
-from l2o.evaluation.fit import Fit, Warmup, plain_gradient  # noqa: E402
-from l2o.evaluation.privacy import DPSGD  # noqa: E402
-from l2o.evaluation.steppers import RuleStepper, Stepper  # noqa: E402
-from l2o.rules import Choice, RNNProp, get_pool  # noqa: E402
-from problems import networks  # noqa: E402
+from benchmarks.measuring import CLASSES, SHAPE, count, parser, report, seconds
+from l2o.amalgamation.optimizee import Batch, KerasOptimizee
+from l2o.evaluation.contenders import get_contenders
+from l2o.evaluation.fit import Fit, Warmup, plain_gradient
+from l2o.evaluation.privacy import DPSGD
+from l2o.evaluation.steppers import RuleStepper, Stepper
+from l2o.rules import Choice, RNNProp, get_pool
+from problems import networks
 
-BATCH, STEPS, SHAPE, CLASSES = 128, 50, (28, 28, 1), 10
+BATCH = 128
 
 
 def build() -> keras.Model:
@@ -41,11 +39,11 @@ def build() -> keras.Model:
     return networks.cnn(SHAPE, CLASSES)
 
 
-def cases() -> dict[str, Callable[[], float]]:
-    """Each takes `STEPS` steps, the first time compiles before, and returns seconds a step."""
+def cases(steps: int) -> dict[str, Callable[[], float]]:
+    """Each takes so many steps, the first time compiles before, and returns seconds a step."""
     generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (STEPS * BATCH, *SHAPE)).astype("uint8")
-    labels = generator.integers(0, CLASSES, STEPS * BATCH).astype("int32")
+    images = generator.integers(0, 256, (steps * BATCH, *SHAPE)).astype("uint8")
+    labels = generator.integers(0, CLASSES, steps * BATCH).astype("int32")
     data = Batch(tf.constant(images), tf.constant(labels))
     few = Batch(data.inputs[:BATCH], data.labels[:BATCH])
     optimizee = KerasOptimizee(build)
@@ -55,17 +53,20 @@ def cases() -> dict[str, Callable[[], float]]:
         key = tf.zeros(2, tf.int64)
         plain = tf.function(lambda p: plain_gradient(optimizee, p, carried, few, key).gradient)
         parameters = tf.constant(parameters)
-        return lambda: _seconds(lambda: [plain(parameters) for _ in range(STEPS)][-1].numpy())
+        return lambda: (
+            seconds(lambda: [plain(parameters) for _ in range(steps)][-1].numpy()) / steps
+        )
 
     def loop(stepper: Stepper, gradient=plain_gradient) -> Callable[[], float]:
         fit = Fit(optimizee, stepper, data, few, BATCH, warmup=Warmup(steps=0), gradient=gradient)
-        return lambda: fit.run(0, 1).epochs[-1].seconds / STEPS
+        return lambda: fit.run(0, 1).epochs[-1].seconds / steps
 
     def keras_fit(jit: str | bool) -> Callable[[], float]:
         model, inputs = build(), images.astype("float32") / 255
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile("adam", loss, metrics=["accuracy"], jit_compile=jit)
-        return lambda: _seconds(lambda: model.fit(inputs, labels, BATCH, epochs=1, verbose=0))
+        fit = partial(model.fit, inputs, labels, BATCH, epochs=1, verbose=0)
+        return lambda: seconds(fit) / steps
 
     def policy(rule) -> Stepper:
         return RuleStepper(rule, rule.initial_weights(0))
@@ -86,31 +87,26 @@ def cases() -> dict[str, Callable[[], float]]:
     }
 
 
-def _seconds(run: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    run()
-    return (time.perf_counter() - begun) / STEPS
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7, metavar="R", help="default 7")
-    rounds = parser.parse_args().rounds
+    command = parser(__doc__)
+    command.add_argument("--steps", type=count, default=50, metavar="S",
+                         help="of a case's turn; default 50")  # fmt: skip
+    options = command.parse_args()
     tf.get_logger().setLevel("ERROR")
     tf.keras.utils.set_random_seed(0)
     tf.config.experimental.enable_op_determinism()
-    runs = cases()
+    runs = cases(options.steps)
     for run in runs.values():
         run()
-    seconds = [{name: run() for name, run in runs.items()} for _ in range(rounds)]
+    rounds = [{name: run() for name, run in runs.items()} for _ in range(options.repeats)]
 
     def ratio(name: str, to: str) -> float:
-        return statistics.median(each[name] / each[to] for each in seconds)
+        return statistics.median(each[name] / each[to] for each in rounds)
 
     print(f"{'':24} {'step':>9} {'steps/s':>8} {'in plain gradients':>19}")
     results = []
     for name in runs:
-        median = statistics.median(each[name] for each in seconds)
+        median = statistics.median(each[name] for each in rounds)
         results.append(
             {"case": name, "step_ms": 1e3 * median, "step_pg": ratio(name, "plain gradient")}
         )
@@ -123,8 +119,7 @@ def main() -> None:
     print(f"steps a second, the loop's to model.fit's: {shares['loop_to_fit']:.0%}; without XLA "
           f"{shares['loop_to_fit_no_xla']:.0%}")  # fmt: skip
     print(f"steps a second, private to plain: {shares['private_to_plain']:.0%}")
-    machine = {"processor": platform.processor() or platform.machine(), "cpus": os.cpu_count()}
-    print(json.dumps({"machine": machine, "rounds": rounds, "results": results} | shares))
+    report("evaluation", repeats=options.repeats, steps=options.steps, results=results, **shares)
 
 
 if __name__ == "__main__":

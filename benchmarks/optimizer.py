@@ -11,9 +11,7 @@ both. Prints a table and one JSON line.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import resource
 import statistics
 import sys
@@ -27,6 +25,7 @@ import keras
 import numpy as np
 
 import l2o
+from benchmarks.measuring import report
 from l2o.rules import RNNProp
 from problems import networks
 
@@ -129,8 +128,7 @@ def main() -> None:
             f"{r['speed']:5.0%}  {r['bytes_per_parameter']:15.0f}"
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    machine = {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()}
-    print(json.dumps({"results": results, "peak_gb": peak, "jit": arguments.jit, **machine}))
+    report("optimizer", results=results, peak_gb=peak, jit=arguments.jit)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,193 @@
+"""The benchmarks: each one's cheapest case, and what can be known of what they count."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import keras
+import pytest
+import tensorflow as tf
+
+from l2o.amalgamation.optimizee import Batch, KerasOptimizee, loss_and_gradient
+from l2o.rules import POOLS
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+count_operations = runpy.run_path(str(FOLDER / "operations.py"))["count_operations"]
+
+
+def run(script: str, line: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(FOLDER / script), *line.split()]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def report(script: str, line: str) -> dict:
+    """The JSON line of a benchmark, below a table."""
+    done = run(script, line)
+    assert done.returncode == 0, done.stderr[-2000:]
+    *table, last = done.stdout.splitlines()
+    assert len(table) >= 3
+    found = json.loads(last)
+    assert found["benchmark"] == script.removesuffix(".py")
+    machine = found["machine"]
+    assert machine["processor"] and machine["tensorflow"] == tf.__version__
+    assert machine["cpus"] == len(os.sched_getaffinity(0))
+    return found
+
+
+def test_unroll():
+    found = report("unroll.py", "validation --truncation 2 --repeats 1")
+    (result,) = found["results"]
+    assert (result["case"], result["kind"], result["truncation"]) == ("validation",) * 2 + (2,)
+    assert result["step_pg"] == pytest.approx(result["step_ms"] / result["gradient_ms"])
+    assert result["first_run_s"] > result["step_ms"] / 1e3 > 0
+    assert result["peak_mb"] > 100
+
+
+def test_first_update():
+    line = "--repeats 1 -- --preset smoke --data digits --problem mnist_mlp --strategy none"
+    result = report("first_update.py", f"{line} --warmup-steps 1 --truncation 2")["result"]
+    assert 0 < result["began_s"] < result["first_update_s"] == result["each_s"][0]
+    assert 0 < result["imported_s"] < result["first_update_s"]
+
+
+def test_first_update_says_what_train_says():
+    done = run("first_update.py", "--repeats 1 -- --strategy mena")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: train.py ended: ") and "'mena'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_growth():
+    first, second = report("growth.py", "parameters --values 1e3 1 --repeats 1")["results"]
+    assert (first["value"], second["value"]) == (first["parameters"], second["parameters"])
+    assert (first["parameters"], second["parameters"]) == (1000, 1)
+    assert first["step_ms"] > 0 and first["sweep"] == "parameters"
+
+
+@pytest.mark.slow
+def test_limit():
+    found = report("limit.py", "--truncation 1 --repeats 1")
+    gradient, step = found["results"]
+    assert 0 < gradient["share"] < 1 and 0 < step["share"] < 1
+    first, second, dense = 26**2 * 9 * 16, 9**2 * 25 * 16 * 32, 512 * 10
+    assert gradient["operations"] == {
+        "Conv2D": 2 * 128 * (first + second),
+        "Conv2DBackpropFilter": 2 * 128 * (first + second),
+        "Conv2DBackpropInput": 2 * 128 * second,  # not to the images
+        "MatMul": 2 * 128 * 3 * dense,
+    }
+    # Two gradients, the loss at the start, and the second-order part: at least a gradient more.
+    assert 3.3 < sum(step["operations"].values()) / sum(gradient["operations"].values()) < 8
+
+
+@pytest.mark.slow
+def test_parts():
+    found = report("parts.py", "--truncation 2 --repeats 1")
+    parts = {result["part"]: result for result in found["results"]}
+    assert parts["gradient of the network"]["pg"] == 1
+    assert parts["data of a truncation"]["times"] == 1 / 2
+    assert parts["policy, backward"]["ms"] > parts["policy, forward"]["ms"] > 0
+    total = sum(
+        p["times"] * p["ms"] for name, p in parts.items() if name not in ("sum", "whole step")
+    )
+    assert parts["sum"]["ms"] == pytest.approx(total)
+
+
+@pytest.mark.slow
+def test_evaluation():
+    found = report("evaluation.py", "--steps 2 --repeats 1")
+    assert {"plain gradient", "loop, adam"} < {result["case"] for result in found["results"]}
+    assert found["loop_to_fit"] > 0
+
+
+def test_optimizer():
+    (result,) = report("optimizer.py", "--steps 1 --blocks 1 --executions 1 --jit off")["results"]
+    assert result["parameters"] == 18_122
+    assert result["speed"] == pytest.approx(result["adam_ms"] / result["policy_ms"])
+
+
+@pytest.mark.parametrize(
+    "script, line, fault",
+    [
+        ("unroll.py", "distill", "unknown case distill; allowed: student"),
+        ("unroll.py", "--repeats 0", "must be a whole number of at least 1, not '0'"),
+        ("growth.py", "batches", "unknown sweep batches; allowed: parameters"),
+        ("growth.py", "batch --values 1.5", "must be a whole number of at least 1, not '1.5'"),
+        ("growth.py", "--values 1", "--values goes with one sweep alone"),
+    ],
+)
+def test_bad_lines(script, line, fault):
+    done = run(script, line)
+    assert done.returncode == 2 and not done.stdout
+    assert fault in done.stderr.splitlines()[-1]
+
+
+def test_a_case_that_dies_leaves_its_row_empty(monkeypatch):
+    growth = runpy.run_path(str(FOLDER / "growth.py"))
+    with pytest.raises(BrokenProcessPool):
+        growth["alone"](os._exit, 1)
+    assert "died" in growth["row"]({})
+
+
+def test_a_case_of_two_teachers_has_the_small_pool():
+    assert POOLS["large"][:2] == POOLS["small"]
+
+
+def operations(build, shape) -> dict:
+    """Of a gradient of a network, counted, for 5 examples."""
+    optimizee = KerasOptimizee(build)
+    parameters, carried = optimizee.initial(0)
+    batch = Batch(tf.zeros((5, *shape)), tf.zeros(5, tf.int32))
+    gradient = tf.function(lambda p: loss_and_gradient(optimizee, p, carried, batch)[1])
+    return count_operations(gradient.get_concrete_function(tf.constant(parameters)))
+
+
+def test_operations_of_a_dense_network():
+    layers = keras.layers
+    hidden = [layers.Input((7,)), layers.Dense(4, "tanh"), layers.Dense(3)]
+    counted = operations(lambda: keras.Sequential(hidden), (7,))
+    forward, kernels, between = 7 * 4 + 4 * 3, 7 * 4 + 4 * 3, 4 * 3
+    assert counted == {"MatMul": 2 * 5 * (forward + kernels + between)}
+
+
+def test_operations_of_a_convolution(network):
+    # [8, 8, 1] to [6, 6, 2] by kernels of [3, 3, 1], then 18 features to 3 classes.
+    convolution, dense = 6 * 6 * 2 * 3 * 3, 18 * 3
+    assert operations(network, (8, 8, 1)) == {
+        "Conv2D": 2 * 5 * convolution,
+        "Conv2DBackpropFilter": 2 * 5 * convolution,
+        "MatMul": 2 * 5 * 3 * dense,
+    }
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_operations_of_what_is_needed_alone(transpose):
+    product = 2 * 4 * 4 * 4
+
+    @tf.function(jit_compile=True, autograph=False)
+    def called(x):
+        return tf.matmul(x, x, transpose_b=transpose), tf.matmul(x, x + 1), tf.matmul(x, x + 2)
+
+    @tf.custom_gradient
+    def replaced(x):
+        return called(x)[:2], lambda *upstream: upstream[0]
+
+    def function(x):
+        loop = tf.while_loop(lambda i, _: i < 1, lambda i, y: (i + 1, tf.matmul(y, y)), (0, x))
+        chosen = tf.cond(x[0, 0] > 0, lambda: tf.matmul(x, x), lambda: x)
+        return loop[1] + chosen, replaced(x)[0]
+
+    concrete = tf.function(function, autograph=False).get_concrete_function(tf.ones((4, 4)))
+    assert count_operations(concrete) == {"MatMul": 3 * product}
+
+
+def test_a_product_of_unknown_shape_is_refused():
+    function = tf.function(lambda x: tf.matmul(x, x))
+    concrete = function.get_concrete_function(tf.TensorSpec((None, None)))
+    with pytest.raises(ValueError, match="Received: "):
+        count_operations(concrete)
