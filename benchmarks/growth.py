@@ -57,11 +57,14 @@ def main() -> None:
         command.error(f"unknown sweep {', '.join(unknown)}; allowed: {', '.join(SWEEPS)}")
     if options.values and len(chosen) > 1:
         command.error("--values goes with one sweep alone")
-    cases = [
-        (name, value, replace(SWEEPS[name][0], **{name: value}))
-        for name in chosen
-        for value in options.values or SWEEPS[name][1]
-    ]
+    try:
+        cases = [
+            (name, value, replace(SWEEPS[name][0], **{name: value}))
+            for name in chosen
+            for value in options.values or SWEEPS[name][1]
+        ]
+    except ValueError as error:
+        command.error(str(error))
     print(f"{'':10} {'':>10} {'step':>10} {'step':>9} {'first run':>9} {'peak':>9}")
     known, results = {}, []
     for name, value, case in cases:

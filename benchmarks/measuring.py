@@ -43,6 +43,9 @@ class Case:
         devices: Logical CPU devices (or GPUs) that share them.
         recompute: As train.py's.
         first_order: Whether the meta-gradient stops at the network's gradient.
+
+    Raises:
+        ValueError: If the sizes do not go together.
     """
 
     kind: str = "distil"
@@ -55,6 +58,24 @@ class Case:
     devices: int = 1
     recompute: int = 10
     first_order: bool = False
+
+    def __post_init__(self):
+        for fits, rule, received in (
+            (1 <= self.teachers <= 6, "Teachers must be from 1 to 6", self.teachers),
+            (self.batch <= EXAMPLES, f"A batch must be at most {EXAMPLES}", self.batch),
+            (
+                self.unroll % self.truncation == 0,
+                f"An unroll must be a multiple of the truncation, {self.truncation}",
+                self.unroll,
+            ),
+            (
+                self.meta_batch % self.devices == 0,
+                f"Devices must divide the meta-batch, {self.meta_batch}",
+                self.devices,
+            ),
+        ):
+            if not fits:
+                raise ValueError(f"{rule}. Received: {received}")
 
     @property
     def steps(self) -> int:
@@ -199,10 +220,11 @@ def median_seconds(run: Callable[[], object], calls: int = GRADIENTS) -> float:
     return statistics.median(seconds(run) for _ in range(calls))
 
 
-def count(text: str) -> int:
-    """An argument that must be a whole number of at least 1."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not '{text}'")
+def count(text: str, least: int = 1) -> int:
+    """An argument that must be a whole number of at least `least`."""
+    if not text.isdecimal() or int(text) < least:
+        message = f"must be a whole number of at least {least}, not '{text}'"
+        raise argparse.ArgumentTypeError(message)
     return int(text)
 
 

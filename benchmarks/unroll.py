@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -41,7 +42,7 @@ def main() -> None:
                          help="inner steps a meta-update; default 100")  # fmt: skip
     command.add_argument("--meta-batch", type=count, default=1, metavar="M",
                          help="trajectories a meta-update; default 1")  # fmt: skip
-    command.add_argument("--recompute", type=int, default=10, metavar="S",
+    command.add_argument("--recompute", type=partial(count, least=0), default=10, metavar="S",
                          help="as train.py's; default 10")  # fmt: skip
     command.add_argument("--first-order", action="store_true",
                          help="no meta-gradient through the network's gradient")  # fmt: skip
