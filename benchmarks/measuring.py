@@ -22,7 +22,6 @@ from pathlib import Path
 
 GRADIENTS = 20  # plain ones, of which the median counts
 CLASSES, SHAPE, EXAMPLES = 10, (28, 28, 1), 10_000
-KINDS = ("student", "choice", "distil", "mean", "minmax", "validation")
 
 
 @dataclass(frozen=True)
