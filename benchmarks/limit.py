@@ -31,6 +31,7 @@ from benchmarks.measuring import (
     plain_gradient,
     report,
     seconds,
+    train_cnn,
     unroll,
 )
 from benchmarks.operations import count_operations
@@ -65,12 +66,12 @@ def step_operations(case: Case) -> dict[str, int]:
 
 
 def gradient_operations(case: Case) -> dict[str, int]:
-    """Operations of a gradient of the network, by kind."""
+    """Operations of a plain gradient, by kind."""
     import tensorflow as tf
 
-    from l2o.amalgamation.optimizee import loss_and_gradient
+    from l2o.amalgamation.optimizee import KerasOptimizee, loss_and_gradient
 
-    optimizee = amalgamation(case).optimizee
+    optimizee = KerasOptimizee(train_cnn)
     parameters, carried = optimizee.initial(0)
     batch = tf.nest.map_structure(lambda x: tf.constant(x[: case.batch]), examples())
     gradient = tf.function(lambda p: loss_and_gradient(optimizee, p, carried, batch)[1])

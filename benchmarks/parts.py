@@ -28,12 +28,13 @@ from benchmarks.measuring import (
     count,
     examples,
     parser,
+    plain_gradient,
     report,
     seconds,
     unroll,
 )
 
-GRADIENT = "gradient of the network"
+PLAIN = "plain gradient"
 
 
 class Part(NamedTuple):
@@ -84,7 +85,7 @@ def parts(case: Case) -> dict[str, Part]:
 
     teacher, beside = job.teachers[0], trajectory.teachers[0]
     calls = {
-        GRADIENT: (2, lambda: loss_and_gradient(optimizee, clean, carried, batch)),
+        "gradient of the network": (2, lambda: loss_and_gradient(optimizee, clean, carried, batch)),
         "second-order part": (1, backward(see, parameters)),
         "policy, forward": (2, lambda: policy(weights, gradient, state)),
         "policy, backward": (1, backward(policy, weights, gradient, state)),
@@ -111,7 +112,7 @@ def main() -> None:
                          help="inner steps a meta-update; default 100")  # fmt: skip
     options = command.parse_args()
     case = Case("distil", truncation=options.truncation)
-    whole, pieces = unroll(case), parts(case)
+    whole, pieces = unroll(case), {PLAIN: Part(0, plain_gradient())} | parts(case)
     runs = {name: part.run for name, part in pieces.items()}
     for run in (whole, whole, *runs.values()):
         run()
@@ -125,7 +126,7 @@ def main() -> None:
     results = []
     for name in rounds[0]:
         ms = 1e3 * statistics.median(taken[name] for taken in rounds)
-        pg = statistics.median(taken[name] / taken[GRADIENT] for taken in rounds)
+        pg = statistics.median(taken[name] / taken[PLAIN] for taken in rounds)
         times = pieces[name].times if name in pieces else 1
         results.append({"part": name, "ms": ms, "pg": pg, "times": times})
         print(f"{name:22} {ms:7.2f} ms {pg:6.2f} pg {times:6g}x {times * pg:6.2f} pg")

@@ -90,7 +90,7 @@ def test_limit():
 def test_parts():
     found = report("parts.py", "--truncation 2 --repeats 1")
     parts = {result["part"]: result for result in found["results"]}
-    assert parts["gradient of the network"]["pg"] == 1
+    assert parts["plain gradient"]["pg"] == 1
     assert parts["data of a truncation"]["times"] == 1 / 2
     assert parts["policy, backward"]["ms"] > parts["policy, forward"]["ms"] > 0
     total = parts.pop("sum")["ms"]
