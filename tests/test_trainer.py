@@ -115,7 +115,7 @@ def place(event, facts) -> tuple:
     if event == "entered":
         return facts["phase"].name, facts["stage"], 0, event
     progress = facts["run"].progress
-    kind = "entering" if progress.incoming is None else event
+    kind = "entering" if event == "validating" and progress.incoming is None else event
     return facts["phase"].name, progress.stage, progress.period, kind
 
 

@@ -217,14 +217,19 @@ class MetaTraining:
 
     def _spread(self, make, first: int, count: int):
         """`make(index)` for `count` indices, stacked [A, ...] on each replica."""
-        share = count // self.strategy.num_replicas_in_sync
+        replicas = self.strategy.num_replicas_in_sync
+        share = count // replicas
 
-        def stack(context):
-            start = first + context.replica_id_in_sync_group * share
+        def stack(replica):
+            start = first + replica * share
             items = [make(index) for index in range(start, start + share)]
             return tf.nest.map_structure(lambda *x: tf.stack(x), *items)
 
-        return self.strategy.experimental_distribute_values_from_function(stack)
+        if replicas == 1:  # as an update returns it, so that the next one is not traced again
+            return stack(0)
+        return self.strategy.experimental_distribute_values_from_function(
+            lambda context: stack(context.replica_id_in_sync_group)
+        )
 
     @cached_property
     def _update(self):
@@ -247,7 +252,7 @@ class MetaTraining:
             gradient, report = mean[: len(gradients)], Report(*mean[len(gradients) :])
             return self._apply(state, gradient, report.finite >= 1), trajectories, report
 
-        @tf.function
+        @tf.function(autograph=False)
         def update(state, trajectories, cuts, alpha):
             state, trajectories, report = self.strategy.run(
                 replica, (state, trajectories, cuts, alpha)
@@ -272,7 +277,8 @@ class MetaTraining:
     @cached_property
     def _rehearse(self):
         return tf.function(
-            lambda weights, trajectory, cut: rehearse(self._validation, weights, trajectory, *cut)
+            lambda weights, trajectory, cut: rehearse(self._validation, weights, trajectory, *cut),
+            autograph=False,
         )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from l2o.amalgamation.curriculum import Progress, Stage, enter, judge
-from l2o.amalgamation.meta import MetaTraining, initial_state
+from l2o.amalgamation.meta import MetaState, MetaTraining, initial_state
 from l2o.amalgamation.optimizee import Batch, Optimizee
 from l2o.amalgamation.plan import Meta, Phase
 from l2o.amalgamation.run import Run, pack, unpack
@@ -182,18 +182,16 @@ class Trainer:
         )
 
     def _advance(self, phase: Phase, training: MetaTraining, run: Run) -> None:
-        """One period with its validation, or the validation a stage begins with."""
+        """One period with its validation, before which the stage's start has its own."""
         schedule, progress = phase.schedule, run.progress
         stage = schedule.stages[progress.stage]
-        if progress.incoming is None:
-            losses = self._validate(training, phase, stage, run)
-            run.progress = enter(progress, float(losses.mean()))
-            run.kept = run.best = run.now
+        self._practise(training, phase, stage, run)
+        if progress.incoming is None:  # only now, as nobody wants to wait for a first update
+            losses = self._validate(training, phase, stage, run, run.kept)
+            progress = run.progress = enter(progress, float(losses.mean()))
             self._save(run)
             self._watch("entered", {"phase": phase, "stage": progress.stage, "losses": losses})
-            return
-        self._practise(training, phase, stage, run)
-        losses = self._validate(training, phase, stage, run)
+        losses = self._validate(training, phase, stage, run, run.now)
         updates = schedule.period // schedule.meta_batch
         updates *= stage.unroll(progress.period) // schedule.truncation
         skipped = int(run.now.skipped) - int(run.kept.skipped)
@@ -281,8 +279,10 @@ class Trainer:
             self._save(run)
             raise Stopped
 
-    def _validate(self, training: MetaTraining, phase: Phase, stage: Stage, run: Run):
-        """Meta losses [V] of the present policy on the fixed trajectories."""
+    def _validate(
+        self, training: MetaTraining, phase: Phase, stage: Stage, run: Run, state: MetaState
+    ) -> np.ndarray:
+        """Meta losses [V] of a policy on the fixed trajectories."""
         total = phase.schedule.validation_trajectories * stage.validation_unroll
         done = 0
 
@@ -294,7 +294,7 @@ class Trainer:
             self._leave_if_stopping(run)
 
         return training.validate(
-            run.now.weights,
+            state.weights,
             [self._meta.seed, run.phase, VALIDATION],
             phase.schedule.validation_trajectories,
             stage.validation_unroll,

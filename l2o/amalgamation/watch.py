@@ -21,7 +21,7 @@ from l2o.progress import Progress, duration
 
 # An inner step in plain gradients of the network, as benchmarks/unroll.py measures it; only for
 # the estimate of the time before the run has a speed of its own.
-TRAINING_GRADIENTS, VALIDATION_GRADIENTS, TRACING_SECONDS = 7.0, 3.0, 20.0
+TRAINING_GRADIENTS, TEACHER_GRADIENTS, VALIDATION_GRADIENTS, TRACING_SECONDS = 5.0, 1.0, 2.0, 10.0
 # What `tf.summary.scalar` writes; but that needs TensorBoard, which is there to look at the files.
 _SCALAR = tf.compat.v1.SummaryMetadata(
     plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars"), data_class=1
@@ -97,7 +97,7 @@ class Watch:
             mean = float(facts["losses"].mean())
             phase = facts["phase"]
             self._bar.say(
-                f"{phase.name}: stage {facts['stage'] + 1} of {len(phase.schedule.stages)} begins "
+                f"{phase.name}: stage {facts['stage'] + 1} of {len(phase.schedule.stages)} began "
                 f"at validation loss {mean:.4f}"
             )
         elif event == "period":
@@ -145,10 +145,7 @@ class Watch:
             behind = facts["done"] * phase.schedule.meta_batch * training
         else:
             unroll = phase.schedule.stages[run.progress.stage].unroll(run.progress.period)
-            first = run.progress.incoming is None
-            behind = facts["done"] * validation + (
-                0 if first else phase.schedule.period * unroll * training
-            )
+            behind = facts["done"] * validation + phase.schedule.period * unroll * training
         left = [t * training + v * validation - behind for t, v in (stage, whole)]
         stage, whole = (duration(max(seconds, 0)) for seconds in left)
         return f"left: stage {stage}, run {whole} | "
