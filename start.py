@@ -1,5 +1,6 @@
-"""How the commands start: quietly."""
+"""How the commands start: quietly, and not slower than they must."""
 
+import gc
 import importlib
 import os
 import sys
@@ -14,11 +15,13 @@ def run(module: str) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
+    gc.disable()  # modules stay: looking for garbage is a fifth of the time that importing takes
     try:
         command = importlib.import_module(module)
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
+        gc.enable()
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(null)

@@ -56,6 +56,7 @@ def parts(case: Case) -> dict[str, Part]:
     from l2o.amalgamation.unroll import begin
     from l2o.rules import get_pool
 
+    tf.get_logger().setLevel("ERROR")  # it warns of functions that are much alike
     job, data, key = amalgamation(case), examples(), [0, 0, 0]
     optimizee, layout, trajectory = job.optimizee, job.optimizee.layout, begin(job, key, True)
     (parameters, carried, state), scale = trajectory.student, trajectory.scale
@@ -96,8 +97,8 @@ def parts(case: Case) -> dict[str, Part]:
         "six teachers": (0, lambda: [rule([], gradient, own) for rule, own in pool]),
     }
     traced = {name: Part(times, call(function)) for name, (times, function) in calls.items()}
-    data = Part(1 / case.truncation, lambda: load(case.truncation))
-    return traced | {"data of a truncation": data}
+    loading = Part(1 / case.truncation, lambda: load(case.truncation))
+    return traced | {"data of a truncation": loading}
 
 
 def side_by_side(runs: dict[str, Callable]) -> dict[str, float]:

@@ -303,7 +303,7 @@ def _read_split(builder: tfds.core.DatasetBuilder, split: str) -> Split:
         batch_size=1_000,
         decoders=tfds.decode.PartialDecoding({"image": True, "label": True}),
         # TensorFlow's own choice takes longer to find than all the images to decode.
-        read_config=tfds.ReadConfig(num_parallel_calls_for_decode=16, try_autocache=False),
+        read_config=tfds.ReadConfig(num_parallel_calls_for_decode=64, try_autocache=False),
     )
     batches = list(tfds.as_numpy(dataset))
     return Split(

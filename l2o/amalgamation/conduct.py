@@ -17,10 +17,9 @@ from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.amalgamation.plan import Meta, Phase
 from l2o.amalgamation.settings import Settings
 from l2o.amalgamation.trainer import Trainer
-from l2o.amalgamation.watch import Watch, expected_seconds
+from l2o.amalgamation.watch import Watch
 from l2o.checkpoint import Policy, fingerprint, load_policy
 from l2o.claim import DirectoryError
-from l2o.progress import duration
 
 MOST_LOGICAL = 64  # devices that one CPU is divided into
 
@@ -88,11 +87,8 @@ def conduct(
         if run.moved_to:
             print(f"The run that was there is now in {run.moved_to}")
         if named:
-            print(f"Run directory: {directory}" + (", which is gone on with" * trainer.resumed))
-        seconds = expected_seconds(phases, meta, *trainer.position(), optimizee, data, batch_size)
-        left = " left" * trainer.resumed
-        print(f"Expected time: about {duration(seconds)}{left} on {origin['devices']} as it is now",
-              flush=True)  # fmt: skip
+            again = ", which is gone on with" * trainer.resumed
+            print(f"Run directory: {directory}{again}", flush=True)
         try:
             trainer.run()
         except tf.errors.OpError as error:

@@ -89,10 +89,6 @@ class Trainer:
         self._run = self._restore()
         self.resumed = self._run is not None
 
-    def position(self) -> tuple[int, Progress]:
-        """Index of the phase and the progress in it that the directory's last run got to."""
-        return (self._run.phase, self._run.progress) if self._run else (0, Progress())
-
     def run(self) -> Policy:
         """Trains to the end, from where the directory's last run got.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import time
 from collections import deque
 from pathlib import Path
 from statistics import median
@@ -13,64 +12,17 @@ from typing import Any
 
 import tensorflow as tf
 
-from l2o.amalgamation.curriculum import Progress as Curriculum
-from l2o.amalgamation.optimizee import Batch, Optimizee, loss_and_gradient
-from l2o.amalgamation.plan import Meta, Phase, inner_steps_left
+from l2o.amalgamation.plan import Phase, inner_steps_left
 from l2o.amalgamation.rundir import CONFIG
 from l2o.progress import Progress, duration
 
-# An inner step in plain gradients of the network, as benchmarks/unroll.py measures it; only for
-# the estimate of the time before the run has a speed of its own.
-TRAINING_GRADIENTS, TEACHER_GRADIENTS, VALIDATION_GRADIENTS, TRACING_SECONDS = 5.0, 1.0, 2.0, 10.0
+# A step of a validation in steps of training, until there has been one (benchmarks/unroll.py).
+VALIDATION_STEPS = 0.4
 # What `tf.summary.scalar` writes; but that needs TensorBoard, which is there to look at the files.
 _SCALAR = tf.compat.v1.SummaryMetadata(
     plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars"), data_class=1
 )
 _RECENT = 25  # calls that the time left is reckoned from
-
-
-def expected_seconds(
-    phases: tuple[Phase, ...],
-    meta: Meta,
-    number: int,
-    progress: Curriculum,
-    optimizee: Optimizee,
-    data: Batch,
-    batch_size: int,
-) -> float:
-    """How long the rest of a run will take, from the speed of a plain gradient on this machine.
-
-    Args:
-        phases: The run's.
-        meta: Its settings.
-        number: Index of the phase it is in.
-        progress: In that phase.
-        optimizee: The network.
-        data: The training examples, as NumPy arrays.
-        batch_size: Examples an inner step.
-    """
-    parameters, carried = optimizee.initial(0)
-    batch = Batch(*(tf.constant(part[:batch_size]) for part in data))
-    gradient = tf.function(lambda p: loss_and_gradient(optimizee, p, carried, batch)[1])
-    gradient(parameters).numpy()
-    times = []
-    for _ in range(10):
-        start = time.perf_counter()
-        gradient(parameters).numpy()
-        times.append(time.perf_counter() - start)
-    total = 0.0
-    repeats = meta.perturbation.meta_gradients if meta.perturbation else 1
-    for k, phase in enumerate(phases[number:]):
-        here = progress if k == 0 else Curriculum()
-        if here.finished:
-            continue
-        _, (training, validation) = inner_steps_left((phase,), 0, here)
-        total += TRACING_SECONDS
-        teachers = len(phase.teachers) if phase.teachers is not None else 2
-        total += min(times) * (
-            training * (repeats * TRAINING_GRADIENTS + teachers) + validation * VALIDATION_GRADIENTS
-        )
-    return float(total)
 
 
 class Watch:
@@ -138,7 +90,8 @@ class Watch:
         )
         if training is None and validation is None:
             return ""
-        training, validation = training or validation, validation or training
+        training = training or validation / VALIDATION_STEPS
+        validation = validation or training * VALIDATION_STEPS
         stage, whole = inner_steps_left(self._phases, run.phase, run.progress)
         phase = facts["phase"]
         if event == "update":
