@@ -108,7 +108,10 @@ def test_evaluation():
 def test_optimizer():
     (result,) = report("optimizer.py", "--steps 1 --blocks 1 --executions 1 --jit off")["results"]
     assert result["parameters"] == 18_122
-    assert result["speed"] == pytest.approx(result["adam_ms"] / result["policy_ms"])
+    for name in ("adam", "policy"):
+        assert 0 < result[f"{name}_alone_ms"] and 0 < result[f"{name}_ms"]
+    assert result["policy_alone_ms"] > result["adam_alone_ms"]
+    assert result["bytes_per_parameter"] == pytest.approx(328, abs=2)
 
 
 @pytest.mark.parametrize(

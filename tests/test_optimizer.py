@@ -296,6 +296,7 @@ def test_rules_with_state_of_tensors():
 def small_blocks(monkeypatch, request):
     """Tensors of 3 and more are blocks by themselves and loop over parts; or all are joined."""
     monkeypatch.setattr(l2o.step, "BLOCK", {6: 3, 3: 20}[len(request.param)])
+    monkeypatch.setattr(l2o.step, "PART", 5)
     monkeypatch.setattr(l2o.step, "ALONE", 20)
     l2o.step.compiled_step.cache_clear()
     yield list(pairwise(request.param))

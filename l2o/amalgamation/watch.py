@@ -17,7 +17,7 @@ from l2o.amalgamation.rundir import CONFIG
 from l2o.progress import Progress, duration
 
 # A step of a validation in steps of training, until there has been one (benchmarks/unroll.py).
-VALIDATION_STEPS = 0.4
+VALIDATION_STEPS = 0.3
 # What `tf.summary.scalar` writes; but that needs TensorBoard, which is there to look at the files.
 _SCALAR = tf.compat.v1.SummaryMetadata(
     plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars"), data_class=1
