@@ -62,11 +62,6 @@ class Perturbation:
     absolute: bool = False
     attack_steps: int = 1
 
-    @property
-    def meta_gradients(self) -> int:
-        """How many a truncation takes, the attack's own included."""
-        return 1 + self.attack_steps * (self.kind in ATTACKS)
-
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(
