@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.measuring import CLASSES, SHAPE, count, parser, report, seconds, train_cnn
+from benchmarks.measuring import CLASSES, SHAPE, count, parser, report, seconds, traced_gradient
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.evaluation.contenders import get_contenders
 from l2o.evaluation.fit import Fit, Warmup, plain_gradient
@@ -49,11 +49,7 @@ def cases(steps: int) -> dict[str, Callable[[], float]]:
     optimizee = KerasOptimizee(build)
 
     def gradients() -> Callable[[], float]:
-        optimizee = KerasOptimizee(train_cnn)
-        parameters, carried = optimizee.initial(0)
-        key = tf.zeros(2, tf.int64)
-        plain = tf.function(lambda p: plain_gradient(optimizee, p, carried, few, key).gradient)
-        parameters = tf.constant(parameters)
+        plain, parameters = traced_gradient()
         return lambda: (
             seconds(lambda: [plain(parameters) for _ in range(steps)][-1].numpy()) / steps
         )

@@ -23,15 +23,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.measuring import (
     Case,
+    add_truncation,
     amalgamation,
-    count,
     examples,
     median_seconds,
     parser,
     plain_gradient,
     report,
     seconds,
-    train_cnn,
+    traced_gradient,
     unroll,
 )
 from benchmarks.operations import count_operations
@@ -56,26 +56,14 @@ def step_operations(case: Case) -> dict[str, int]:
     def step(weights, trajectory):
         return truncation(job, weights, trajectory, none, one, 0.2)[:2]
 
-    # Its loop is in the graph of the step, but makes no turn.
-    idle = tf.function(lambda weights, trajectory: warm_up(job, weights, trajectory, none))
+    def idle(weights, trajectory):  # its loop is in the graph of the step, but makes no turn
+        return warm_up(job, weights, trajectory, none)
+
     all_of_it, unused = (
         count_operations(tf.function(function).get_concrete_function(weights, trajectory))
         for function in (step, idle)
     )
     return dict(all_of_it - unused)
-
-
-def gradient_operations(case: Case) -> dict[str, int]:
-    """Operations of a plain gradient, by kind."""
-    import tensorflow as tf
-
-    from l2o.amalgamation.optimizee import KerasOptimizee, loss_and_gradient
-
-    optimizee = KerasOptimizee(train_cnn)
-    parameters, carried = optimizee.initial(0)
-    batch = tf.nest.map_structure(lambda x: tf.constant(x[: case.batch]), examples())
-    gradient = tf.function(lambda p: loss_and_gradient(optimizee, p, carried, batch)[1])
-    return dict(count_operations(gradient.get_concrete_function(tf.constant(parameters))))
 
 
 def products() -> dict[int, Callable]:
@@ -93,13 +81,12 @@ def products() -> dict[int, Callable]:
 
 def main() -> None:
     command = parser(__doc__)
-    command.add_argument("--truncation", type=count, default=100, metavar="T",
-                         help="inner steps a meta-update; default 100")  # fmt: skip
+    add_truncation(command)
     options = command.parse_args()
     case = Case("distil", truncation=options.truncation)
     run, gradient, multiply = unroll(case), plain_gradient(), products()
     counted = {
-        "plain gradient": gradient_operations(case),
+        "plain gradient": dict(count_operations(traced_gradient()[0])),
         "distillation step": step_operations(case),
     }
     for function in (run, run, gradient, *multiply.values()):

@@ -169,8 +169,12 @@ def train_cnn():
     return keras.Sequential([layers.Input(SHAPE), *stack, layers.Flatten(), layers.Dense(CLASSES)])
 
 
-def plain_gradient() -> Callable[[], None]:
-    """The unit, 1 pg: one gradient of `train_cnn` at batch 128, by plain TensorFlow."""
+def traced_gradient():
+    """The unit, 1 pg: one gradient of `train_cnn` at batch 128, by plain TensorFlow.
+
+    Returns:
+        A concrete function of the parameters, and parameters.
+    """
     import tensorflow as tf
 
     from l2o.amalgamation.optimizee import KerasOptimizee, loss_and_gradient
@@ -180,6 +184,12 @@ def plain_gradient() -> Callable[[], None]:
     batch = tf.nest.map_structure(lambda x: tf.constant(x[: Case.batch]), examples())
     gradient = tf.function(lambda p: loss_and_gradient(optimizee, p, carried, batch)[1])
     parameters = tf.constant(parameters)
+    return gradient.get_concrete_function(parameters), parameters
+
+
+def plain_gradient() -> Callable[[], None]:
+    """What computes the unit once."""
+    gradient, parameters = traced_gradient()
     return lambda: gradient(parameters).numpy()
 
 
@@ -245,6 +255,12 @@ def parser(description: str) -> argparse.ArgumentParser:
     text = "measurements of which the median counts; default 5"
     command.add_argument("--repeats", type=count, default=5, metavar="R", help=text)
     return command
+
+
+def add_truncation(command: argparse.ArgumentParser) -> None:
+    """Adds `--truncation`."""
+    text = "inner steps a meta-update; default 100"
+    command.add_argument("--truncation", type=count, default=100, metavar="T", help=text)
 
 
 def machine() -> dict:

@@ -15,9 +15,8 @@ import os
 import resource
 import statistics
 import sys
-import time
-from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -78,9 +77,8 @@ class Runner:
         self._batch = arguments.batch
 
     def seconds_per_step(self) -> float:
-        start = time.perf_counter()
-        self.model.fit(self._images, self._labels, self._batch, verbose=0, shuffle=False)
-        return (time.perf_counter() - start) * self._batch / len(self._labels)
+        fit = partial(self.model.fit, self._images, self._labels, self._batch)
+        return seconds(lambda: fit(verbose=0, shuffle=False)) * self._batch / len(self._labels)
 
     def alone(self) -> Callable[[], float]:
         """What applies the optimizer once to given gradients, and returns the seconds it took."""
@@ -90,25 +88,20 @@ class Runner:
         return lambda: seconds(lambda: (apply(), np.asarray(variables[-1])))
 
 
+def in_turns(runs: dict[str, Callable[[], float]], blocks: int) -> dict[str, float]:
+    """The median of what each returns; the first round, which compiles and warms up, left out."""
+    rounds = [{name: run() for name, run in runs.items()} for _ in range(blocks + 1)][1:]
+    return {name: statistics.median(each[name] for each in rounds) for name in runs}
+
+
 def compare(arguments, steps_per_execution: int) -> dict:
     """Medians of both, in turns: milliseconds of a step of `fit`, and of the optimizer alone."""
     runners = {
         "adam": Runner(arguments, keras.optimizers.Adam(), steps_per_execution),
         "policy": Runner(arguments, policy(), steps_per_execution),
     }
-    times = defaultdict(list)
-    for block in range(arguments.blocks + 1):
-        for name, runner in runners.items():
-            taken = runner.seconds_per_step()
-            if block:  # the first compiles and warms up
-                times[name].append(taken)
-    applied = {name: runner.alone() for name, runner in runners.items()}
-    for block in range(arguments.blocks + 1):
-        for name, apply in applied.items():
-            taken = apply()
-            if block:
-                times[name, "alone"].append(taken)
-    medians = {name: statistics.median(values) for name, values in times.items()}
+    fits = in_turns({k: r.seconds_per_step for k, r in runners.items()}, arguments.blocks)
+    alone = in_turns({k: r.alone() for k, r in runners.items()}, arguments.blocks)
     optimizer = runners["policy"].model.optimizer
     parameters = sum(int(np.prod(v.shape)) for v in runners["policy"].model.trainable_variables)
     return {
@@ -116,10 +109,10 @@ def compare(arguments, steps_per_execution: int) -> dict:
         "parameters": parameters,
         "batch": arguments.batch,
         "steps_per_execution": steps_per_execution,
-        "adam_ms": 1e3 * medians["adam"],
-        "policy_ms": 1e3 * medians["policy"],
-        "adam_alone_ms": 1e3 * medians["adam", "alone"],
-        "policy_alone_ms": 1e3 * medians["policy", "alone"],
+        "adam_ms": 1e3 * fits["adam"],
+        "policy_ms": 1e3 * fits["policy"],
+        "adam_alone_ms": 1e3 * alone["adam"],
+        "policy_alone_ms": 1e3 * alone["policy"],
         "bytes_per_parameter": sum(v.value.numpy().nbytes for v in optimizer.variables)
         / parameters,
     }

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.measuring import (
     GRADIENTS,
     Case,
+    add_truncation,
     amalgamation,
-    count,
     examples,
     parser,
     plain_gradient,
@@ -109,8 +109,7 @@ def side_by_side(runs: dict[str, Callable]) -> dict[str, float]:
 
 def main() -> None:
     command = parser(__doc__)
-    command.add_argument("--truncation", type=count, default=100, metavar="T",
-                         help="inner steps a meta-update; default 100")  # fmt: skip
+    add_truncation(command)
     options = command.parse_args()
     case = Case("distil", truncation=options.truncation)
     whole, pieces = unroll(case), {PLAIN: Part(0, plain_gradient())} | parts(case)

@@ -20,7 +20,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.measuring import Case, alone, count, measure, parser, report
+from benchmarks.measuring import Case, add_truncation, alone, count, measure, parser, report
 
 CASES = {
     "student": (Case("student"), "RNNProp on the meta loss alone"),
@@ -38,8 +38,7 @@ def main() -> None:
     command = parser(__doc__)
     cases = "; ".join(f"{name}: {text}" for name, (_, text) in CASES.items())
     command.add_argument("case", nargs="*", help=f"default all. {cases}")
-    command.add_argument("--truncation", type=count, default=100, metavar="T",
-                         help="inner steps a meta-update; default 100")  # fmt: skip
+    add_truncation(command)
     command.add_argument("--meta-batch", type=count, default=1, metavar="M",
                          help="trajectories a meta-update; default 1")  # fmt: skip
     command.add_argument("--recompute", type=partial(count, least=0), default=10, metavar="S",
