@@ -93,6 +93,15 @@ def test_two_replicas_are_one_device_with_all_their_trajectories(network, data, 
     assert len(np.unique(parameters.round(6), axis=0)) == 4
 
 
+def test_an_update_is_traced_once(network, data):
+    """Fresh trajectories and those of an update before are alike to TensorFlow."""
+    meta = training(network, data)
+    state, trajectories = initial_state(meta.job.rule.initial_weights(0)), meta.begin(_KEY, 0)
+    for k in range(2):
+        state, trajectories, _ = meta.update(state, trajectories, _KEY, 0, k * _STEPS, 0, _ALPHA)
+    assert meta._update.experimental_get_tracing_count() == 1
+
+
 def clipped(gradient, weights) -> list[np.ndarray]:
     """A tensor's gradient is at most a tenth as long as the tensor, taken for 1e-3 at least."""
     result = []

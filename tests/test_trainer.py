@@ -192,6 +192,15 @@ def test_interrupted_and_taken_up_again(here, uninterrupted, train, tmp_path):
     assert_ends_alike(tmp_path / "run", uninterrupted / "run")
 
 
+def test_nobody_waits_for_a_validation_before_the_first_update(train, tmp_path):
+    said = []
+    train(tmp_path / "run", lambda event, facts: said.append(event), phases=_ALONE)
+    assert said[0] == "update"
+    first = said.index("entered")
+    assert "update" not in said[said.index("validating") : said.index("period")]
+    assert said.index("validating") < first < said.index("period")
+
+
 def test_second_interrupt_does_not_wait(train, tmp_path):
     def stop(event, facts):
         if event == "update":
