@@ -21,6 +21,7 @@ def run(module: str) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
+        gc.freeze()
         gc.enable()
         os.dup2(stderr, 2)
         os.close(stderr)

@@ -45,25 +45,13 @@ def step_operations(case: Case) -> dict[str, int]:
     import tensorflow as tf
 
     from l2o.amalgamation.batches import batches
-    from l2o.amalgamation.unroll import begin, truncation, warm_up
+    from l2o.amalgamation.unroll import begin, truncation
 
     job, data, key = amalgamation(replace(case, truncation=1)), examples(), [0, 0, 0]
     trajectory, weights = begin(job, key, scaled=True), job.rule.initial_weights(0)
-    none, one = (
-        tf.nest.map_structure(tf.constant, batches(data, key, case.batch, 0, n)) for n in (0, 1)
-    )
-
-    def step(weights, trajectory):
-        return truncation(job, weights, trajectory, none, one, 0.2)[:2]
-
-    def idle(weights, trajectory):  # its loop is in the graph of the step, but makes no turn
-        return warm_up(job, weights, trajectory, none)
-
-    all_of_it, unused = (
-        count_operations(tf.function(function).get_concrete_function(weights, trajectory))
-        for function in (step, idle)
-    )
-    return dict(all_of_it - unused)
+    one = tf.nest.map_structure(tf.constant, batches(data, key, case.batch, 0, 1))
+    step = tf.function(lambda *values: truncation(job, *values, one, 0.2)[:2])
+    return count_operations(step.get_concrete_function(weights, trajectory))
 
 
 def products() -> dict[int, Callable]:

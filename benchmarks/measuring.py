@@ -135,14 +135,12 @@ def unroll(case: Case) -> Callable[[], None]:
         amalgamation(case), examples(), case.batch, case.truncation, case.meta_batch, strategy
     )
     state, key = initial_state(training.job.rule.initial_weights(0)), [0, 0, 0]
-    trajectories, behind = training.begin(key, 0), 0
+    trajectories, behind = training.begin(state.weights, key, 0, 0), 0
 
-    def updates(until: int, warmup: int) -> None:
+    def updates(until: int) -> None:
         nonlocal state, trajectories, behind
         while behind < until:
-            state, trajectories, report = training.update(
-                state, trajectories, key, 0, behind, warmup, 0.2
-            )
+            state, trajectories, report = training.update(state, trajectories, key, 0, behind, 0.2)
             float(report.meta_loss)  # waits for it
             behind += case.truncation
 
@@ -151,10 +149,11 @@ def unroll(case: Case) -> Callable[[], None]:
         if case.kind == "validation":
             training.validate(state.weights, key, case.meta_batch, case.truncation, 0)
         elif case.unroll:
-            trajectories, behind = training.begin(key, 0), 0
-            updates(case.unroll, Meta.warmup_steps)
+            behind = Meta.warmup_steps
+            trajectories = training.begin(state.weights, key, 0, behind)
+            updates(behind + case.unroll)
         else:
-            updates(behind + case.truncation, 0)
+            updates(behind + case.truncation)
 
     return run
 

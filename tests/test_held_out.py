@@ -61,8 +61,7 @@ def test_losses_are_of_the_held_out_batches_and_steps_of_the_others(recompute, f
 def test_the_reported_meta_loss_starts_from_the_held_out_loss_too(float64):
     job = Amalgamation(SGD(0.1), (), "none", Quadratic())
     trajectory, steps, judged = begin(job, _KEY, scaled=False), draw(1, 0.0), draw(2, 3.0)
-    empty = Batch(steps.inputs[:0], steps.labels[:0])
-    _, _, report = truncation(job, [], trajectory, empty, steps, 0.0, judged)
+    _, _, report = truncation(job, [], trajectory, steps, 0.0, judged)
     along, at_start = losses_by_hand(trajectory.student.parameters, steps, judged, 0.1)
     expected = np.mean(np.log(along) - np.log(at_start))
     np.testing.assert_allclose(report.meta_loss, expected, rtol=1e-9)
@@ -72,11 +71,10 @@ def test_a_difference_of_losses_bears_negative_ones(float64):
     trajectory_of = lambda job: begin(job, _KEY, scaled=False)  # noqa: E731
     inputs = np.full((_STEPS, _BATCH, 3), 0.5)
     steps = Batch(tf.constant(inputs), tf.zeros((_STEPS, _BATCH), tf.int32))
-    empty = Batch(steps.inputs[:0], steps.labels[:0])
     reports = []
     for meta_loss in ("log", "difference"):
         job = Amalgamation(SGD(0.4), (), "none", Quadratic(), meta_loss=meta_loss)
-        reports.append(truncation(job, [], trajectory_of(job), empty, steps, 0.0)[2])
+        reports.append(truncation(job, [], trajectory_of(job), steps, 0.0)[2])
     start = trajectory_of(job).student.parameters
     along, at_start = losses_by_hand(start, steps, steps, 0.4)
     assert min(along) < 0
@@ -106,8 +104,9 @@ def test_an_unroll_never_trains_on_what_is_held_out():
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     meta = MetaTraining(job, data, _BATCH, 12, 1, strategy, held_out=True)
     for index in range(2):
-        cuts = [meta._cut([7, index], start, 5) for start in range(0, 60, 12)]
-        trained = {int(x) for cut in cuts for x in np.ravel((*cut.warm.labels, *cut.steps.labels))}
+        cuts = [meta._cut([7, index], start) for start in range(5, 65, 12)]
+        steps = [meta._early([7, index], 5), *(cut.steps for cut in cuts)]
+        trained = {int(x) for batch in steps for x in np.ravel(batch.labels)}
         judged = {int(x) for cut in cuts for x in np.ravel(cut.judged.labels)}
         assert len(trained) > 170 and len(judged) > 15  # all but an epoch's remainder
         assert not trained & judged

@@ -18,6 +18,7 @@ from l2o.amalgamation.unroll import (
     follow,
     rehearse,
     truncation,
+    warm_up,
 )
 from l2o.rules import SGD, Adam, Momentum, PowerSign, RNNProp
 
@@ -39,11 +40,10 @@ def training(build, data, teachers=_TEACHERS, **settings) -> MetaTraining:
 def unroll(meta, updates, first=0):
     """Some updates from fresh trajectories: the state, the trajectories and the reports."""
     state, reports = initial_state(meta.job.rule.initial_weights(0)), []
-    trajectories = meta.begin(_KEY, first)
+    trajectories = meta.begin(state.weights, _KEY, first, _WARMUP)
     for k in range(updates):
-        state, trajectories, report = meta.update(
-            state, trajectories, _KEY, first, k * _STEPS, _WARMUP, _ALPHA
-        )
+        behind = _WARMUP + k * _STEPS
+        state, trajectories, report = meta.update(state, trajectories, _KEY, first, behind, _ALPHA)
         reports.append(report)
     return state, trajectories, reports
 
@@ -94,11 +94,13 @@ def test_two_replicas_are_one_device_with_all_their_trajectories(network, data, 
 
 
 def test_an_update_is_traced_once(network, data):
-    """Fresh trajectories and those of an update before are alike to TensorFlow."""
+    """Fresh trajectories, warm ones and those of an update before are alike to TensorFlow."""
     meta = training(network, data)
-    state, trajectories = initial_state(meta.job.rule.initial_weights(0)), meta.begin(_KEY, 0)
-    for k in range(2):
-        state, trajectories, _ = meta.update(state, trajectories, _KEY, 0, k * _STEPS, 0, _ALPHA)
+    state = initial_state(meta.job.rule.initial_weights(0))
+    for warmup in (0, _WARMUP):
+        trajectories = meta.begin(state.weights, _KEY, 0, warmup)
+        for behind in (warmup, warmup + _STEPS):
+            state, trajectories, _ = meta.update(state, trajectories, _KEY, 0, behind, _ALPHA)
     assert meta._update.experimental_get_tracing_count() == 1
 
 
@@ -146,9 +148,9 @@ def test_update_is_adam_on_the_mean_of_the_clipped_meta_gradients(network, data,
         results = []
         for row in range(2):
             trajectory = row_of(meta, trajectories, row)
-            warm, steps = cut(data, [*_KEY, first + row], k * _STEPS)
+            steps = cut(data, [*_KEY, first + row], _WARMUP + k * _STEPS)
             alpha = tf.constant(_ALPHA, tf.float64)
-            results.append(alone(state.weights, trajectory, warm, steps, alpha))
+            results.append(alone(state.weights, trajectory, steps, alpha))
         gradient = [np.mean(pair, axis=0) for pair in zip(*(r[0] for r in results), strict=True)]
         short = clipped(gradient, state.weights)
         assert not np.allclose(flat(gradient), flat(short), rtol=0.1)
@@ -157,9 +159,8 @@ def test_update_is_adam_on_the_mean_of_the_clipped_meta_gradients(network, data,
         adam.apply([tf.constant(g) for g in short], variables)
         before = flat(state.weights)
         expected = flat([v.value for v in variables]) - before
-        state, trajectories, _ = meta.update(
-            state, trajectories, _KEY, first, k * _STEPS, _WARMUP, _ALPHA
-        )
+        behind = _WARMUP + k * _STEPS
+        state, trajectories, _ = meta.update(state, trajectories, _KEY, first, behind, _ALPHA)
         plain = np.abs(flat(short)) > 1e-5
         assert plain.mean() > 0.5
         moved = flat(state.weights) - before
@@ -173,10 +174,9 @@ def flat(arrays) -> np.ndarray:
     return np.concatenate([np.ravel(x) for x in arrays])
 
 
-def cut(data, key, start, steps=_STEPS) -> tuple[Batch, Batch]:
-    """Batches of the warm-up, at the start of an unroll, and of some steps after it."""
-    pieces = ((0, 0 if start else _WARMUP), (_WARMUP + start, steps))
-    return tensors(tuple(batches(data, key, _BATCH, *piece) for piece in pieces))
+def cut(data, key, behind, steps=_STEPS) -> Batch:
+    """The batches of some steps."""
+    return tensors(batches(data, key, _BATCH, behind, steps))
 
 
 def tensors(structure):
@@ -244,7 +244,8 @@ def test_what_is_not_finite_is_skipped_and_counted(kind, start, treacherous, hea
     state, trajectories, _ = unroll(meta, start // _STEPS)
     before = numbers((state.weights, state.optimizer)), gathered(meta, trajectories)
     poison(meta.data, kind)
-    state, trajectories, report = meta.update(state, trajectories, _KEY, 0, start, _WARMUP, _ALPHA)
+    behind = _WARMUP + start
+    state, trajectories, report = meta.update(state, trajectories, _KEY, 0, behind, _ALPHA)
     assert float(report.finite) == 0
     assert int(state.skipped) == 1
     assert same(numbers((state.weights, state.optimizer)), before[0])
@@ -252,7 +253,7 @@ def test_what_is_not_finite_is_skipped_and_counted(kind, start, treacherous, hea
 
     for array, values in zip(meta.data, healthy, strict=True):
         array[:] = values
-    state, trajectories, report = meta.update(state, trajectories, _KEY, 0, start, _WARMUP, _ALPHA)
+    state, trajectories, report = meta.update(state, trajectories, _KEY, 0, behind, _ALPHA)
     assert float(report.finite) == 1
     assert int(state.skipped) == 1
     after = numbers(state.weights)
@@ -289,7 +290,7 @@ def test_one_bad_trajectory_of_two_stops_the_update(kind, treacherous, healthy):
     poison(meta.data, kind, only_mine[0])
     state, trajectories, _ = unroll(meta, 0)
     weights, before = numbers(state.weights), gathered(meta, trajectories)
-    state, trajectories, report = meta.update(state, trajectories, _KEY, 0, 0, _WARMUP, _ALPHA)
+    state, trajectories, report = meta.update(state, trajectories, _KEY, 0, _WARMUP, _ALPHA)
     after = gathered(meta, trajectories)
     assert float(report.finite) == 0.5
     assert int(state.skipped) == 1
@@ -326,8 +327,9 @@ def test_validation_is_the_mean_meta_loss_of_whole_unscaled_unrolls(network, dat
     for index in range(2):
         key = [9, 9, index]
         trajectory = begin(meta.job, key, scaled=False)
-        warm, steps = cut(data, key, 0, 2 * _STEPS)
-        expected.append(float(rehearse(meta.job, weights, trajectory, warm, steps)[1]))
+        trajectory = warm_up(meta.job, weights, trajectory, cut(data, key, 0, _WARMUP))
+        steps = cut(data, key, _WARMUP, 2 * _STEPS)
+        expected.append(float(rehearse(meta.job, weights, trajectory, steps)[1]))
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
     assert len(ticks) == 4
 
@@ -358,9 +360,10 @@ rule = RNNProp(units=4)
 job = Amalgamation(rule, (Teacher(Adam(0.01), []),), "mean", KerasOptimizee(build))
 meta = MetaTraining(job, data, 8, 3, 2, tf.distribute.MirroredStrategy(["CPU:0"]))
 for seed in map(int, sys.argv[1:]):
-    state, trajectories = initial_state(rule.initial_weights(seed)), meta.begin([seed], 0)
-    for start in (0, 3):
-        state, trajectories, report = meta.update(state, trajectories, [seed], 0, start, 2, 0.2)
+    state = initial_state(rule.initial_weights(seed))
+    trajectories = meta.begin(state.weights, [seed], 0, 2)
+    for behind in (2, 5):
+        state, trajectories, report = meta.update(state, trajectories, [seed], 0, behind, 0.2)
     arrays = [np.asarray(x) for x in tf.nest.flatten((state, trajectories, report))]
     print(seed, b"".join(x.tobytes() for x in arrays).hex())
 """

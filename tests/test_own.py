@@ -1,5 +1,7 @@
 """Problems of one's own: networks of every kind, and what is refused before training."""
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from l2o.amalgamation.examples import Examples, ProblemError, as_examples
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee, keras_seed, loss_and_gradient
 from l2o.amalgamation.own import OwnProblem, prepare
 from l2o.amalgamation.refusals import checked_optimizee
-from l2o.amalgamation.unroll import Amalgamation, begin, truncation
+from l2o.amalgamation.unroll import Amalgamation, begin, truncation, warm_up
 from l2o.rules import RNNProp
 
 layers = keras.layers
@@ -61,7 +63,11 @@ def truncations(model_fn, inputs, *seeds: int, recompute: int = 0) -> list:
     rule = RNNProp(units=2, layers=1)
     job = Amalgamation(rule, (), "none", optimizee, recompute=recompute)
     data, weights = Batch(examples.inputs, examples.labels), rule.initial_weights(0)
-    function = tf.function(lambda *args: truncation(job, weights, *args, 0.0), autograph=False)
+
+    @partial(tf.function, autograph=False)
+    def function(trajectory, warm, steps):
+        return truncation(job, weights, warm_up(job, weights, trajectory, warm), steps, 0.0)
+
     found = []
     for seed in seeds:
         key = [seed, 0]

@@ -24,6 +24,7 @@ from l2o.amalgamation.unroll import (
     begin,
     rehearse,
     truncation,
+    warm_up,
 )
 from l2o.rules import Adam, Momentum, RNNProp
 
@@ -88,10 +89,12 @@ def policy_weights(rule=_RULE) -> list:
 
 def unrolled(job, slices, weights=None, compiled=False):
     """A truncation of four steps after two of warm-up."""
-    weights, trajectory = weights or policy_weights(), begin(job, _KEY, scaled=True)
-    warm, steps = slices(0, 2), slices(2, 6)
-    run = lambda weights: truncation(job, weights, trajectory, warm, steps, _ALPHA)  # noqa: E731
-    return (tf.function(run) if compiled else run)(weights)
+
+    def run(weights):
+        trajectory = warm_up(job, weights, begin(job, _KEY, scaled=True), slices(0, 2))
+        return truncation(job, weights, trajectory, slices(2, 6), _ALPHA)
+
+    return (tf.function(run) if compiled else run)(weights or policy_weights())
 
 
 def loss_of(report) -> float:
@@ -243,8 +246,8 @@ def test_the_meta_gradient_under_noise_is_that_of_central_differences(kind, make
     """Segments that are computed again see the noise they saw: else the gradient would differ."""
     perturbation = Perturbation(kind, 0.05, absolute=kind == "gaussian")
     job, weights = make(perturbation, recompute=2, teachers=()), policy_weights()
-    trajectory, warm, steps = begin(job, _KEY, scaled=True), slices(0, 2), slices(2, 6)
-    run = tf.function(lambda w: truncation(job, w, trajectory, warm, steps, _ALPHA))
+    trajectory = warm_up(job, weights, begin(job, _KEY, scaled=True), slices(0, 2))
+    run = tf.function(lambda w: truncation(job, w, trajectory, slices(2, 6), _ALPHA))
     gradient, _, _ = run(weights)
     plain, *_ = unrolled(replace(job, perturbation=None), slices)
     assert not np.allclose(gradient[0], plain[0], rtol=1e-3)
@@ -267,13 +270,13 @@ def test_noise_goes_by_the_step_of_the_unroll(kind, make, slices):
     for cuts, recompute in (((0, 4), 0), ((0, 2, 4), 0), ((0, 1, 4), 0), ((0, 4), 2)):
         after, job = trajectory, replace(job, recompute=recompute)
         for start, stop in zip(cuts[:-1], cuts[1:], strict=True):
-            _, after, _ = truncation(job, weights, after, slices(0, 0), slices(start, stop), _ALPHA)
+            _, after, _ = truncation(job, weights, after, slices(start, stop), _ALPHA)
         assert int(after.step) == 4
         ways.append(after.student.parameters)
     for way in ways[1:]:
         close(way, ways[0], rtol=1e-9)
     other = trajectory._replace(seed=trajectory.seed + 1)
-    _, after, _ = truncation(job, weights, other, slices(0, 0), slices(0, 4), _ALPHA)
+    _, after, _ = truncation(job, weights, other, slices(0, 4), _ALPHA)
     assert not np.allclose(after.student.parameters, ways[0], rtol=1e-6)
 
 
@@ -298,7 +301,7 @@ def test_an_attack_costs_a_meta_gradient_a_step(attack_steps, make, slices, monk
         looks.clear()
         job = make(perturbation)
         trajectory = begin(job, _KEY, scaled=True)
-        truncation(job, policy_weights(), trajectory, slices(0, 0), slices(0, 3), _ALPHA)
+        truncation(job, policy_weights(), trajectory, slices(0, 3), _ALPHA)
         assert len(looks) == 3 * (1 if perturbation is None else attack_steps + 1)
 
 
@@ -307,7 +310,7 @@ def test_validation_is_not_perturbed(make, slices):
     for perturbation in (None, *(Perturbation(kind, 0.1) for kind in KINDS)):
         job = make(perturbation)
         trajectory = begin(job, _KEY, scaled=True)
-        results.append(rehearse(job, policy_weights(), trajectory, slices(0, 2), slices(2, 4)))
+        results.append(rehearse(job, policy_weights(), trajectory, slices(2, 4)))
     assert all(same(result, results[0]) for result in results[1:])
 
 
@@ -316,7 +319,7 @@ def test_an_attack_that_is_not_finite_leaves_no_trace(kind, make, slices):
     job, weights = make(Perturbation(kind, 1e-3)), policy_weights()
     trajectory, steps = begin(job, _KEY, scaled=True), slices(2, 4)
     poisoned = Batch(steps.inputs * np.nan, steps.labels)
-    _, after, report = truncation(job, weights, trajectory, slices(0, 2), poisoned, _ALPHA)
+    _, after, report = truncation(job, weights, trajectory, poisoned, _ALPHA)
     assert float(report.finite) == 0
     assert same(after, trajectory)
 

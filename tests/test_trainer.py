@@ -318,8 +318,9 @@ def test_undone_period_leaves_no_trace_but_its_trajectories(
     state = initial_state(job.rule.initial_weights(int(seed)))
     key = [_META.seed, 0, module.TRAINING]
     for first in (2, 3):
-        trajectories = training.begin(key, first)
-        state, _, _ = training.update(state, trajectories, key, first, 0, _META.warmup_steps, 0.2)
+        behind = _META.warmup_steps
+        trajectories = training.begin(state.weights, key, first, behind)
+        state, _, _ = training.update(state, trajectories, key, first, behind, 0.2)
     assert_same(policy.weights, state.weights)
     found = rows(tmp_path / "run" / "periods.csv")
     assert [(row["verdict"], row["repeats"]) for row in found] == [

@@ -69,9 +69,9 @@ def each(slices, start: int, stop: int) -> list[Batch]:
     return [entry(slices(start, stop), i) for i in range(stop - start)]
 
 
-def compiled(job, weights, trajectory, warm, steps):
+def compiled(job, weights, trajectory, steps):
     """A truncation as meta-training runs it."""
-    return tf.function(lambda w: truncation(job, w, trajectory, warm, steps, _ALPHA))(weights)
+    return tf.function(lambda w: truncation(job, w, trajectory, steps, _ALPHA))(weights)
 
 
 class PlainModel:
@@ -164,7 +164,7 @@ def test_meta_gradient_is_that_of_central_differences(rule, scheme, first_order,
     job, weights = make(rule, scheme=scheme, first_order=first_order), random_weights(rule)
     trajectory, steps = begin(job, [7, 0], scaled=True), slices(2, 5)
     trajectory = warm_up(job, weights, trajectory, slices(0, 2))
-    gradient, _, _ = compiled(job, weights, trajectory, slices(0, 0), steps)
+    gradient, _, _ = compiled(job, weights, trajectory, steps)
     path, _ = follow(job, trajectory.teachers, steps)
     _, recorded = objective(job, weights, trajectory, steps, path)
     held = recorded if first_order else None
@@ -187,7 +187,7 @@ def test_first_and_second_order_differ_only_in_the_gradient(make, slices):
     for first_order in (False, True):
         job = make(first_order=first_order)
         trajectory = begin(job, [7, 0], scaled=True)
-        results.append(truncation(job, weights, trajectory, slices(0, 2), slices(2, 5), _ALPHA))
+        results.append(truncation(job, weights, trajectory, slices(2, 5), _ALPHA))
     (second, *same), (first, *other) = results
     close(same, other)
     assert not np.allclose(first[0], second[0], rtol=1e-2)
@@ -199,7 +199,8 @@ def test_recomputing_segments_changes_nothing(rule, make, slices):
     for segment in (0, 2):
         job = make(rule, scheme="minmax", recompute=segment)
         trajectory = begin(job, [7, 0], scaled=True)
-        results.append(compiled(job, weights, trajectory, slices(0, 2), slices(2, 6)))
+        trajectory = warm_up(job, weights, trajectory, slices(0, 2))
+        results.append(compiled(job, weights, trajectory, slices(2, 6)))
     close(*results, rtol=1e-6)
 
 
@@ -212,7 +213,7 @@ def test_the_student_is_trained_as_a_plain_model_would_be(network, make, slices)
     state = _STUDENT.initial_state(job.optimizee.layout)
     scale = trajectory.scale.numpy()
     losses, state = plain.train(_STUDENT, weights, state, slices(0, 4), scale)
-    _, after, report = truncation(job, weights, trajectory, slices(0, 0), slices(0, 4), _ALPHA)
+    _, after, report = truncation(job, weights, trajectory, slices(0, 4), _ALPHA)
     close(after.student.parameters * scale, plain.parameters)
     close(after.student.carried, plain.carried)
     close(after.student.state, state, rtol=1e-6, atol=1e-9)
@@ -241,9 +242,8 @@ def test_a_teacher_is_trained_as_it_would_be_alone(teacher, network, make, slice
     actual, _ = follow(job, trajectory.teachers, slices(3, 9))
     close(actual[:, 1], tf.constant(path))
     for start in (3, 6):
-        _, trajectory, _ = truncation(
-            job, weights, trajectory, slices(0, 0), slices(start, start + 3), _ALPHA
-        )
+        steps = slices(start, start + 3)
+        _, trajectory, _ = truncation(job, weights, trajectory, steps, _ALPHA)
     close(trajectory.teachers[1], Runner(tf.constant(plain.parameters), plain.carried, state))
 
 
@@ -274,11 +274,17 @@ def test_warm_up_is_sgd_in_clean_coordinates(network, make, slices):
     assert not np.allclose(plain.carried[0], fresh.student.carried[0])
 
 
-def test_no_warm_up_leaves_a_fresh_unroll_as_it_is(make, slices):
+def test_a_warm_up_that_is_not_finite_leaves_no_trace(make, slices):
+    job, weights = make(), random_weights(_STUDENT)
+    fresh, batches = begin(job, [7, 0], scaled=True), slices(0, 2)
+    poisoned = Batch(batches.inputs * np.nan, batches.labels)
+    close(warm_up(job, weights, fresh, poisoned), fresh, rtol=0, atol=0)
+
+
+def test_a_truncation_leaves_the_start_where_it_was(make, slices):
     job, weights = make(), random_weights(_STUDENT)
     fresh = begin(job, [7, 0], scaled=True)
-    close(warm_up(job, weights, fresh, slices(0, 0)), fresh, rtol=0, atol=0)
-    _, after, _ = truncation(job, weights, fresh, slices(0, 0), slices(0, 2), _ALPHA)
+    _, after, _ = truncation(job, weights, fresh, slices(0, 2), _ALPHA)
     close(after.start, (fresh.student.parameters, fresh.student.carried), rtol=0, atol=0)
     assert not np.allclose(after.student.parameters, fresh.student.parameters)
 
@@ -286,16 +292,14 @@ def test_no_warm_up_leaves_a_fresh_unroll_as_it_is(make, slices):
 def test_meta_loss_is_relative_to_the_start_of_the_unroll(network, make, slices):
     """theta_0 is the student after warm-up, in later truncations too."""
     job, weights = make(), random_weights(_STUDENT)
-    trajectory = begin(job, [7, 0], scaled=True)
-    start = warm_up(job, weights, trajectory, slices(0, 2))
+    trajectory = start = warm_up(job, weights, begin(job, [7, 0], scaled=True), slices(0, 2))
     scale = start.scale.numpy()
     origin = (start.student.parameters * scale, start.student.carried)
     plain, state = PlainModel(network, *origin), start.student.state
-    for first, warm in ((2, 2), (5, 0)):
-        _, trajectory, report = truncation(
-            job, weights, trajectory, slices(0, warm), slices(first, first + 3), _ALPHA
-        )
-        losses, state = plain.train(_STUDENT, weights, state, slices(first, first + 3), scale)
+    for first in (2, 5):
+        steps = slices(first, first + 3)
+        _, trajectory, report = truncation(job, weights, trajectory, steps, _ALPHA)
+        losses, state = plain.train(_STUDENT, weights, state, steps, scale)
         starts = [initial_loss(network, origin, b) for b in each(slices, first, first + 3)]
         np.testing.assert_allclose(report.meta_loss, np.mean(np.log(losses) - np.log(starts)))
     close(trajectory.start, start.start)
@@ -325,9 +329,8 @@ def test_distance_is_to_each_teacher_after_the_same_step(scheme, reduce, network
     squares = np.stack([np.sum((student - t) ** 2, axis=-1) for t in teachers], axis=-1)
     distances = np.log(squares / 2 + 1e-10) - np.log(layout.size)
     for start in (0, 3):
-        _, trajectory, report = truncation(
-            job, weights, trajectory, slices(0, 0), slices(start, start + 3), _ALPHA
-        )
+        steps = slices(start, start + 3)
+        _, trajectory, report = truncation(job, weights, trajectory, steps, _ALPHA)
         expected = np.mean([reduce(d) for d in distances[start : start + 3]])
         np.testing.assert_allclose(report.distance, expected, rtol=1e-7)
 
@@ -342,7 +345,7 @@ def test_scaling_turns_a_rate_into_one_rate_a_coordinate(network, make, slices):
     for batch in each(slices, 0, 5):
         _, gradient = plain.loss_and_gradient(batch)
         plain.assign(plain.parameters - 1e-3 * scale**2 * gradient)
-    after, _ = rehearse(job, [], trajectory, slices(0, 0), slices(0, 5))
+    after, _ = rehearse(job, [], trajectory, slices(0, 5))
     close(after.student.parameters * scale, tf.constant(plain.parameters))
     assert not np.allclose(after.student.parameters, trajectory.student.parameters)
 
@@ -350,8 +353,8 @@ def test_scaling_turns_a_rate_into_one_rate_a_coordinate(network, make, slices):
 def test_rehearsing_is_a_truncation_without_teachers(make, slices):
     job, weights = make(teachers=(), scheme="none"), random_weights(_STUDENT)
     trajectory = begin(job, [7, 0], scaled=False)
-    _, after, report = truncation(job, weights, trajectory, slices(0, 2), slices(2, 5), 0.0)
-    again, meta_loss = rehearse(job, weights, trajectory, slices(0, 2), slices(2, 5))
+    _, after, report = truncation(job, weights, trajectory, slices(2, 5), 0.0)
+    again, meta_loss = rehearse(job, weights, trajectory, slices(2, 5))
     close(again, after)
     close(meta_loss, report.meta_loss)
     assert float(report.distance) == 0

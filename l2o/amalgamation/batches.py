@@ -51,7 +51,7 @@ def held_out(data: Batch, key: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 
 def entry(structure, i):
     """Entry `i` of every tensor: batch number i of several, say."""
-    return tf.nest.map_structure(lambda x: x[i], structure)
+    return tf.nest.map_structure(lambda x: tf.gather(x, i), structure)
 
 
 def batch_indices(seed: list[int], examples: int, batch_size: int, start: int, steps: int):

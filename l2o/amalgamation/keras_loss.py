@@ -73,4 +73,5 @@ def takes_class_indices(loss: Loss) -> bool:
 def cross_entropy(labels, logits):
     """Softmax cross-entropy [B, ...] of class indices [B, ...] and logits [B, ..., classes]."""
     labels = tf.reshape(tf.cast(labels, tf.int32), tf.shape(logits)[:-1])  # [B, 1] is [B]
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    labels = tf.one_hot(labels, tf.shape(logits)[-1], dtype=logits.dtype)
+    return -tf.reduce_sum(labels * tf.nn.log_softmax(logits), axis=-1)

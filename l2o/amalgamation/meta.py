@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import keras
@@ -23,6 +23,7 @@ from l2o.amalgamation.unroll import (
     choose,
     rehearse,
     truncation,
+    warm_up,
 )
 from l2o.rules.analytical import Adam
 from l2o.rules.base import State
@@ -49,12 +50,10 @@ class Cut(NamedTuple):
     """The batches of one truncation.
 
     Attributes:
-        warm: Of the warm-up; none but at an unroll's start.
         steps: To train on.
         judged: Held out for the meta loss, or ().
     """
 
-    warm: Batch
     steps: Batch
     judged: Batch | tuple
 
@@ -131,13 +130,25 @@ class MetaTraining:
                 f"Received: {self.meta_batch}"
             )
 
-    def begin(self, key: Sequence[int], first: int):
-        """Fresh trajectories number `first` to `first + meta_batch`, spread over the replicas."""
-        return self._spread(
+    def begin(self, weights: list, key: Sequence[int], first: int, warmup: int):
+        """Trajectories after their warm-up, spread over the replicas.
+
+        Args:
+            weights: The policy's, whose memory follows the warm-up.
+            key: Names the stream of trajectories.
+            first: Index of the first one; `meta_batch` of them begin.
+            warmup: Steps.
+        """
+        count = self.meta_batch
+        fresh = self._spread(
             lambda index: begin(self.job, [*key, index], self.scaled, self.scale_limit),
             first,
-            self.meta_batch,
+            count,
         )
+        if not warmup:
+            return fresh
+        early = self._spread(lambda index: self._early([*key, index], warmup), first, count)
+        return self._warm_up(weights, fresh, early)
 
     def update(
         self,
@@ -145,8 +156,7 @@ class MetaTraining:
         trajectories,
         key: Sequence[int],
         first: int,
-        start: int,
-        warmup: int,
+        behind: int,
         alpha: float,
     ) -> tuple[MetaState, Any, Report]:
         """One truncation of every trajectory, and the meta-update.
@@ -156,14 +166,13 @@ class MetaTraining:
             trajectories: From `begin` or the previous update of this unroll.
             key: Names the stream of trajectories.
             first: Index of the first one.
-            start: Inner steps of this unroll already behind, warm-up not counted.
-            warmup: Steps of warm-up of this unroll.
+            behind: Steps of this unroll already behind, warm-up included.
             alpha: Weight of the distance.
 
         Returns:
             The new state and trajectories, and the report of this truncation, averaged.
         """
-        cuts = self._spread(lambda k: self._cut([*key, k], start, warmup), first, self.meta_batch)
+        cuts = self._spread(lambda index: self._cut([*key, index], behind), first, self.meta_batch)
         return self._update(state, trajectories, cuts, tf.constant(alpha, self._dtype))
 
     def validate(
@@ -187,13 +196,15 @@ class MetaTraining:
         """
         losses = []
         for index in range(trajectories):
-            trajectory, total = begin(self._validation, [*key, index], scaled=False), 0.0
-            for start in range(0, unroll, self.truncation):
-                begun = time.monotonic()
-                cut = self._cut([*key, index], start, warmup)
-                trajectory, loss = self._rehearse(weights, trajectory, cut)
+            here, total, begun = [*key, index], 0.0, time.monotonic()
+            trajectory = begin(self._validation, here, scaled=False)
+            if warmup:
+                trajectory = self._warm_up_alone(weights, trajectory, self._early(here, warmup))
+            for start in range(warmup, warmup + unroll, self.truncation):
+                trajectory, loss = self._rehearse(weights, trajectory, self._cut(here, start))
                 total += float(loss)
                 tick(time.monotonic() - begun)
+                begun = time.monotonic()
             losses.append(total * self.truncation / unroll)
         return np.array(losses)
 
@@ -205,15 +216,16 @@ class MetaTraining:
     def _validation(self) -> Amalgamation:
         return replace(self.job, teachers=(), scheme="none", recompute=0)
 
-    def _cut(self, key: Sequence[int], start: int, warmup: int) -> Cut:
+    def _early(self, key: Sequence[int], warmup: int) -> Batch:
+        """What the warm-up of a trajectory sees."""
+        kept = held_out(self.data, key)[0] if self.held_out else None
+        return _tensors(batches(self.data, key, self.batch_size, 0, warmup, kept))
+
+    def _cut(self, key: Sequence[int], behind: int) -> Cut:
         """What one truncation of a trajectory sees."""
-        data, size, begun = self.data, self.batch_size, warmup + start
-        kept, tenth = held_out(data, key) if self.held_out else (None, None)
-        warm = batches(data, key, size, 0, 0 if start else warmup, kept)
-        steps, judged = batches(data, key, size, begun, self.truncation, kept), ()
-        if self.held_out:
-            judged = batches(data, key, size, begun, self.truncation, tenth, stream=4)
-        return _tensors(Cut(warm, steps, judged))
+        kept, tenth = held_out(self.data, key) if self.held_out else (None, None)
+        some = partial(batches, self.data, key, self.batch_size, behind, self.truncation)
+        return _tensors(Cut(some(kept), some(tenth, stream=4) if self.held_out else ()))
 
     def _spread(self, make, first: int, count: int):
         """`make(index)` for `count` indices, stacked [A, ...] on each replica."""
@@ -232,20 +244,19 @@ class MetaTraining:
         )
 
     @cached_property
+    def _warm_up(self):
+        def replica(weights, trajectories, early):
+            return _one_by_one(partial(warm_up, self.job, weights), trajectories, early)
+
+        return tf.function(lambda *values: self.strategy.run(replica, values), autograph=False)
+
+    @cached_property
     def _update(self):
         def replica(state, trajectories, cuts, alpha):
-            def one(args):
-                trajectory, (warm, steps, judged) = args
-                return truncation(self.job, state.weights, trajectory, warm, steps, alpha, judged)
+            def one(trajectory, cut):
+                return truncation(self.job, state.weights, trajectory, cut.steps, alpha, cut.judged)
 
-            signature = (state.weights, _row_specs(trajectories), Report(*[alpha] * 3))
-            signature = tf.nest.map_structure(_spec, signature)
-            gradients, trajectories, report = tf.map_fn(
-                one,
-                (trajectories, cuts),
-                parallel_iterations=1,
-                fn_output_signature=signature,
-            )
+            gradients, trajectories, report = _one_by_one(one, trajectories, cuts)
             mean = [tf.reduce_mean(x, axis=0) for x in [*gradients, *report]]
             context = tf.distribute.get_replica_context()
             mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
@@ -275,6 +286,10 @@ class MetaTraining:
         return choose(finite, new, state._replace(skipped=state.skipped + 1))
 
     @cached_property
+    def _warm_up_alone(self):
+        return tf.function(partial(warm_up, self._validation), autograph=False)
+
+    @cached_property
     def _rehearse(self):
         return tf.function(
             lambda weights, trajectory, cut: rehearse(self._validation, weights, trajectory, *cut),
@@ -286,9 +301,14 @@ def _tensors(structure):
     return tf.nest.map_structure(tf.convert_to_tensor, structure)
 
 
-def _spec(tensor) -> tf.TensorSpec:
-    return tf.TensorSpec(tensor.shape, tensor.dtype)
+def _one_by_one(function: Callable, *stacked):
+    """`function` of every row of nested tensors, its results stacked again.
 
-
-def _row_specs(stacked):
-    return tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), stacked)
+    It is traced once, and a row waits for the one before: memory is that of one.
+    """
+    function = tf.function(function, autograph=False)
+    columns, results = [tf.unstack(x) for x in tf.nest.flatten(stacked)], []
+    for row in zip(*columns, strict=True):
+        with tf.control_dependencies(tf.nest.flatten(results[-1:])):
+            results.append(function(*tf.nest.pack_sequence_as(stacked, row)))
+    return tf.nest.map_structure(lambda *x: tf.stack(x), *results)

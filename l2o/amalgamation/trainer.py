@@ -232,17 +232,17 @@ class Trainer:
         warmup = self._meta.warmup_steps if progress.period >= stage.cold_periods else 0
         for number in range(run.unrolls, schedule.period // schedule.meta_batch):
             first = progress.trajectories + number * schedule.meta_batch
-            trajectories = training.begin(key, first)
+            begun = time.monotonic()
             state, updates, sums = run.now, run.updates, np.array(run.sums)
+            trajectories = training.begin(state.weights, key, first, warmup)
             for start in range(0, unroll, schedule.truncation):
-                begun = time.monotonic()
                 left_out = int(state.skipped)
                 state, trajectories, report = training.update(
-                    state, trajectories, key, first, start, warmup, stage.alpha
+                    state, trajectories, key, first, warmup + start, stage.alpha
                 )
                 meta_loss, distance = float(report.meta_loss), float(report.distance)
                 finite = int(state.skipped) == left_out
-                seconds = time.monotonic() - begun
+                seconds, begun = time.monotonic() - begun, time.monotonic()
                 updates += 1
                 if finite:
                     sums += (meta_loss, distance)

@@ -2,8 +2,8 @@
 
 A `Trajectory` holds everything one unroll carries from truncation to truncation. Three pure
 functions move it on: `warm_up` (plain SGD at the start), `follow` (the teachers' steps, outside
-the meta-gradient) and `practise` (the student's). `truncation` puts them together and takes the
-meta-gradient (Huang et al. 2022, Algorithm 1).
+the meta-gradient) and `practise` (the student's). `truncation` puts the last two together and takes
+the meta-gradient (Huang et al. 2022, Algorithm 1).
 """
 
 from __future__ import annotations
@@ -160,7 +160,10 @@ def warm_up(job: Amalgamation, weights: list, trajectory: Trajectory, batches: B
         job: The amalgamation.
         weights: The student's.
         trajectory: A fresh one.
-        batches: W of them; W = 0 leaves the trajectory as it is.
+        batches: W of them.
+
+    Returns:
+        The trajectory after it, or, if that is not finite, the one that came in.
     """
     layout, scale = job.optimizee.layout, trajectory.scale
 
@@ -180,7 +183,9 @@ def warm_up(job: Amalgamation, weights: list, trajectory: Trajectory, batches: B
         start = (student.parameters, carried)
         return i + 1, trajectory._replace(student=student, start=start, teachers=teachers)
 
-    return tf.while_loop(lambda i, _: i < tf.shape(batches.labels)[0], step, (0, trajectory))[1]
+    steps = int(batches.labels.shape[0])
+    warm = tf.while_loop(lambda i, _: i < steps, step, (0, trajectory))[1]
+    return choose(all_finite(warm), warm, trajectory)
 
 
 def follow(job: Amalgamation, runners: list[Runner], batches: Batch) -> tuple[Any, list[Runner]]:
@@ -283,7 +288,7 @@ def _segment(job: Amalgamation, scale, data, path, noise, weights, runner, known
     update = compiled_update(job.rule, job.optimizee.layout)
 
     def step(i, runner, arrays):
-        sight = known and tf.nest.map_structure(lambda x: tf.stop_gradient(x[i]), known)
+        sight = known and tf.nest.map_structure(tf.stop_gradient, entry(known, i))
         here = entry(data, i)
         sight = look(job.optimizee, job.first_order, (scale, *here), runner[:2], sight)
         acting = noisy_weights(job.perturbation, weights, seed, first + i)
@@ -291,7 +296,7 @@ def _segment(job: Amalgamation, scale, data, path, noise, weights, runner, known
         move, state = update(acting, seen, runner.state)
         runner = Runner(runner.parameters - move, sight.carried, state)
         # Stopped here, as a loop's gradient goes to the loop's constants too.
-        goal = tf.stop_gradient(path[i] / scale)
+        goal = tf.stop_gradient(entry(path, i) / scale)
         distance = log_distance(runner.parameters, goal)
         record = (sight._replace(gradient=tf.stop_gradient(sight.gradient)), distance)
         arrays = tf.nest.map_structure(lambda array, x: array.write(i, x), arrays, record)
@@ -317,15 +322,14 @@ def start_losses(job: Amalgamation, trajectory: Trajectory, batches: Batch):
 
 
 def truncation(
-    job: Amalgamation, weights: list, trajectory: Trajectory, warm, batches, alpha, judged=()
+    job: Amalgamation, weights: list, trajectory: Trajectory, batches: Batch, alpha, judged=()
 ):
     """One truncation with its meta-gradient.
 
     Args:
         job: The amalgamation.
         weights: The student's.
-        trajectory: Where the unroll stands.
-        warm: W warm-up batches; W = 0 but for the first truncation of an unroll.
+        trajectory: Where the unroll stands, after warm-up.
         batches: T batches.
         alpha: Weight of the distance.
         judged: T held-out batches for the meta loss, or () if `batches` are for that too.
@@ -335,8 +339,6 @@ def truncation(
         and a `Report`. What is not finite leaves no trace: the trajectory is then the one that
         came in.
     """
-    before = trajectory
-    trajectory = warm_up(job, weights, trajectory, warm)
     scheme, path, teachers = SCHEMES[job.scheme], None, trajectory.teachers
     if scheme is not None:
         path, teachers = follow(job, trajectory.teachers, batches)
@@ -356,17 +358,16 @@ def truncation(
     after = after._replace(teachers=teachers)
     finite = all_finite([gradient, after, meta_loss, distance])
     report = Report(meta_loss, distance, tf.cast(finite, losses.dtype))
-    return gradient, choose(finite, after, before), report
+    return gradient, choose(finite, after, trajectory), report
 
 
-def rehearse(job: Amalgamation, weights: list, trajectory: Trajectory, warm, batches, judged=()):
+def rehearse(job: Amalgamation, weights: list, trajectory: Trajectory, batches: Batch, judged=()):
     """`truncation` without teachers, perturbation and meta-gradient: what validation runs.
 
     Returns:
         The trajectory after it and the mean meta loss, which may be infinite or NaN.
     """
     job = replace(job, perturbation=None)
-    trajectory = warm_up(job, weights, trajectory, warm)
     losses, _, after = practise(job, weights, trajectory, batches, judged=judged)
     meta_loss = tf.reduce_mean(losses - start_losses(job, trajectory, judged or batches))
     return after, meta_loss
