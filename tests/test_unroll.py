@@ -186,7 +186,7 @@ def test_first_and_second_order_differ_only_in_the_gradient(make, slices):
     results = []
     for first_order in (False, True):
         job = make(first_order=first_order)
-        trajectory = begin(job, [7, 0], scaled=True)
+        trajectory = warm_up(job, weights, begin(job, [7, 0], scaled=True), slices(0, 2))
         results.append(truncation(job, weights, trajectory, slices(2, 5), _ALPHA))
     (second, *same), (first, *other) = results
     close(same, other)

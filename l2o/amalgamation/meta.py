@@ -77,15 +77,20 @@ def clip(
 
     A gradient longer than `ratio` of its weight tensor (of at least `floor`) is cut to that length.
     """
+    longest, lengths = ratio * tf.maximum(_norms(weights), floor), _norms(gradient)
+    factors = tf.where(lengths > longest, tf.math.divide_no_nan(longest, lengths), 1)
+    return [g * factor for g, factor in zip(gradient, tf.unstack(factors), strict=True)]
 
-    def cut(g, w):
-        longest = ratio * tf.maximum(tf.norm(w), floor)
-        largest = tf.reduce_max(tf.abs(g))
-        largest = tf.where(largest > 0, largest, 1)
-        norm = largest * tf.norm(g / largest)  # the squares of g itself may overflow
-        return tf.where(norm > longest, g * (longest / tf.where(norm > 0, norm, 1)), g)
 
-    return [cut(g, w) for g, w in zip(gradient, weights, strict=True)]
+def _norms(tensors: Sequence):
+    """Frobenius norms [K], also of what is so large that its square overflows."""
+
+    def norm(x):
+        largest = tf.reduce_max(tf.abs(x))
+        shares = tf.math.divide_no_nan(x, largest)
+        return largest * tf.sqrt(tf.reduce_sum(tf.square(shares)))
+
+    return tf.stack([norm(x) for x in tensors])
 
 
 @dataclass(frozen=True)
