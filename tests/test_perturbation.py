@@ -90,11 +90,10 @@ def policy_weights(rule=_RULE) -> list:
 def unrolled(job, slices, weights=None, compiled=False):
     """A truncation of four steps after two of warm-up."""
 
-    def run(weights):
-        trajectory = warm_up(job, weights, begin(job, _KEY, scaled=True), slices(0, 2))
-        return truncation(job, weights, trajectory, slices(2, 6), _ALPHA)
-
-    return (tf.function(run) if compiled else run)(weights or policy_weights())
+    weights, steps = weights or policy_weights(), slices(2, 6)
+    trajectory = warm_up(job, weights, begin(job, _KEY, scaled=True), slices(0, 2))
+    run = lambda *args: truncation(job, *args, _ALPHA)  # noqa: E731
+    return (tf.function(run) if compiled else run)(weights, trajectory, steps)
 
 
 def loss_of(report) -> float:
@@ -247,7 +246,8 @@ def test_the_meta_gradient_under_noise_is_that_of_central_differences(kind, make
     perturbation = Perturbation(kind, 0.05, absolute=kind == "gaussian")
     job, weights = make(perturbation, recompute=2, teachers=()), policy_weights()
     trajectory = warm_up(job, weights, begin(job, _KEY, scaled=True), slices(0, 2))
-    run = tf.function(lambda w: truncation(job, w, trajectory, slices(2, 6), _ALPHA))
+    compiled = tf.function(lambda *args: truncation(job, *args, slices(2, 6), _ALPHA))
+    run = lambda weights: compiled(weights, trajectory)  # noqa: E731
     gradient, _, _ = run(weights)
     plain, *_ = unrolled(replace(job, perturbation=None), slices)
     assert not np.allclose(gradient[0], plain[0], rtol=1e-3)

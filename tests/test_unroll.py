@@ -71,7 +71,8 @@ def each(slices, start: int, stop: int) -> list[Batch]:
 
 def compiled(job, weights, trajectory, steps):
     """A truncation as meta-training runs it."""
-    return tf.function(lambda w: truncation(job, w, trajectory, steps, _ALPHA))(weights)
+    run = tf.function(lambda *args: truncation(job, *args, _ALPHA))
+    return run(weights, trajectory, steps)
 
 
 class PlainModel:

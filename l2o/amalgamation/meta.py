@@ -144,15 +144,12 @@ class MetaTraining:
             first: Index of the first one; `meta_batch` of them begin.
             warmup: Steps.
         """
-        count = self.meta_batch
         fresh = self._spread(
-            lambda index: begin(self.job, [*key, index], self.scaled, self.scale_limit),
-            first,
-            count,
+            lambda key: begin(self.job, key, self.scaled, self.scale_limit), key, first
         )
         if not warmup:
             return fresh
-        early = self._spread(lambda index: self._early([*key, index], warmup), first, count)
+        early = self._spread(lambda key: self._early(key, warmup), key, first)
         return self._warm_up(weights, fresh, early)
 
     def update(
@@ -177,7 +174,7 @@ class MetaTraining:
         Returns:
             The new state and trajectories, and the report of this truncation, averaged.
         """
-        cuts = self._spread(lambda index: self._cut([*key, index], behind), first, self.meta_batch)
+        cuts = self._spread(lambda key: self._cut(key, behind), key, first)
         return self._update(state, trajectories, cuts, tf.constant(alpha, self._dtype))
 
     def validate(
@@ -232,14 +229,14 @@ class MetaTraining:
         some = partial(batches, self.data, key, self.batch_size, behind, self.truncation)
         return _tensors(Cut(some(kept), some(tenth, stream=4) if self.held_out else ()))
 
-    def _spread(self, make, first: int, count: int):
-        """`make(index)` for `count` indices, stacked [A, ...] on each replica."""
+    def _spread(self, make: Callable, key: Sequence[int], first: int):
+        """`make([*key, index])` for every trajectory, stacked [A, ...] on each replica."""
         replicas = self.strategy.num_replicas_in_sync
-        share = count // replicas
+        share = self.meta_batch // replicas
 
         def stack(replica):
             start = first + replica * share
-            items = [make(index) for index in range(start, start + share)]
+            items = [make([*key, index]) for index in range(start, start + share)]
             return tf.nest.map_structure(lambda *x: tf.stack(x), *items)
 
         if replicas == 1:  # as an update returns it, so that the next one is not traced again
@@ -309,11 +306,13 @@ def _tensors(structure):
 def _one_by_one(function: Callable, *stacked):
     """`function` of every row of nested tensors, its results stacked again.
 
-    It is traced once, and a row waits for the one before: memory is that of one.
+    A row waits for the one before, so that memory is that of one.
     """
-    function = tf.function(function, autograph=False)
-    columns, results = [tf.unstack(x) for x in tf.nest.flatten(stacked)], []
-    for row in zip(*columns, strict=True):
+    rows, results = list(zip(*(tf.unstack(x) for x in tf.nest.flatten(stacked)), strict=True)), []
+    # Several calls are calls of one graph; one alone is faster as a part of the graph around it.
+    once = {"_noinline": len(rows) > 1}
+    function = tf.function(function, autograph=False, experimental_attributes=once)
+    for row in rows:
         with tf.control_dependencies(tf.nest.flatten(results[-1:])):
             results.append(function(*tf.nest.pack_sequence_as(stacked, row)))
     return tf.nest.map_structure(lambda *x: tf.stack(x), *results)
