@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from math import inf, isnan, log
 
@@ -47,6 +48,14 @@ def test_outcomes_are_taken_at_the_epoch_chosen_on_validation():
     assert summary.validation_accuracy == pytest.approx(1 / 1.2)
     assert summary.test_accuracy == pytest.approx(1 / 1.2 - 0.01)
     assert summary.seconds == 6.0
+    assert summary.test == summary.best_test == pytest.approx(log(1.1 * 0.2))
+
+
+def test_the_best_test_loss_is_of_the_epoch_that_is_best_on_test():
+    made = zip(made_evaluation("adam", [3.0, 0.5, 0.2, 0.4]), (0.01, 0.3, 0.25, 0.1), strict=True)
+    ((summary,),) = summarize([replace(row, test_loss=loss) for row, loss in made]).values()
+    assert summary.test == pytest.approx(log(0.25))
+    assert summary.best_test == pytest.approx(log(0.1))
 
 
 def test_epoch_0_is_not_chosen():
@@ -61,7 +70,14 @@ def test_diverged_evaluations_are_counted_and_in_no_mean():
     ((alone,),) = summarize(whole).values()
     assert (with_broken.diverged, len(with_broken.evaluations)) == (1, 2)
     assert with_broken.performance.excluded == 1
-    for name in ("final_train", "validation_accuracy", "test_accuracy", "seconds"):
+    for name in (
+        "test",
+        "best_test",
+        "final_train",
+        "validation_accuracy",
+        "test_accuracy",
+        "seconds",
+    ):
         assert getattr(with_broken, name) == getattr(alone, name)
     assert with_broken.performance.mean == alone.performance.mean
     assert with_broken.optimization.mean == alone.optimization.mean

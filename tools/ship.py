@@ -21,7 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from l2o.checkpoint import load_policy, save_policy
-from l2o.evaluation.comparison import evaluations, log_loss
+from l2o.evaluation.comparison import evaluations
 from l2o.evaluation.contenders import get_contenders
 from l2o.evaluation.results import read_results
 from l2o.shipped import DIRECTORY
@@ -76,7 +76,7 @@ def evaluation(results: list[Path], run: Path, problem: str) -> dict:
         "epochs": case.epochs,
         "repeats": len(found),
         "log_validation_loss": mean(e.best for e in found),
-        "log_test_loss": mean(log_loss(row.test_loss) for row in chosen),
+        "log_test_loss": mean(e.test for e in found),
         "test_accuracy": mean(row.test_accuracy for row in chosen),
     }
 

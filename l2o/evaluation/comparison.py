@@ -83,6 +83,17 @@ class Evaluation:
         return nan if self.chosen is None else log_loss(self.chosen.validation_loss)
 
     @property
+    def test(self) -> float:
+        """Log test loss at the epoch chosen on validation."""
+        return nan if self.chosen is None else log_loss(self.chosen.test_loss)
+
+    @property
+    def best_test(self) -> float:
+        """Best log test loss of any epoch: the epoch chosen on test, as the paper has it."""
+        finite = [row.test_loss for row in self.rows[1:] if isfinite(row.test_loss)]
+        return log_loss(min(finite)) if self._whole and finite else nan
+
+    @property
     def final_train(self) -> float:
         """Log training loss of the last epoch."""
         return log_loss(self.rows[-1].train_loss) if self._whole else nan
@@ -124,6 +135,8 @@ class Summary:
     Attributes:
         performance: Of the best log validation loss.
         optimization: Of the optimization stability.
+        test: Mean log test loss at the epoch chosen on validation.
+        best_test: Mean log test loss at the epoch chosen on test.
         final_train: Mean log training loss of the last epoch.
         validation_accuracy, test_accuracy: Means, at the epoch chosen on validation.
         seconds: Mean training time of an evaluation.
@@ -136,6 +149,8 @@ class Summary:
     evaluations: tuple[Evaluation, ...]
     performance: Stability
     optimization: Stability
+    test: float
+    best_test: float
     final_train: float
     validation_accuracy: float
     test_accuracy: float
@@ -173,6 +188,8 @@ def _summary(case: Case, label: str, members: Sequence[Evaluation]) -> Summary:
         evaluations=tuple(members),
         performance=mixed_effects([e.best for e in members], replicates),
         optimization=mixed_effects([e.jitter for e in members], replicates),
+        test=_mean(e.test for e in whole),
+        best_test=_mean(e.best_test for e in whole),
         final_train=_mean(e.final_train for e in whole),
         validation_accuracy=_mean(row.validation_accuracy for row in chosen),
         test_accuracy=_mean(row.test_accuracy for row in chosen),
