@@ -17,8 +17,6 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -279,8 +277,7 @@ def _read(builder: tfds.core.DatasetBuilder, requested: str) -> Dataset:
     """
     embedded = builder.name == "digits"
     try:
-        with ThreadPoolExecutor() as pool:
-            train, test = pool.map(partial(_read_split, builder), ("train", "test"))
+        train, test = _read_split(builder, "train"), _read_split(builder, "test")
         held_out = len(train) - min(5_000, len(train) // 6)
         return Dataset(
             name="digits" if embedded else requested,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_weights import made_weights
 
 import problems
 from l2o import save_policy
@@ -60,7 +61,7 @@ def error_of(capsys, *words: str) -> str:
 
 def make_policy(path: Path, seed: int = 0, rule=None) -> Path:
     rule = rule or RNNProp(units=2)
-    save_policy(path, rule, rule.initial_weights(seed), {"updates": 7})
+    save_policy(path, rule, made_weights(rule, seed), {"updates": 7})
     return path
 
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_weights import made_weights
 
 from l2o.amalgamation.batches import batches
 from l2o.amalgamation.meta import MetaTraining, clip, initial_state
@@ -39,7 +40,7 @@ def training(build, data, teachers=_TEACHERS, **settings) -> MetaTraining:
 
 def unroll(meta, updates, first=0):
     """Some updates from fresh trajectories: the state, the trajectories and the reports."""
-    state, reports = initial_state(meta.job.rule.initial_weights(0)), []
+    state, reports = initial_state(made_weights(meta.job.rule)), []
     trajectories = meta.begin(state.weights, _KEY, first, _WARMUP)
     for k in range(updates):
         behind = _WARMUP + k * _STEPS
@@ -307,7 +308,7 @@ def test_diverging_teachers_wait_and_the_update_stays_finite(network, data):
     assert [float(r.finite) for r in reports] == [1, 1, 1]
     assert int(state.skipped) == 0
     assert finite(numbers((state, reports))) and finite(gathered(meta, trajectories))
-    assert not same(numbers(state.weights), numbers(meta.job.rule.initial_weights(0)))
+    assert not same(numbers(state.weights), made_weights(meta.job.rule))
     trajectory = begin(meta.job, [*_KEY, 0], scaled=True)
     path, runners = follow(
         meta.job, trajectory.teachers, tensors(batches(data, _KEY, _BATCH, 0, 9))
@@ -321,7 +322,7 @@ def test_diverging_teachers_wait_and_the_update_stays_finite(network, data):
 
 def test_validation_is_the_mean_meta_loss_of_whole_unscaled_unrolls(network, data):
     meta, ticks = training(network, data, (), scheme="none"), []
-    weights = meta.job.rule.initial_weights(0)
+    weights = made_weights(meta.job.rule)
     losses = meta.validate(weights, [9, 9], 2, 2 * _STEPS, _WARMUP, ticks.append)
     expected = []
     for index in range(2):

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_weights import made_weights
 
 import l2o
 import l2o.step
@@ -23,9 +24,7 @@ STEPS, WARM = 8, 3
 
 def policy(rule) -> Policy:
     """The rule with weights whose every entry has a say."""
-    generator = np.random.default_rng(1)
-    fresh = [np.asarray(w) for w in rule.initial_weights(0)]
-    return Policy(rule, [(w + 0.3 * generator.normal(size=w.shape)).astype(w.dtype) for w in fresh])
+    return Policy(rule, made_weights(rule))
 
 
 def gradients(steps=STEPS, layout=LAYOUT) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from made_weights import made_weights
 
 from l2o import AmalgamatedOptimizer, save_policy
 from l2o.rules import SGD, Adam, Choice, Original, RNNProp, Scale
@@ -112,8 +113,7 @@ def test_the_same_policies_take_the_same_steps(backend, tmp_path):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed (pip install 'l2o[{backend}]')")
     for name, rule in RULES.items():
-        weights = [np.asarray(w) for w in rule.initial_weights(0)]
-        save_policy(tmp_path / name, rule, weights, {})
+        save_policy(tmp_path / name, rule, made_weights(rule), {})
     keras.utils.set_random_seed(1)
     layers = keras.layers
     model = keras.Sequential([layers.Input((3,)), layers.Dense(2, "tanh"), layers.Dense(1)])

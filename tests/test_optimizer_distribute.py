@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_weights import made_weights
 from ports import free_ports
 
 from l2o import AmalgamatedOptimizer, Policy
@@ -22,7 +23,7 @@ GRADIENTS = np.random.default_rng(0).normal(size=(6, 2, 2, 2)).astype("float32")
 
 def optimizer(rule=None, **settings) -> AmalgamatedOptimizer:
     rule = rule or RNNProp(units=2, layers=1)
-    policy = Policy(rule, [np.asarray(w) for w in rule.initial_weights(3)])
+    policy = Policy(rule, made_weights(rule))
     return AmalgamatedOptimizer(policy, **{"warmup_steps": 2} | settings)
 
 

@@ -6,12 +6,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_weights import made_weights
 
 from l2o import AmalgamatedOptimizer, Policy
 from l2o.rules import SGD, Adam, RNNProp
 
 _RULE = RNNProp(units=2, layers=1)
-_POLICY = Policy(_RULE, [np.asarray(w) for w in _RULE.initial_weights(0)])
+_POLICY = Policy(_RULE, made_weights(_RULE))
 
 
 def optimizer(**settings) -> AmalgamatedOptimizer:

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_weights import made_weights
 
 from l2o import AmalgamatedOptimizer, Policy, save_policy
 from l2o.rules import Adam, RNNProp
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def policy(rule) -> Policy:
-    return Policy(rule, [np.asarray(w) for w in rule.initial_weights(3)], {"problem": "a test"})
+    return Policy(rule, made_weights(rule), {"problem": "a test"})
 
 
 def optimizer(rule=None, **settings) -> AmalgamatedOptimizer:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from made_examples import IMAGES, SERIES, TABLE, TARGETS, WORDS
+from made_weights import made_weights
 
 from l2o.amalgamation.batches import batches
 from l2o.amalgamation.examples import Examples, ProblemError, as_examples
@@ -62,7 +63,10 @@ def truncations(model_fn, inputs, *seeds: int, recompute: int = 0) -> list:
     optimizee = checked_optimizee(model_fn, "mse", examples, 8)
     rule = RNNProp(units=2, layers=1)
     job = Amalgamation(rule, (), "none", optimizee, recompute=recompute)
-    data, weights = Batch(examples.inputs, examples.labels), rule.initial_weights(0)
+    data, weights = (
+        Batch(examples.inputs, examples.labels),
+        [tf.constant(w) for w in made_weights(rule)],
+    )
 
     @partial(tf.function, autograph=False)
     def function(trajectory, warm, steps):

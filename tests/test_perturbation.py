@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_weights import made_weights
 from scipy import stats
 
 from l2o.amalgamation import unroll
@@ -82,9 +83,7 @@ def slices(data):
 
 
 def policy_weights(rule=_RULE) -> list:
-    generator = np.random.default_rng(1)
-    fresh = [np.asarray(w) for w in rule.initial_weights(0)]
-    return [tf.constant(w + 0.3 * generator.normal(size=w.shape)) for w in fresh]
+    return [tf.constant(w) for w in made_weights(rule)]
 
 
 def unrolled(job, slices, weights=None, compiled=False):

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_weights import made_weights
 
 from l2o import AmalgamatedOptimizer
 from l2o.checkpoint import Policy, load_policy, save_policy
@@ -20,9 +21,7 @@ def gradients(count=_WARM + _STEPS, layout=_LAYOUT) -> np.ndarray:
 
 def randomized(rule) -> list:
     """Weights with every entry moved, so that gates, heads and biases all have a say."""
-    generator = np.random.default_rng(1)
-    fresh = [np.asarray(w) for w in rule.initial_weights(0)]
-    return [tf.constant(w + 0.3 * generator.normal(size=w.shape)) for w in fresh]
+    return [tf.constant(w) for w in made_weights(rule)]
 
 
 def run(rule, weights, gradients, warm=_WARM, layout=_LAYOUT) -> np.ndarray:

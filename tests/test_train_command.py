@@ -246,7 +246,7 @@ def test_every_flag_of_the_settings_arrives():
 
 
 def test_a_policy_that_makes_the_loss_grow_is_not_handed_over_in_silence(capfd):
-    assert run(*_SHORT, "--output-scale", "1000", "--output", "out") == 0
+    assert run(*_SHORT, "--output-scale", "1000", "--learning-rate", "1", "--output", "out") == 0
     loss = l2o.load_policy("out/policy").card["validation"]["validation_loss"]
     assert loss > 0
     warning = f"Warning: with this policy the loss grows (validation meta loss {loss:+.3f})"

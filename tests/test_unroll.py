@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_weights import made_weights
 
 from l2o.amalgamation.batches import batches, entry
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
@@ -53,9 +54,7 @@ def tensors(structure):
 
 def random_weights(rule) -> list:
     """Weights with every entry moved from where it starts."""
-    generator = np.random.default_rng(1)
-    fresh = rule.initial_weights(0)
-    return [tf.constant(w + 0.3 * generator.normal(size=w.shape)) for w in map(np.asarray, fresh)]
+    return [tf.constant(w) for w in made_weights(rule)]
 
 
 def close(actual, expected, rtol=1e-9, atol=1e-12):

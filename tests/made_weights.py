@@ -1,0 +1,10 @@
+"""Weights of policies that move: those of a fresh one have a head of zeros."""
+
+import numpy as np
+
+
+def made_weights(rule, seed: int = 0) -> list[np.ndarray]:
+    """Fresh weights with every entry moved, so that gates, heads and biases all have a say."""
+    generator = np.random.default_rng(seed + 1)
+    fresh = [np.asarray(w) for w in rule.initial_weights(seed)]
+    return [(w + 0.3 * generator.normal(size=w.shape)).astype(w.dtype) for w in fresh]
