@@ -5,7 +5,7 @@ import importlib
 import os
 import sys
 
-# Keras imports these if they are there, which takes a third of all imports; no command uses it.
+# A third of all imports: Keras has them, where they are there, for parts that no command uses.
 UNUSED = ("matplotlib", "pandas", "sklearn")
 
 

@@ -1,6 +1,7 @@
 """Weights of policies that move: those of a fresh one have a head of zeros."""
 
 import numpy as np
+import tensorflow as tf
 
 
 def made_weights(rule, seed: int = 0) -> list[np.ndarray]:
@@ -8,3 +9,8 @@ def made_weights(rule, seed: int = 0) -> list[np.ndarray]:
     generator = np.random.default_rng(seed + 1)
     fresh = [np.asarray(w) for w in rule.initial_weights(seed)]
     return [(w + 0.3 * generator.normal(size=w.shape)).astype(w.dtype) for w in fresh]
+
+
+def made_tensors(rule) -> list[tf.Tensor]:
+    """`made_weights` as tensors, which a gradient can be asked for."""
+    return [tf.constant(w) for w in made_weights(rule)]

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from made_weights import made_weights
+from made_weights import made_tensors
 from scipy import stats
 
 from l2o.amalgamation import unroll
@@ -82,14 +82,10 @@ def slices(data):
     return cut
 
 
-def policy_weights(rule=_RULE) -> list:
-    return [tf.constant(w) for w in made_weights(rule)]
-
-
 def unrolled(job, slices, weights=None, compiled=False):
     """A truncation of four steps after two of warm-up."""
 
-    weights, steps = weights or policy_weights(), slices(2, 6)
+    weights, steps = weights or made_tensors(_RULE), slices(2, 6)
     trajectory = warm_up(job, weights, begin(job, _KEY, scaled=True), slices(0, 2))
     run = lambda *args: truncation(job, *args, _ALPHA)  # noqa: E731
     return (tf.function(run) if compiled else run)(weights, trajectory, steps)
@@ -229,12 +225,12 @@ def test_an_attack_raises_the_truncations_loss(kind, make, slices):
 def test_the_meta_gradient_is_that_at_the_attacked_weights(make, slices):
     """Algorithm 2, by truncations that are not perturbed."""
     attack = Perturbation("adversarial", 1e-2, attack_steps=2)
-    weights = policy_weights()
+    weights = made_tensors(_RULE)
     for _ in range(2):
         gradient, *_ = unrolled(make(), slices, weights=weights)
         weights = [
             w + 1e-2 * norm(start) * g / norm(g)
-            for w, g, start in zip(weights, gradient, policy_weights(), strict=True)
+            for w, g, start in zip(weights, gradient, made_tensors(_RULE), strict=True)
         ]
     close(unrolled(make(attack), slices), unrolled(make(), slices, weights=weights), rtol=1e-8)
 
@@ -243,7 +239,7 @@ def test_the_meta_gradient_is_that_at_the_attacked_weights(make, slices):
 def test_the_meta_gradient_under_noise_is_that_of_central_differences(kind, make, slices):
     """Segments that are computed again see the noise they saw: else the gradient would differ."""
     perturbation = Perturbation(kind, 0.05, absolute=kind == "gaussian")
-    job, weights = make(perturbation, recompute=2, teachers=()), policy_weights()
+    job, weights = make(perturbation, recompute=2, teachers=()), made_tensors(_RULE)
     trajectory = warm_up(job, weights, begin(job, _KEY, scaled=True), slices(0, 2))
     compiled = tf.function(lambda *args: truncation(job, *args, slices(2, 6), _ALPHA))
     run = lambda weights: compiled(weights, trajectory)  # noqa: E731
@@ -263,7 +259,7 @@ def test_the_meta_gradient_under_noise_is_that_of_central_differences(kind, make
 @pytest.mark.parametrize("kind", _NOISE)
 def test_noise_goes_by_the_step_of_the_unroll(kind, make, slices):
     """Two truncations, or one of both, or segments: the student's way is the same."""
-    job, weights = make(Perturbation(kind, 0.05)), policy_weights()
+    job, weights = make(Perturbation(kind, 0.05)), made_tensors(_RULE)
     trajectory = begin(job, _KEY, scaled=True)
     ways = []
     for cuts, recompute in (((0, 4), 0), ((0, 2, 4), 0), ((0, 1, 4), 0), ((0, 4), 2)):
@@ -300,7 +296,7 @@ def test_an_attack_costs_a_meta_gradient_a_step(attack_steps, make, slices, monk
         looks.clear()
         job = make(perturbation)
         trajectory = begin(job, _KEY, scaled=True)
-        truncation(job, policy_weights(), trajectory, slices(0, 3), _ALPHA)
+        truncation(job, made_tensors(_RULE), trajectory, slices(0, 3), _ALPHA)
         assert len(looks) == 3 * (1 if perturbation is None else attack_steps + 1)
 
 
@@ -309,13 +305,13 @@ def test_validation_is_not_perturbed(make, slices):
     for perturbation in (None, *(Perturbation(kind, 0.1) for kind in KINDS)):
         job = make(perturbation)
         trajectory = begin(job, _KEY, scaled=True)
-        results.append(rehearse(job, policy_weights(), trajectory, slices(2, 4)))
+        results.append(rehearse(job, made_tensors(_RULE), trajectory, slices(2, 4)))
     assert all(same(result, results[0]) for result in results[1:])
 
 
 @pytest.mark.parametrize("kind", _ATTACKS)
 def test_an_attack_that_is_not_finite_leaves_no_trace(kind, make, slices):
-    job, weights = make(Perturbation(kind, 1e-3)), policy_weights()
+    job, weights = make(Perturbation(kind, 1e-3)), made_tensors(_RULE)
     trajectory, steps = begin(job, _KEY, scaled=True), slices(2, 4)
     poisoned = Batch(steps.inputs * np.nan, steps.labels)
     _, after, report = truncation(job, weights, trajectory, poisoned, _ALPHA)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from made_weights import made_weights
+from made_weights import made_tensors
 
 from l2o.rules import (
     SGD,
@@ -53,11 +53,6 @@ def run(rule, weights, gradients, warm=0, layout=_LAYOUT) -> tuple[np.ndarray, t
     return np.stack(steps), state
 
 
-def randomized(rule) -> list:
-    """Weights with every entry moved, so that biases and gates all have a say."""
-    return [tf.constant(w) for w in made_weights(rule)]
-
-
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
@@ -87,7 +82,7 @@ def softmax(x):
 @pytest.mark.parametrize("correction", ["exact", "constant"])
 def test_rnnprop_is_its_formula(correction, float64):
     rule = RNNProp(bias_correction=correction, scale=0.1)
-    weights = randomized(rule)
+    weights = made_tensors(rule)
     m, v, inputs = 0.0, 0.0, []
     for t, g in enumerate(gradients(), start=1):
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
@@ -104,7 +99,7 @@ def test_rnnprop_is_its_formula(correction, float64):
 @pytest.mark.parametrize("horizon", [2000.0, 15.0])
 def test_choice_is_its_formula(horizon, float64):
     rule = Choice(_TEACHERS, horizon=horizon)
-    weights = randomized(rule)
+    weights = made_tensors(rule)
     moves = np.stack([run(t, [], gradients(), _WARM)[0] for t in _TEACHERS], axis=-1)
     times = np.minimum(np.arange(_WARM + 1, _WARM + _STEPS + 1) / horizon, 1)
     times = np.broadcast_to(times[:, None, None], (*moves.shape[:2], 1))
@@ -116,7 +111,7 @@ def test_choice_is_its_formula(horizon, float64):
 
 def test_original_is_its_formula(float64):
     rule = Original()
-    weights = randomized(rule)
+    weights = made_tensors(rule)
     outputs = numpy_lstm(weights, gradients()[_WARM:, :, None])
     steps, _ = run(rule, weights, gradients(), _WARM)
     np.testing.assert_allclose(steps, 0.1 * outputs[..., 0], rtol=1e-6, atol=1e-14)
@@ -130,7 +125,7 @@ def split_memory(state) -> tuple[list, list]:
 
 
 def test_warm_up_moves_moments_and_count_but_not_memory(rule, float64):
-    weights, layout = randomized(rule), _LAYOUT
+    weights, layout = made_tensors(rule), _LAYOUT
     state = rule.initial_state(layout)
     for gradient in gradients()[:_WARM]:
         state = rule.observe(weights, gradient, state, layout)
@@ -197,7 +192,7 @@ def test_initializers(rule):
 
 def test_permuting_coordinates_permutes_the_steps(rule, float64):
     """Coordinates of one tensor may change places; for RNNProp and Original all of them."""
-    weights, values = randomized(rule), gradients(6)
+    weights, values = made_tensors(rule), gradients(6)
     if rule.name in ("choice", "scale"):
         order = np.array([0, 3, 1, 2, 7, 5, 4, 6, 9, 8])
     else:
@@ -210,7 +205,7 @@ def test_permuting_coordinates_permutes_the_steps(rule, float64):
 
 def test_choice_tells_ranks_apart_but_not_tensors(float64):
     rule, values = Choice(_TEACHERS), gradients(6)
-    weights = randomized(rule)
+    weights = made_tensors(rule)
     order = np.array([4, 5, 6, 7, 0, 8, 9, 1, 2, 3])  # whole tensors change places
     layout = Layout(("c", "a", "d", "b"), ((2, 2), (), (1, 1, 1, 2), (3,)))
     steps, _ = run(rule, weights, values)
@@ -254,7 +249,7 @@ def test_choice_is_stable_at_logits_of_a_thousand(chosen):
 
 def test_rnnprop_steps_are_at_most_its_scale():
     rule = RNNProp()
-    weights = [100 * w for w in randomized(rule)]
+    weights = [100 * w for w in made_tensors(rule)]
     steps, _ = run(rule, weights, 1e6 * gradients(dtype="float32"))
     assert 0.99 * rule.scale < np.abs(steps).max() <= 1.0001 * rule.scale
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from made_weights import made_weights
+from made_weights import made_tensors
 
 from l2o import AmalgamatedOptimizer
 from l2o.checkpoint import Policy, load_policy, save_policy
@@ -17,11 +17,6 @@ _LAYOUT = Layout(("a", "b", "c", "d"), ((), (3,), (0, 2), (2, 2)))
 
 def gradients(count=_WARM + _STEPS, layout=_LAYOUT) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(count, layout.size))
-
-
-def randomized(rule) -> list:
-    """Weights with every entry moved, so that gates, heads and biases all have a say."""
-    return [tf.constant(w) for w in made_weights(rule)]
 
 
 def run(rule, weights, gradients, warm=_WARM, layout=_LAYOUT) -> np.ndarray:
@@ -98,7 +93,7 @@ def numpy_scale(weights, gradients, warm, layout, rate=1e-3, epsilon=1e-10) -> n
 
 def test_scale_is_its_formula(float64):
     rule = Scale()
-    weights, values = randomized(rule), gradients()
+    weights, values = made_tensors(rule), gradients()
     steps = run(rule, weights, values)
     assert steps.shape == (_STEPS, _LAYOUT.size)
     np.testing.assert_allclose(steps, numpy_scale(weights, values, _WARM, _LAYOUT), rtol=1e-7)
@@ -145,7 +140,7 @@ def test_an_untrained_scale_stands_still_yet_has_a_meta_gradient():
 def test_the_gradients_size_does_not_matter(factor, float64):
     """Up to epsilon, which 50 gradients of the warm-up leave behind."""
     rule, values = Scale(), gradients(60)
-    weights = randomized(rule)
+    weights = made_tensors(rule)
     steps = run(rule, weights, values, warm=50)
     close = {"rtol": 1e-3, "atol": 1e-5}
     assert np.abs(steps).mean() > 1e-3
@@ -155,7 +150,7 @@ def test_the_gradients_size_does_not_matter(factor, float64):
 
 def test_tensors_may_change_places_and_empty_ones_do_not_count(float64):
     rule, values = Scale(), gradients()
-    weights = randomized(rule)
+    weights = made_tensors(rule)
     steps = run(rule, weights, values)
     order = np.array([4, 5, 6, 7, 0, 1, 2, 3])
     layout = Layout(("d", "a", "b"), ((2, 2), (), (3,)))
@@ -166,7 +161,7 @@ def test_tensors_may_change_places_and_empty_ones_do_not_count(float64):
 
 def test_coordinates_know_their_tensor_and_tensors_know_each_other(float64):
     rule, values = Scale(), gradients()
-    weights = randomized(rule)
+    weights = made_tensors(rule)
     steps = run(rule, weights, values)
     other = run(rule, weights, values, layout=Layout(("a", "b"), ((4,), (2, 2))))
     assert np.all(np.abs(other - steps)[-1] > 1e-9)
@@ -179,7 +174,7 @@ def test_coordinates_know_their_tensor_and_tensors_know_each_other(float64):
 def test_second_derivatives_are_finite_where_the_gradient_is_zero():
     """The meta-gradient goes through gradients that are zero, as a dead unit's are."""
     rule = Scale()
-    weights = [tf.cast(w, tf.float32) for w in randomized(rule)]
+    weights = [tf.cast(w, tf.float32) for w in made_tensors(rule)]
     gradient = tf.zeros(_LAYOUT.size)
     with tf.GradientTape() as outer:
         outer.watch([gradient, *weights])
@@ -198,7 +193,7 @@ def test_second_derivatives_are_finite_where_the_gradient_is_zero():
 
 def test_huge_weights_and_gradients_leave_no_nan():
     rule, generator = Scale(), np.random.default_rng(2)
-    weights = [tf.cast(w, tf.float32) for w in randomized(rule)]
+    weights = [tf.cast(w, tf.float32) for w in made_tensors(rule)]
     weights[:11] = [1000 * w for w in weights[:11]]  # decays and gates of exactly 0 and 1
     values = generator.choice([-1e15, 0, 1e-15, 1e15], (_STEPS, _LAYOUT.size)).astype("float32")
     assert np.isfinite(run(rule, weights, values, warm=0)).all()
@@ -208,7 +203,7 @@ def test_huge_weights_and_gradients_leave_no_nan():
 def test_policies_as_keras_optimizers(rule, tmp_path):
     """Saved, loaded and wrapped: warm-up and steps of the rule itself, one variable at rest."""
     layout = Layout(("a", "b", "d"), ((), (3,), (2, 2)))
-    weights = [tf.cast(w, tf.float32) for w in randomized(rule)]
+    weights = [tf.cast(w, tf.float32) for w in made_tensors(rule)]
     save_policy(tmp_path / "policy", rule, weights, {})
     policy = load_policy(tmp_path / "policy")
     assert isinstance(policy, Policy) and policy.rule == rule

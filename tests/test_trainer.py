@@ -317,8 +317,8 @@ def test_undone_period_leaves_no_trace_but_its_trajectories(
     seed = np.random.default_rng([_META.seed, 0, module.INITIAL]).integers(2**20)
     state = initial_state(job.rule.initial_weights(int(seed)))
     key = [_META.seed, 0, module.TRAINING]
+    behind = _META.warmup_steps
     for first in (2, 3):
-        behind = _META.warmup_steps
         trajectories = training.begin(state.weights, key, first, behind)
         state, _, _ = training.update(state, trajectories, key, first, behind, 0.2)
     assert_same(policy.weights, state.weights)

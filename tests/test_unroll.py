@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from made_weights import made_weights
+from made_weights import made_tensors
 
 from l2o.amalgamation.batches import batches, entry
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
@@ -50,11 +50,6 @@ def slices(data):
 
 def tensors(structure):
     return tf.nest.map_structure(tf.convert_to_tensor, structure)
-
-
-def random_weights(rule) -> list:
-    """Weights with every entry moved from where it starts."""
-    return [tf.constant(w) for w in made_weights(rule)]
 
 
 def close(actual, expected, rtol=1e-9, atol=1e-12):
@@ -161,7 +156,7 @@ def objective(job, weights, trajectory, batches, path, held=None):
     ],
 )
 def test_meta_gradient_is_that_of_central_differences(rule, scheme, first_order, make, slices):
-    job, weights = make(rule, scheme=scheme, first_order=first_order), random_weights(rule)
+    job, weights = make(rule, scheme=scheme, first_order=first_order), made_tensors(rule)
     trajectory, steps = begin(job, [7, 0], scaled=True), slices(2, 5)
     trajectory = warm_up(job, weights, trajectory, slices(0, 2))
     gradient, _, _ = compiled(job, weights, trajectory, steps)
@@ -182,7 +177,7 @@ def test_meta_gradient_is_that_of_central_differences(rule, scheme, first_order,
 
 
 def test_first_and_second_order_differ_only_in_the_gradient(make, slices):
-    weights = random_weights(_STUDENT)
+    weights = made_tensors(_STUDENT)
     results = []
     for first_order in (False, True):
         job = make(first_order=first_order)
@@ -195,7 +190,7 @@ def test_first_and_second_order_differ_only_in_the_gradient(make, slices):
 
 @pytest.mark.parametrize("rule", [_STUDENT, _CHOICE], ids=lambda rule: rule.name)
 def test_recomputing_segments_changes_nothing(rule, make, slices):
-    weights, results = random_weights(rule), []
+    weights, results = made_tensors(rule), []
     for segment in (0, 2):
         job = make(rule, scheme="minmax", recompute=segment)
         trajectory = begin(job, [7, 0], scaled=True)
@@ -206,7 +201,7 @@ def test_recomputing_segments_changes_nothing(rule, make, slices):
 
 def test_the_student_is_trained_as_a_plain_model_would_be(network, make, slices):
     """In scaled coordinates: parameters, batch-norm statistics, the rule's state, and losses."""
-    job, weights = make(), random_weights(_STUDENT)
+    job, weights = make(), made_tensors(_STUDENT)
     trajectory = begin(job, [7, 0], scaled=True)
     clean = trajectory.student.parameters * trajectory.scale
     plain = PlainModel(network, clean, trajectory.student.carried)
@@ -226,7 +221,7 @@ def test_the_student_is_trained_as_a_plain_model_would_be(network, make, slices)
 @pytest.mark.parametrize("teacher", [*_TEACHERS, SGD(0.3)], ids=lambda rule: rule.name)
 def test_a_teacher_is_trained_as_it_would_be_alone(teacher, network, make, slices):
     """Warm-up and two truncations, in clean coordinates, whatever the student does."""
-    job, weights = make(teachers=(RMSProp(0.02), teacher)), random_weights(_STUDENT)
+    job, weights = make(teachers=(RMSProp(0.02), teacher)), made_tensors(_STUDENT)
     trajectory = begin(job, [7, 0], scaled=True)
     plain, path = PlainModel(network, *trajectory.teachers[1][:2]), []
     layout = job.optimizee.layout
@@ -248,7 +243,7 @@ def test_a_teacher_is_trained_as_it_would_be_alone(teacher, network, make, slice
 
 
 def test_warm_up_is_sgd_in_clean_coordinates(network, make, slices):
-    job, weights = make(warmup_rate=0.01), random_weights(_STUDENT)
+    job, weights = make(warmup_rate=0.01), made_tensors(_STUDENT)
     fresh = begin(job, [7, 0], scaled=True)
     scale, layout = fresh.scale.numpy(), job.optimizee.layout
     plain = PlainModel(network, fresh.student.parameters * scale, fresh.student.carried)
@@ -275,14 +270,14 @@ def test_warm_up_is_sgd_in_clean_coordinates(network, make, slices):
 
 
 def test_a_warm_up_that_is_not_finite_leaves_no_trace(make, slices):
-    job, weights = make(), random_weights(_STUDENT)
+    job, weights = make(), made_tensors(_STUDENT)
     fresh, batches = begin(job, [7, 0], scaled=True), slices(0, 2)
     poisoned = Batch(batches.inputs * np.nan, batches.labels)
     close(warm_up(job, weights, fresh, poisoned), fresh, rtol=0, atol=0)
 
 
 def test_a_truncation_leaves_the_start_where_it_was(make, slices):
-    job, weights = make(), random_weights(_STUDENT)
+    job, weights = make(), made_tensors(_STUDENT)
     fresh = begin(job, [7, 0], scaled=True)
     _, after, _ = truncation(job, weights, fresh, slices(0, 2), _ALPHA)
     close(after.start, (fresh.student.parameters, fresh.student.carried), rtol=0, atol=0)
@@ -291,7 +286,7 @@ def test_a_truncation_leaves_the_start_where_it_was(make, slices):
 
 def test_meta_loss_is_relative_to_the_start_of_the_unroll(network, make, slices):
     """theta_0 is the student after warm-up, in later truncations too."""
-    job, weights = make(), random_weights(_STUDENT)
+    job, weights = make(), made_tensors(_STUDENT)
     trajectory = start = warm_up(job, weights, begin(job, [7, 0], scaled=True), slices(0, 2))
     scale = start.scale.numpy()
     origin = (start.student.parameters * scale, start.student.carried)
@@ -308,7 +303,7 @@ def test_meta_loss_is_relative_to_the_start_of_the_unroll(network, make, slices)
 @pytest.mark.parametrize("scheme, reduce", [("mean", np.mean), ("minmax", np.max)])
 def test_distance_is_to_each_teacher_after_the_same_step(scheme, reduce, network, make, slices):
     """In the student's coordinates, and without resetting the teachers between truncations."""
-    job, weights = make(scheme=scheme), random_weights(_STUDENT)
+    job, weights = make(scheme=scheme), made_tensors(_STUDENT)
     trajectory = begin(job, [7, 0], scaled=True)
     scale, layout, start = trajectory.scale.numpy(), job.optimizee.layout, trajectory.teachers[0]
 
@@ -351,7 +346,7 @@ def test_scaling_turns_a_rate_into_one_rate_a_coordinate(network, make, slices):
 
 
 def test_rehearsing_is_a_truncation_without_teachers(make, slices):
-    job, weights = make(teachers=(), scheme="none"), random_weights(_STUDENT)
+    job, weights = make(teachers=(), scheme="none"), made_tensors(_STUDENT)
     trajectory = begin(job, [7, 0], scaled=False)
     _, after, report = truncation(job, weights, trajectory, slices(2, 5), 0.0)
     again, meta_loss = rehearse(job, weights, trajectory, slices(2, 5))
