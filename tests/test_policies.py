@@ -170,7 +170,7 @@ def test_initial_weights_derive_from_the_seed(rule):
     for a, b in zip(one, again, strict=True):
         np.testing.assert_array_equal(a, b)
     kernels = [k for k, w in enumerate(one) if len(w.shape) == 2 and np.any(w)]
-    assert len(kernels) == (6 if rule.name == "scale" else 4)
+    assert len(kernels) == {"scale": 6, "choice": 5}.get(rule.name, 4)
     for k in kernels:
         assert not np.any(np.asarray(one[k]) == np.asarray(other[k]))
     drawn = [np.ravel(one[k]) for k in kernels]
@@ -180,8 +180,10 @@ def test_initial_weights_derive_from_the_seed(rule):
 @pytest.mark.parametrize("rule", _RULES[:3], ids=lambda rule: rule.name)
 def test_initializers(rule):
     *cells, head, head_bias = [np.asarray(w) for w in rule.initial_weights(0)]
-    assert not head.any() and not head_bias.any()
-    for kernel in cells[::3]:
+    assert not head_bias.any()
+    drawn = rule.name == "choice"
+    assert head.any() == drawn
+    for kernel in [*cells[::3], *[head] * drawn]:
         limit = np.sqrt(6 / sum(kernel.shape))
         assert 0.8 * limit < np.abs(kernel).max() <= limit
     for recurrent in cells[1::3]:

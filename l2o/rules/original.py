@@ -29,7 +29,7 @@ class Original(UpdateRule):
         return CoordinateLSTM(1, 1, self.units, self.layers)
 
     def initial_weights(self, seed: int) -> list:
-        return self.network.initial_weights(seed)
+        return self.network.initial_weights(seed, still=True)
 
     def initial_state(self, layout: Layout) -> State:
         return State(self.network.initial_memory(layout.size), {}, {})

@@ -23,8 +23,7 @@ class CoordinateLSTM:
     """A stack of Keras' LSTM cells and a dense head, as a function of their weights.
 
     Tanh and sigmoid gates, Glorot-uniform kernels, orthogonal recurrent kernels, unit forget
-    bias; the head begins at zero. Coordinates are the batch: they share the weights and never see
-    each other.
+    bias. Coordinates are the batch: they share the weights and never see each other.
 
     Features come first and coordinates last, the other way round than in Keras' cell, and a cell
     is one matrix product: a step takes 2.8 ms in place of 4.0 (18,122 coordinates, two cores),
@@ -44,11 +43,14 @@ class CoordinateLSTM:
     layers: int = 2
     activation: str | None = None
 
-    def initial_weights(self, seed: int) -> list:
+    def initial_weights(self, seed: int, still: bool = False) -> list:
         """Fresh weights: kernel, recurrent kernel, bias of each cell; kernel, bias of the head.
 
-        The head is zero: of policies with a random one, half go uphill, and meta-training spends
-        dozens of updates on turning them round, not always with success (docs/method.md).
+        Args:
+            seed: Of all that is drawn.
+            still: Whether the head is zero, for outputs that are steps: with a random one, half of
+                all policies go uphill, and meta-training spends dozens of updates on turning them
+                round, not always with success (docs/method.md).
         """
         seeds, units, weights = weight_seeds(seed), self.units, []
         glorot, orthogonal = keras.initializers.GlorotUniform, keras.initializers.Orthogonal
@@ -59,7 +61,10 @@ class CoordinateLSTM:
                 orthogonal(seed=next(seeds))((units, 4 * units)),
                 ops.concatenate([ops.zeros(units), ops.ones(units), ops.zeros(2 * units)]),
             ]
-        return [*weights, ops.zeros((units, self.outputs)), ops.zeros(self.outputs)]
+        head = ops.zeros((units, self.outputs))
+        if not still:
+            head = glorot(next(seeds))(head.shape)
+        return [*weights, head, ops.zeros(self.outputs)]
 
     def initial_memory(self, coordinates: int) -> dict:
         """Hidden and cell states [units, D] at rest."""

@@ -41,7 +41,7 @@ class RNNProp(UpdateRule):
         return CoordinateLSTM(2, 1, self.units, self.layers, activation="tanh")
 
     def initial_weights(self, seed: int) -> list:
-        return self.network.initial_weights(seed)
+        return self.network.initial_weights(seed, still=True)
 
     def initial_state(self, layout: Layout) -> State:
         coordinate = {"first": zeros(layout), "second": zeros(layout)}
