@@ -105,6 +105,19 @@ def test_an_update_is_traced_once(network, data):
     assert meta._update.experimental_get_tracing_count() == 1
 
 
+def test_trajectories_begin_with_their_warm_up(network, data, float64):
+    data, first = as_float64(data), 3
+    meta = training(network, data, meta_batch=2)
+    weights = [tf.constant(w) for w in made_weights(meta.job.rule)]
+    trajectories = meta.begin(weights, _KEY, first, _WARMUP)
+    for row in range(2):
+        key = [*_KEY, first + row]
+        fresh = begin(meta.job, key, scaled=True)
+        warm = warm_up(meta.job, weights, fresh, cut(data, key, 0, _WARMUP))
+        close(numbers(row_of(meta, trajectories, row)), numbers(warm), rtol=1e-9, atol=1e-12)
+        assert not np.allclose(warm.student.parameters, fresh.student.parameters, rtol=1e-6)
+
+
 def clipped(gradient, weights) -> list[np.ndarray]:
     """A tensor's gradient is at most a tenth as long as the tensor, taken for 1e-3 at least."""
     result = []

@@ -52,8 +52,9 @@ def test_outcomes_are_taken_at_the_epoch_chosen_on_validation():
 
 
 def test_the_best_test_loss_is_of_the_epoch_that_is_best_on_test():
-    made = zip(made_evaluation("adam", [3.0, 0.5, 0.2, 0.4]), (0.01, 0.3, 0.25, 0.1), strict=True)
-    ((summary,),) = summarize([replace(row, test_loss=loss) for row, loss in made]).values()
+    made, losses = made_evaluation("adam", [3.0, 0.5, 0.2, 0.4, 0.6]), (0.01, 0.3, 0.25, 0.1, 0.2)
+    made = [replace(row, test_loss=loss) for row, loss in zip(made, losses, strict=True)]
+    ((summary,),) = summarize(made).values()
     assert summary.test == pytest.approx(log(0.25))
     assert summary.best_test == pytest.approx(log(0.1))
 
