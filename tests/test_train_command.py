@@ -335,7 +335,7 @@ def test_perturbed_from_another_policy_and_held_out(capfd):
     error = capfd.readouterr().err
     assert "trains original; it cannot begin with the policy in first/policy, which is rnn" in error
     assert run(*line, "--output-scale", "0.5", "--output", "other") == 2
-    assert "which is rnnprop with scale: 0.03 there, 0.5 asked for" in capfd.readouterr().err
+    assert "which is rnnprop with scale: 0.1 there, 0.5 asked for" in capfd.readouterr().err
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ from l2o.amalgamation.recompute import gradients, replaced
 from l2o.amalgamation.sight import Sight, compiled_update, look
 from l2o.rules.base import State, UpdateRule
 
-SCALE_LIMIT = 3.0  # random scaling: s = exp(U(-3, 3)) (Lv et al. 2017)
+SCALE_LIMIT = 1.0  # random scaling: s = exp(U(-1, 1)), where Lv et al. 2017 have 3
 # Squared distances to a teacher must not overflow either, in coordinates divided by any scale.
 DISTANCE_MARGIN = 1e3
 

@@ -66,8 +66,8 @@ def parser() -> Parser:
                    "also imitates Adam (Chen et al. 2020)")
     g.add_argument("--output-scale", type=positive, metavar="F",
                    help="factor of the policy's output, which for rnnprop is its largest step; "
-                   f"default {RNNProp.scale:g} for rnnprop (0.1 in the paper, at which mean "
-                   f"explodes), {Original.scale:g} for original; scale has none")
+                   f"default {RNNProp.scale:g} for rnnprop, {Original.scale:g} for original; "
+                   "scale has none")
     g.add_argument("--finetune", type=Path, metavar="DIR",
                    help="begin with the policy in this directory instead of a random one")
     g.add_argument("--problem", type=problem_name, default="mnist_cnn", metavar="NAME",
@@ -127,8 +127,8 @@ def parser() -> Parser:
     g.add_argument("--warmup-rate", type=positive, default=0.01, metavar="RATE",
                    help="their learning rate; default 0.01")
     g.add_argument("--scale-limit", type=positive, default=Settings.scale_limit, metavar="S",
-                   help="random scaling of the coordinates by exp(U(-S, S)) (Lv et al. 2017); "
-                   f"default {Settings.scale_limit:g}")
+                   help="random scaling of the coordinates by exp(U(-S, S)) (Lv et al. 2017, "
+                   f"where it is 3); default {Settings.scale_limit:g}")
     g.add_argument("--no-scaling", dest="scaling", action="store_false", help="no random scaling")
     g.add_argument("--first-order", action="store_true",
                    help="stop the meta-gradient at the network's gradient: faster, less exact")
