@@ -9,11 +9,13 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee, loss_and_gradient
 from l2o.rules import POOLS
+from problems import get_problem, load_dataset
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 count_operations = runpy.run_path(str(FOLDER / "operations.py"))["count_operations"]
@@ -198,3 +200,18 @@ def test_a_product_of_unknown_shape_is_refused():
     concrete = function.get_concrete_function(tf.TensorSpec((None, None)))
     with pytest.raises(ValueError, match="Received: "):
         count_operations(concrete)
+
+
+@pytest.mark.parametrize("name", ["mnist_cnn", "fmnist_cnn", "mnist_mlp"])
+def test_published_problems_train_on_all_images_and_choose_on_test(name, monkeypatch):
+    digits = load_dataset("digits")
+    monkeypatch.setattr("problems.load_dataset", lambda dataset, data: digits)
+    own = runpy.run_path(str(FOLDER / "published.py"))[name]()
+    train, held, test = digits.train, digits.validation, digits.test
+    for part, kind in enumerate(("images", "labels")):
+        both = np.concatenate([getattr(train, kind), getattr(held, kind)])
+        np.testing.assert_array_equal(own.data[part], both)
+        np.testing.assert_array_equal(own.validation[part], getattr(test, kind))
+    plain = get_problem(name).build(digits)
+    assert own.model_fn().count_params() == plain.count_params()
+    assert own.test is None
