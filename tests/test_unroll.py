@@ -181,11 +181,12 @@ def test_first_and_second_order_differ_only_in_the_gradient(make, slices):
     results = []
     for first_order in (False, True):
         job = make(first_order=first_order)
-        trajectory = warm_up(job, weights, begin(job, [7, 0], scaled=True), slices(0, 2))
+        trajectory = begin(job, [7, 0], scaled=True, limit=3.0)
+        trajectory = warm_up(job, weights, trajectory, slices(0, 2))
         results.append(truncation(job, weights, trajectory, slices(2, 5), _ALPHA))
     (second, *same), (first, *other) = results
     close(same, other)
-    assert not np.allclose(first[0], second[0], rtol=1e-3)
+    assert not np.allclose(first[0], second[0], rtol=1e-2)
 
 
 @pytest.mark.parametrize("rule", [_STUDENT, _CHOICE], ids=lambda rule: rule.name)
@@ -380,7 +381,7 @@ def test_a_fresh_trajectory(network, make):
         else:
             np.testing.assert_array_equal(value, np.full(value.shape, float(name == "gamma")))
     exponents = np.log(trajectory.scale)
-    assert -1 <= exponents.min() < -0.8 and 0.8 < exponents.max() <= 1
+    assert -1 <= exponents.min() < -0.83 and 0.83 < exponents.max() <= 1
     assert abs(exponents.mean()) < 0.2 and abs(exponents.std() - np.sqrt(1 / 3)) < 0.1
     unscaled = begin(job, [7, 0], scaled=False)
     np.testing.assert_array_equal(unscaled.scale, np.ones(job.optimizee.layout.size))
