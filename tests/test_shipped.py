@@ -36,6 +36,9 @@ def test_a_shipped_policy_is_found_by_name_and_others_are_listed(shelf):
     assert (best.name, best.replicate, other.name, other.replicate) == ("fast", 2, "fast", 1)
     with pytest.raises(PolicyError, match="'medium' is neither .* Shipped: fast, fast/1, fast/2,"):
         AmalgamatedOptimizer.load("medium")
+    save_policy(Path("fast"), SGD(0.3), [], {})  # a directory of that name goes before it
+    assert AmalgamatedOptimizer.load("fast").policy.rule == SGD(0.3)
+    assert get_contenders("fast")[0].origin not in (best.origin, other.origin)
 
 
 def test_every_shipped_policy_has_a_whole_card():

@@ -82,7 +82,7 @@ def get_contenders(text: str) -> list[Contender]:
         return [_teacher(head, rate)]
     if text.lower().startswith(_KERAS):
         return [_keras(head[len(_KERAS) :], rate)]
-    if text in pretrained():
+    if text in pretrained() and not Path(text).exists():  # as `AmalgamatedOptimizer.load` has it
         shipped = pretrained_path(text)
         return [_policy(shipped.parent.name, load_policy(shipped), int(shipped.name))]
     name, _, path = ("", "", text) if Path(text).is_dir() else text.rpartition("=")
