@@ -33,6 +33,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=25, help="epochs of each fit")
     parser.add_argument("--repeats", type=int, default=1, help="fits of each optimizer")
     arguments = parser.parse_args()
+    if arguments.epochs < 2:
+        parser.error(f"--epochs must be at least 2. Received: {arguments.epochs}")
     try:
         contenders = [c for name in (arguments.policy, "oracle") for c in get_contenders(name)]
         problem = get_problem(arguments.problem)

@@ -14,7 +14,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from l2o.rules.base import UpdateRule, rule_from_config
 FORMAT = "l2o policy 1"
 DESCRIPTION, WEIGHTS = "policy.json", "weights-{}.h5"
 MOST_BYTES = 2**28  # of a file that is read; a policy has tens of kilobytes
+_SUBSTITUTED = "IN PLACE OF"  # in a description of data, as `problems.Dataset` has it
 _TRIES = 5  # to read a policy that is being replaced
 _OVERHEAD = 2**20  # that HDF5 adds, at the very most
 
@@ -46,8 +47,18 @@ class Policy:
     """
 
     rule: UpdateRule
-    weights: list[np.ndarray] = field(default_factory=list)
+    weights: list[np.ndarray] = field(default_factory=list, repr=False)
     card: dict[str, Any] = field(default_factory=dict)
+
+
+def doubts(card: Mapping[str, Any]) -> list[str]:
+    """What a policy's card says against relying on it, each to follow "was trained"."""
+    found = []
+    if card.get("preset") == "smoke":
+        found.append("by the smoke preset, which is too short for a useful policy")
+    if _SUBSTITUTED in str(card.get("data")):
+        found.append(f"on {str(card['data']).split(' (')[0]}")
+    return found
 
 
 def save_policy(

@@ -7,6 +7,7 @@ import sys
 import time
 
 _PLAIN_SECONDS = 10  # without a terminal, a line of progress at most this often
+_BAR_COLUMNS = 120  # on a narrower terminal the text has the bar's place
 
 
 def duration(seconds: float) -> str:
@@ -41,10 +42,10 @@ class Progress:
         if not self._live:
             print(f"{self._label} {fraction:4.0%}  {text}", flush=True)
             return
-        filled = round(20 * fraction)
-        line = f"{self._label} [{'#' * filled}{'.' * (20 - filled)}] {fraction:4.0%}  {text}"
         columns = os.get_terminal_size(sys.stdout.fileno()).columns
-        line = line[: columns - 1]
+        filled = round(20 * fraction)
+        bar = f"[{'#' * filled}{'.' * (20 - filled)}] " * (columns >= _BAR_COLUMNS)
+        line = f"{self._label} {bar}{fraction:4.0%}  {text}"[: columns - 1]
         print("\r" + line.ljust(self._width), end="", flush=True)
         self._width = len(line)
 

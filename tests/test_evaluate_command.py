@@ -226,9 +226,14 @@ def test_data_that_stands_in_is_said_in_the_table(here, capsys, monkeypatch):
     def digits(name, *_, **__):
         return replace(tiny(name), name="digits")
 
+    card = {"data": "digits, IN PLACE OF mnist (7 train)", "preset": "smoke"}
+    save_policy(here / "mine", RNNProp(units=2), made_weights(RNNProp(units=2)), card)
     monkeypatch.setattr(problems, "load_dataset", digits)
-    assert call("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "adam") == 0
-    assert "mnist_mlp, 1 epoch, ON DIGITS FOR MNIST" in capsys.readouterr().out
+    assert call("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "mine") == 0
+    out = capsys.readouterr().out
+    assert "mnist_mlp, 1 epoch, ON DIGITS FOR MNIST" in out
+    assert "Note: mine was trained by the smoke preset" in out
+    assert "Note: mine was trained on digits, IN PLACE OF mnist\n" in out
     assert {r.data for r in read_results("results/smoke")} == {"digits for mnist"}
 
 

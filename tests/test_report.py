@@ -255,9 +255,13 @@ def test_divergence_and_substituted_data_are_said_first(tmp_path, undrawn):
         made_evaluation("adam", [2.0, 1.0, inf], data="digits for mnist"),
         made_evaluation("sgd", [2.0, 1.0, 0.5], data="digits for mnist"),
         made_evaluation("sgd", [2.0, 1.0, 0.5], problem="mnist_mlp"),
+        made_evaluation("mine", [2.0, 1.0, 0.5], problem="mnist_mlp", origin="m"),
     )
-    write_report(found, tmp_path)
+    card = {"preset": "smoke", "data": "digits, IN PLACE OF mnist (scikit-learn; 1,000 train)"}
+    write_report(found, tmp_path, {"m": card})
     overview = (tmp_path / "report.md").read_text().split("\n## ")[1]
+    assert "mine was trained by the smoke preset" in overview
+    assert "mine was trained on digits, IN PLACE OF mnist." in overview
     assert "mnist_cnn ran on substituted data: digits for mnist" in overview
     assert "1 of 1 evaluations of adam diverged" in overview
     assert "Not evaluated on mnist_mlp, 2 epochs: adam" in overview

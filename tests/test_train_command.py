@@ -217,6 +217,11 @@ def test_every_policy_can_be_distilled():
     assert one.meta().perturbation == Perturbation("pgd", 1e-3)
 
 
+def test_the_smoke_preset_is_not_in_the_real_runs_way():
+    ((smoke, _),), ((real, _),) = chosen("--preset smoke"), chosen("--preset cpu")
+    assert (smoke, real) == (Path("runs/choice-large-smoke"), Path("runs/choice-large"))
+
+
 def test_a_sweep_is_a_run_for_each_magnitude_and_seed():
     line = "--perturbation gaussian --magnitude 5e-4 1e-3 --replicates 2 --seed 7 --output out"
     found = [(str(d), s.meta().perturbation.magnitude, s.seed) for d, s in chosen(line)]
@@ -297,7 +302,8 @@ def test_a_run_and_the_same_command_again(capfd):
     line = [*_SHORT, "--output", "out", "--tensorboard"]
     assert run(*line) == 0
     out = capfd.readouterr().out
-    assert "left: stage" in out and "\r" not in out
+    assert "Note: this policy was trained by the smoke preset" in out
+    assert "left: run" in out and "\r" not in out
     assert "Done in" in out and 'AmalgamatedOptimizer.load("out/policy")' in out
     card = l2o.load_policy("out/policy").card
     assert card["problem"] == "mnist_mlp" and "IN PLACE OF mnist" in card["data"]

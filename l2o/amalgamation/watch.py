@@ -72,15 +72,18 @@ class Watch:
         else:  # the first call is mostly tracing and says nothing of the speed
             self._seconds[run.phase, event] = deque(maxlen=_RECENT)
         progress = run.progress
-        text = self._time_left(run, event, facts)
-        text += f"{phase.name} stage {progress.stage + 1} period {progress.period + 1}"
-        if event == "update":
-            text += f" | meta loss {facts['meta_loss']:+.3f}"
-            if phase.scheme != "none":
-                text += f", distance {facts['distance']:+.3f}"
-            text += f" | {1 / each:.0f} steps/s" if facts["finite"] else " | SKIPPED, not finite"
+        text = f"{phase.name} stage {progress.stage + 1} period {progress.period + 1} | "
+        if event == "validating":
+            text += "validating"
+        elif facts["finite"]:
+            text += f"meta loss {facts['meta_loss']:+.3f}"
         else:
-            text += " | validating"
+            text += "SKIPPED, not finite"
+        text += self._time_left(run, event, facts)
+        if event == "update" and facts["finite"]:
+            if phase.scheme != "none":
+                text += f" | distance {facts['distance']:+.3f}"
+            text += f" | {1 / each:.1f} steps/s"
         self._bar.show(facts["done"], facts["total"], text)
 
     def _time_left(self, run, event: str, facts: dict[str, Any]) -> str:
@@ -101,7 +104,7 @@ class Watch:
             behind = facts["done"] * validation + phase.schedule.period * unroll * training
         left = [t * training + v * validation - behind for t, v in (stage, whole)]
         stage, whole = (duration(max(seconds, 0)) for seconds in left)
-        return f"left: stage {stage}, run {whole} | "
+        return f" | left: run {whole}, stage {stage}"
 
     def _speed(self, phase: int, event: str) -> float | None:
         """Seconds an inner step of a trajectory, in this phase or else in the one before."""

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from l2o import PolicyError, pretrained
 from l2o.amalgamation.plan import MOST_SEED
+from l2o.checkpoint import doubts
 from l2o.claim import DirectoryError
 from l2o.commands.forecast import Forecast
 from l2o.commands.pool import spread
@@ -85,7 +86,7 @@ examples:
 NO_POLICY = (
     "There is no policy yet: none is shipped with this version, and {runs} holds no finished run. "
     "Make one with: python train.py --strategy choice --pool large; or name an optimizer, as in "
-    "--optimizer adam"
+    "--optimizer adam, or a run that is under way, as in --optimizer {runs}/choice-large"
 )
 
 
@@ -179,6 +180,10 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
     print(f"Optimizers: {', '.join(dict.fromkeys(c.name for c in contenders))}")
     print(f"Results: {directory.table}, {wanted - len(todo)} of {wanted} "
           "evaluations are there", flush=True)  # fmt: skip
+    for name, doubt in dict.fromkeys(
+        (c.name, doubt) for c in contenders for doubt in doubts(c.card)
+    ):
+        print(f"Note: {name} was trained {doubt}")
     for task in tasks:
         if (steps := plan.epochs * task.steps_per_epoch) <= Warmup().steps:
             print(

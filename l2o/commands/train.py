@@ -21,6 +21,7 @@ from l2o.amalgamation.plan import Phase
 from l2o.amalgamation.rundir import CONFIG
 from l2o.amalgamation.settings import Settings
 from l2o.amalgamation.trainer import Diverged, Stopped
+from l2o.checkpoint import doubts
 from l2o.claim import DirectoryError, check_free
 from l2o.commands.pool import spread
 from l2o.commands.problem import is_own, load_problem
@@ -169,6 +170,8 @@ def _run(work: Work, task: Task, k: int) -> int:
         print(f"error: {error}. {kept}; a smaller --learning-rate may help", file=sys.stderr)
         return 1
     policy = directory / work.phases[-1].name
+    for doubt in doubts(origin):
+        print(f"Note: this policy was trained {doubt}")
     print(f"Done in {duration(time.monotonic() - begun)}. The policy is in {policy}:")
     print(f'    model.compile(optimizer=l2o.AmalgamatedOptimizer.load("{policy}"))', flush=True)
     return 0

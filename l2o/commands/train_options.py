@@ -245,4 +245,4 @@ def _name(options: argparse.Namespace) -> str:
         name += f"-{options.perturbation}"
         if options.magnitude and len(options.magnitude) == 1:
             name += f"-{options.magnitude[0]:g}"
-    return name
+    return name + "-smoke" * (options.preset == "smoke")  # the real run is not in its way

@@ -190,8 +190,10 @@ def _tune(settings: Search, data, output: Path, jobs: int) -> None:
     trials = search(settings, data.name, output / TRIALS, jobs, progress)
     bar.close()
     text = (
-        f"Validation loss of {settings.problem} after {settings.epochs} epochs, "
-        f"mean of {settings.seeds} seeds.\nData: {data.description}\n\n{table(trials)}"
+        f"# Teachers' learning rates\n\nValidation loss of {settings.problem} after "
+        f"{settings.epochs} epochs, mean of {settings.seeds} seeds; each teacher's best is bold. "
+        f"Written by `train.py --tune`; every fit is in {TRIALS}.\n\n"
+        f"Data: {data.description}\n\n{table(trials)}"
     )
     write_atomically(output / "table.md", text)
     print(text)

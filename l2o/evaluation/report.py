@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from l2o.checkpoint import doubts
 from l2o.evaluation.comparison import (
     Case,
     Summary,
@@ -88,7 +89,7 @@ def report(
     cases: Mapping[Case, Sequence[Summary]], figures: Sequence[Drawing], cards: Cards = {}  # noqa: B006
 ) -> list[Section]:  # fmt: skip
     """The report's sections, figures drawn."""
-    sections = [Section("Overview", _overview(cases))]
+    sections = [Section("Overview", _overview(cases, cards))]
     for f in figures:
         if f.draw:
             sections.append(Section(f.title, [Picture(f.file, f.title, f.caption, png(f.draw))]))
@@ -109,8 +110,8 @@ def report(
     return sections
 
 
-def _overview(cases) -> list[Block]:
-    count = sum(len(s.evaluations) for found in cases.values() for s in found)
+def _overview(cases, cards: Cards) -> list[Block]:
+    evaluations = [(s.label, e) for found in cases.values() for s in found for e in s.evaluations]
     labels = list(dict.fromkeys(s.label for found in cases.values() for s in found))
     warnings = [
         f"{case.problem} ran on substituted data: {case.data}. Its numbers are not "
@@ -124,6 +125,11 @@ def _overview(cases) -> list[Block]:
         for s in found
         if s.diverged
     ]
+    warnings += dict.fromkeys(
+        f"{label} was trained {doubt}."
+        for label, e in evaluations
+        for doubt in doubts(cards.get(e.key.origin, {}))
+    )
     stand_ins = defaultdict(list)
     for case, found in cases.items():
         if no_oracle(found):
@@ -153,8 +159,8 @@ def _overview(cases) -> list[Block]:
                Column("95% interval", interval=True)]  # fmt: skip
     return [
         *([Notice(warnings)] if warnings else []),
-        f"Evaluations: {count}, of {len(labels)} optimizers in {len(cases)} settings (a setting is "
-        "a problem, its data and a number of epochs). Losses are "
+        f"Evaluations: {len(evaluations)}, of {len(labels)} optimizers in {len(cases)} settings (a "
+        "setting is a problem, its data and a number of epochs). Losses are "
         "cross-entropy in nats (of your own problems, what you gave), their logarithms natural; "
         "lower is better. The epoch with the best "
         "validation loss is chosen, and test is reported at that epoch; the best log test loss "
