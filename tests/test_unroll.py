@@ -365,7 +365,7 @@ def test_a_trajectory_derives_from_its_key(make):
 
 
 def test_a_fresh_trajectory(network, make):
-    """Glorot-uniform kernels, zero biases, teachers where the student is, scales exp(U(-3, 3))."""
+    """Glorot-uniform kernels, zero biases, teachers where the student is, scales ±exp(U(-1, 1))."""
     job = make()
     trajectory = begin(job, [7, 0], scaled=True)
     clean = trajectory.student.parameters * trajectory.scale
@@ -380,7 +380,8 @@ def test_a_fresh_trajectory(network, make):
             assert 0.8 * limit < np.abs(value).max() <= limit
         else:
             np.testing.assert_array_equal(value, np.full(value.shape, float(name == "gamma")))
-    exponents = np.log(trajectory.scale)
+    assert 0.4 < np.mean(trajectory.scale > 0) < 0.6
+    exponents = np.log(np.abs(trajectory.scale))
     assert -1 <= exponents.min() < -0.83 and 0.83 < exponents.max() <= 1
     assert abs(exponents.mean()) < 0.2 and abs(exponents.std() - np.sqrt(1 / 3)) < 0.1
     unscaled = begin(job, [7, 0], scaled=False)

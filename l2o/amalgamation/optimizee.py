@@ -150,7 +150,7 @@ class Scaled:
 
     Args:
         optimizee: What is scaled.
-        scale: [D], positive.
+        scale: [D], of either sign, not zero.
     """
 
     def __init__(self, optimizee: Optimizee, scale):

@@ -28,7 +28,7 @@ from l2o.amalgamation.recompute import gradients, replaced
 from l2o.amalgamation.sight import Sight, compiled_update, look
 from l2o.rules.base import State, UpdateRule
 
-SCALE_LIMIT = 1.0  # random scaling: s = exp(U(-1, 1)), where Lv et al. 2017 have 3
+SCALE_LIMIT = 1.0  # random scaling: s = ±exp(U(-1, 1)), where Lv et al. 2017 have exp(U(-3, 3))
 # Squared distances to a teacher must not overflow either, in coordinates divided by any scale.
 DISTANCE_MARGIN = 1e3
 
@@ -136,7 +136,8 @@ def begin(
         job: The amalgamation.
         key: Integers that name the trajectory: run seed, phase, index.
         scaled: Whether the student works in randomly scaled coordinates.
-        limit: Largest logarithm of a scale.
+        limit: Largest logarithm of a scale's size. Its sign is random too, so that a step which
+            does not depend on the gradient leads nowhere.
     """
     layout = job.optimizee.layout
     generator = np.random.default_rng([*key, 0])
@@ -144,7 +145,8 @@ def begin(
     scale = np.ones(layout.size, parameters.dtype)
     if scaled:
         exponents = generator.uniform(-limit, limit, layout.size)
-        scale = np.exp(exponents).astype(parameters.dtype)
+        signs = generator.choice((-1.0, 1.0), layout.size)
+        scale = (signs * np.exp(exponents)).astype(parameters.dtype)
     student = Runner(parameters / scale, carried, job.rule.initial_state(layout))
     teachers = [Runner(parameters, carried, t.rule.initial_state(layout)) for t in job.teachers]
     seed = np.random.default_rng([*key, 2]).integers(2**31, size=2, dtype="int32")

@@ -127,8 +127,8 @@ def parser() -> Parser:
     g.add_argument("--warmup-rate", type=positive, default=0.01, metavar="RATE",
                    help="their learning rate; default 0.01")
     g.add_argument("--scale-limit", type=positive, default=Settings.scale_limit, metavar="S",
-                   help="random scaling of the coordinates by exp(U(-S, S)) (Lv et al. 2017, "
-                   f"where it is 3); default {Settings.scale_limit:g}")
+                   help="random scaling of the coordinates by exp(U(-S, S)) with a random sign "
+                   f"(after Lv et al. 2017, where S is 3); default {Settings.scale_limit:g}")
     g.add_argument("--no-scaling", dest="scaling", action="store_false", help="no random scaling")
     g.add_argument("--first-order", action="store_true",
                    help="stop the meta-gradient at the network's gradient: faster, less exact")
