@@ -78,6 +78,8 @@ def main() -> None:
     examples = min(arguments.examples, len(data.train))
     steps = -(-examples // arguments.batch) * arguments.epochs
     print(f"{data.name}, {data.source}: {steps} steps of {arguments.batch} examples")
+    if steps <= 100:
+        print("These steps are all warm-up, where the policy is plain SGD: give more --examples")
     print("network      optimizer  training loss  validation loss  accuracy  seconds")
     for name in arguments.networks:
         for label, optimizer in (

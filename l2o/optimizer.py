@@ -319,7 +319,10 @@ def _initial_state(policy: Policy) -> State:
         ValueError: If the weights do not fit the rule.
     """
     if not isinstance(policy.rule, UpdateRule):
-        raise ValueError(f"policy must be a Policy or an UpdateRule. Received: {policy.rule!r}")
+        raise ValueError(
+            "policy must be a Policy or an UpdateRule; AmalgamatedOptimizer.load(path) reads one. "
+            f"Received: {policy.rule!r}"
+        )
     fitting = [tuple(w.shape) for w in policy.rule.initial_weights(0)]
     received = [tuple(w.shape) for w in policy.weights]
     if received != fitting:
