@@ -90,10 +90,11 @@ def test_rnnprop_is_its_formula(correction, float64):
         m_hat, v_hat = m / (1 - 0.9 ** (t if exact else 1)), v / (1 - 0.999 ** (t if exact else 1))
         root = np.sqrt(v_hat + 1e-10)
         inputs.append(np.stack([m_hat / root, g / root], axis=-1))
-    outputs = numpy_lstm(weights, np.stack(inputs)[_WARM:])
+    inputs = np.stack(inputs)[_WARM:]
+    moving, still = (numpy_lstm(weights, x)[..., 0] for x in (inputs, 0 * inputs))
     steps, _ = run(rule, weights, gradients(), _WARM)
     assert steps.shape == (_STEPS, _LAYOUT.size)
-    np.testing.assert_allclose(steps, 0.1 * np.tanh(outputs[..., 0]), rtol=1e-6)
+    np.testing.assert_allclose(steps, 0.1 * np.tanh(moving - still), rtol=1e-6)
 
 
 @pytest.mark.parametrize("horizon", [2000.0, 15.0])
@@ -112,9 +113,21 @@ def test_choice_is_its_formula(horizon, float64):
 def test_original_is_its_formula(float64):
     rule = Original()
     weights = made_tensors(rule)
-    outputs = numpy_lstm(weights, gradients()[_WARM:, :, None])
+    inputs = gradients()[_WARM:, :, None]
+    moving, still = (numpy_lstm(weights, x)[..., 0] for x in (inputs, 0 * inputs))
     steps, _ = run(rule, weights, gradients(), _WARM)
-    np.testing.assert_allclose(steps, 0.1 * outputs[..., 0], rtol=1e-6, atol=1e-14)
+    np.testing.assert_allclose(steps, 0.1 * (moving - still), rtol=1e-6, atol=1e-14)
+
+
+@pytest.mark.parametrize("rule", [RNNProp(), Original()], ids=lambda rule: rule.name)
+def test_a_coordinate_without_gradient_stays_where_it_is(rule, float64):
+    weights, values = made_tensors(rule), gradients()
+    values[:, 3] = 0
+    steps, _ = run(rule, weights, values, _WARM)
+    silence = np.zeros((_STEPS, 1, rule.network.inputs))
+    assert np.abs(numpy_lstm(weights, silence)).min() > 1e-3  # what it would move by
+    np.testing.assert_allclose(steps[:, 3], 0, atol=1e-15)
+    assert np.all(np.abs(steps[:, :3]) > 1e-9)
 
 
 def split_memory(state) -> tuple[list, list]:

@@ -15,8 +15,9 @@ from l2o.rules.recurrent import CoordinateLSTM
 class Original(UpdateRule):
     """A policy that sees nothing but the gradient.
 
-    g goes through the LSTM and a linear layer; the step is that times `scale`. Its LSTM is all it
-    remembers, so nothing moves during warm-up. 5,061 weights at the defaults.
+    g goes through the LSTM and a linear layer; the step is that times `scale`, less what a
+    coordinate without gradient would get (`CoordinateLSTM.steps`). Its LSTM is all it remembers, so
+    nothing moves during warm-up. 5,061 weights at the defaults.
     """
 
     units: int = 20
@@ -32,11 +33,13 @@ class Original(UpdateRule):
         return self.network.initial_weights(seed, still=True)
 
     def initial_state(self, layout: Layout) -> State:
-        return State(self.network.initial_memory(layout.size), {}, {})
+        return State(self.network.initial_memory(layout.size), {}, self.network.initial_memory(1))
 
     def observe(self, weights, gradient, state, layout):
         return state
 
     def update(self, weights, gradient, state, layout):
-        output, memory = self.network(weights, gradient[None], state.coordinate)
-        return self.scale * output[0], State(memory, {}, {})
+        output, memory, rest = self.network.steps(
+            weights, gradient[None], state.coordinate, state.shared
+        )
+        return self.scale * output[0], State(memory, {}, rest)

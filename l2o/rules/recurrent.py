@@ -34,14 +34,12 @@ class CoordinateLSTM:
         outputs: Number of outputs a coordinate.
         units: Units of each LSTM layer.
         layers: Number of LSTM layers.
-        activation: Keras activation of the dense head, elementwise, or None.
     """
 
     inputs: int
     outputs: int
     units: int = 20
     layers: int = 2
-    activation: str | None = None
 
     def initial_weights(self, seed: int, still: bool = False) -> list:
         """Fresh weights: kernel, recurrent kernel, bias of each cell; kernel, bias of the head.
@@ -101,8 +99,27 @@ class CoordinateLSTM:
             kept = ops.sigmoid(forget) * memory[cell]
             memory[cell] = kept + ops.sigmoid(enter) * ops.tanh(candidate)
             values = memory[hidden] = ops.sigmoid(leave) * ops.tanh(memory[cell])
-        outputs = ops.matmul(ops.transpose(head), values) + shift[:, None]
-        return keras.activations.get(self.activation)(outputs), memory
+        return ops.matmul(ops.transpose(head), values) + shift[:, None], memory
+
+    def steps(self, weights: list, inputs, memory: dict, rest: dict) -> tuple:
+        """One step of outputs that move parameters: they are those in excess of a standstill.
+
+        An LSTM with biases answers inputs of zero with something, always the same way, and adds it
+        to the answers to all other inputs: every parameter would drift (docs/method.md). So what a
+        coordinate gets whose inputs have been zero from the start is subtracted.
+
+        Args:
+            weights: As from `initial_weights`.
+            inputs: [inputs, D].
+            memory: As from `initial_memory`.
+            rest: Memory of that one coordinate, as from `initial_memory(1)`.
+
+        Returns:
+            Outputs [outputs, D], the new memory, and that of the coordinate at rest.
+        """
+        outputs, memory = self(weights, inputs, memory)
+        drift, rest = self(weights, ops.zeros_like(inputs[:, :1]), rest)
+        return outputs - drift, memory, rest
 
 
 @dataclass(frozen=True)

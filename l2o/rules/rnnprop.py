@@ -18,8 +18,9 @@ from l2o.rules.recurrent import CoordinateLSTM
 class RNNProp(UpdateRule):
     """A policy that sees Adam's and RMSProp's normalized updates.
 
-    Inputs (m^/sqrt(v^ + epsilon), g/sqrt(v^ + epsilon)) go through the LSTM and a dense layer
-    with tanh; the step is that times `scale`. 5,141 weights at the defaults.
+    Inputs (m^/sqrt(v^ + epsilon), g/sqrt(v^ + epsilon)) go through the LSTM and a dense layer, from
+    which the output for a coordinate without gradient is subtracted (`CoordinateLSTM.steps`); the
+    step is tanh of that times `scale`. 5,141 weights at the defaults.
     """
 
     units: int = 20
@@ -36,7 +37,7 @@ class RNNProp(UpdateRule):
 
     @cached_property
     def network(self) -> CoordinateLSTM:
-        return CoordinateLSTM(2, 1, self.units, self.layers, activation="tanh")
+        return CoordinateLSTM(2, 1, self.units, self.layers)
 
     def initial_weights(self, seed: int) -> list:
         return self.network.initial_weights(seed, still=True)
@@ -44,12 +45,13 @@ class RNNProp(UpdateRule):
     def initial_state(self, layout: Layout) -> State:
         coordinate = {"first": zeros(layout), "second": zeros(layout)}
         memory = self.network.initial_memory(layout.size)
-        return State(coordinate | memory, {}, {"count": ops.zeros(())})
+        rest = self.network.initial_memory(1)
+        return State(coordinate | memory, {}, {"count": ops.zeros(())} | rest)
 
     def observe(self, weights, gradient, state, layout):
         first, second = moments(gradient, state, self.beta1, self.beta2)
         coordinate = state.coordinate | {"first": first, "second": second}
-        return State(coordinate, {}, {"count": step_count(state) + 1})
+        return State(coordinate, {}, state.shared | {"count": step_count(state) + 1})
 
     def update(self, weights, gradient, state, layout):
         state = self.observe(weights, gradient, state, layout)
@@ -60,6 +62,8 @@ class RNNProp(UpdateRule):
         )
         root = ops.sqrt(power + self.epsilon)
         inputs = ops.stack([mean / root, gradient / root])
-        output, memory = self.network(weights, inputs, coordinate)
+        shared = dict(state.shared)
+        count = {"count": shared.pop("count")}
+        output, memory, rest = self.network.steps(weights, inputs, coordinate, shared)
         coordinate = {"first": first, "second": second} | memory
-        return self.scale * output[0], State(coordinate, {}, state.shared)
+        return self.scale * ops.tanh(output[0]), State(coordinate, {}, count | rest)
