@@ -78,7 +78,7 @@ def main() -> None:
     examples = min(arguments.examples, len(data.train))
     steps = -(-examples // arguments.batch) * arguments.epochs
     print(f"{data.name}, {data.source}: {steps} steps of {arguments.batch} examples")
-    if steps <= 100:
+    if steps <= l2o.AmalgamatedOptimizer(policy).warmup_steps:
         print("These steps are all warm-up, where the policy is plain SGD: give more --examples")
     print("network      optimizer  training loss  validation loss  accuracy  seconds")
     for name in arguments.networks:

@@ -247,7 +247,10 @@ def test_one_compiled_step_serves_alike_models():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"policy": "adam"}, "reads one. Received: 'adam'"),
+        (
+            {"policy": "adam"},
+            "policy must be a Policy or an UpdateRule; .*reads one. Received: 'adam'",
+        ),
         ({"policy": RNNProp()}, "needs weights of shapes"),
         ({"warmup_steps": -1}, "warmup_steps must be an integer >= 0. Received: -1"),
         ({"warmup_steps": 2.5}, "warmup_steps must be an integer >= 0. Received: 2.5"),
