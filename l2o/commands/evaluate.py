@@ -37,7 +37,6 @@ from l2o.evaluation.contenders import (
     ContenderError,
     get_contenders,
     keras_optimizers,
-    newest_run,
 )
 from l2o.evaluation.fit import Warmup
 from l2o.evaluation.privacy import PrivacyError, check_python
@@ -51,7 +50,7 @@ from l2o.rules import TUNED_RATES
 from problems import PROBLEMS
 
 PRESETS = {"paper": (10, 25), "cpu": (3, 5), "smoke": (1, 1)}  # repeats, epochs
-RUNS, RESULTS = Path("runs"), Path("results")
+RESULTS = Path("results")
 ALL = "all"
 DESCRIPTION = """\
 Fits the paper's problems with optimizers and compares them (Huang et al.,
@@ -62,6 +61,7 @@ batches. What is there is not run again: a stopped evaluation goes on when the
 same command is given again."""
 EXAMPLES = """\
 optimizers:
+  choice-large         a shipped policy, or choice-large/3, one of its replicates
   runs/choice-large    the policy of a run, or of all its replicates
   mine=runs/x/policy   a policy directory, under a name of your own
   oracle               the six tuned teachers; the best on validation is it
@@ -70,7 +70,7 @@ optimizers:
                        any Keras optimizer, at its default rate or at another
 
 examples:
-  your policy and Adam, with DP-SGD
+  the shipped policy and Adam, with DP-SGD
     python evaluate.py --problem mnist_dp
   two problems, and the teachers beside the policy
     python evaluate.py --problem mnist_cnn fmnist_cnn \\
@@ -83,11 +83,6 @@ examples:
     python evaluate.py --list
   tables, figures and a page
     python evaluate.py --report results/cpu"""
-NO_POLICY = (
-    "There is no policy yet: none is shipped with this version, and {runs} holds no finished run. "
-    "Make one with: python train.py --strategy choice --pool large; or name an optimizer, as in "
-    "--optimizer adam, or a run that is under way, as in --optimizer {runs}/choice-large"
-)
 
 
 def parser() -> Parser:
@@ -99,9 +94,8 @@ def parser() -> Parser:
                    nargs="+", default=["mnist_cnn"], metavar="NAME",
                    help=f"default mnist_cnn. {ALL}, or some of {', '.join(PROBLEMS)}; or your own "
                    f"as {OWN}, which returns an l2o.OwnProblem")
-    g.add_argument("--optimizer", nargs="+", metavar="WHAT",
-                   help="see below; default the shipped policy choice-large (while none is shipped,"
-                   " that of the newest finished run under runs/) and adam")
+    g.add_argument("--optimizer", nargs="+", default=["choice-large", "adam"], metavar="WHAT",
+                   help="see below; default the shipped policy choice-large, and adam")
     g.add_argument("--preset", type=known(tuple(PRESETS)), metavar="NAME",
                    help="paper: 10 repeats of 25 epochs; cpu: 3 of 5; smoke: 1 of 1. Default "
                    "paper where there is a GPU, else cpu")
@@ -251,13 +245,6 @@ def _run_one(held: tuple, key):
 
 def _contenders(options: argparse.Namespace) -> list:
     words = options.optimizer
-    if words is None:
-        if "choice-large" in pretrained():
-            words = ["choice-large", "adam"]
-        elif run := newest_run(RUNS):
-            words = [str(run), "adam"]
-        else:
-            raise UserError(NO_POLICY.format(runs=RUNS))
     try:
         contenders = [contender for word in words for contender in get_contenders(word)]
     except (ContenderError, PolicyError) as error:
@@ -307,7 +294,6 @@ def _list() -> int:
         print(f"  {problem.name:20} {problem.dataset}, batch {problem.batch_size}{private}")
     rates = ", ".join(f"{name} ({rate:g})" for name, rate in TUNED_RATES.items())
     print(f"Shipped policies: {', '.join(pretrained()) or 'none in this version'}")
-    print(f"Newest finished run under {RUNS}: {newest_run(RUNS) or 'none'}")
     print(f"Teachers, with their tuned rates: {rates}; oracle stands for all six")
     print(f"Keras: {', '.join(f'keras:{name}' for name in keras_optimizers())}")
     return 0

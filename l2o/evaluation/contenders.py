@@ -14,7 +14,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from l2o.amalgamation.rundir import read_arrays
 from l2o.checkpoint import DESCRIPTION, Policy, PolicyError, load_policy
 from l2o.evaluation.steppers import KerasStepper, RuleStepper, Stepper
 from l2o.rules import TEACHERS, TUNED_RATES, get_teacher
@@ -95,30 +94,6 @@ def get_contenders(text: str) -> list[Contender]:
     if (taken := contenders[0].name) in (ORACLE, *TEACHERS):
         raise ContenderError(f"A policy cannot be called {taken}; name it, as in other={path}")
     return contenders
-
-
-def newest_run(runs: Path) -> Path | None:
-    """The directory of the newest finished run under `runs`, or None.
-
-    Runs that `--fresh` moved aside do not count.
-    """
-    there = [path for path in runs.glob("*") if not re.search(r"\.old\d+$", path.name)]
-    finished = [path for path in there if _is_finished(path)]
-    return max(finished, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def _is_finished(run: Path) -> bool:
-    """Whether a run directory, or all of its replicates, were trained to the end."""
-    replicates = _replicates(run)
-    if replicates:
-        return all(map(_is_finished, replicates))
-    try:
-        phases = len(json.loads((run / "config.json").read_text())["phases"])
-        status = json.loads(str(read_arrays(run / "checkpoint.npz")["status"]))
-        last = status["phase"] + 1 == phases and status["progress"]["finished"]
-    except Exception:  # whatever a damaged file comes up with
-        return False
-    return bool(last) and (run / "policy" / DESCRIPTION).exists()
 
 
 def _split_rate(text: str) -> tuple[str, float | None]:
