@@ -1,6 +1,6 @@
 """Draws the paper's Figure 3 for one policy: validation loss by epoch, beside the tuned teachers.
 
-    python examples/figure_3.py runs/choice-large
+    python examples/figure_3.py choice-large
     python examples/figure_3.py runs/digits --problem digits_cnn --epochs 10
 
 Fits the problem with the policy and the teachers and writes results/figure-3/figure-3.png. Fits

@@ -1,6 +1,6 @@
 """Trains three Keras networks on MNIST with a policy, and with Adam at its default rate.
 
-    python examples/keras_fit.py runs/choice-large/policy
+    python examples/keras_fit.py choice-large
     python examples/keras_fit.py runs/choice-large/policy --examples 12800 --networks cnn
 
 Prints a table. Nothing here but the optimizer is l2o's: it is a plain `compile` and `fit`.
