@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from l2o.amalgamation.keras_loss import Loss, per_example, takes_class_indices
+from l2o.amalgamation.second_order import second_derivatives
 from l2o.rules.layout import Layout
 
 _SEED = "seed_generator_state"  # what Keras calls the variable of a dropout's seed
@@ -63,25 +64,6 @@ def keras_seed(seed: int) -> Iterator[None]:
         np.random.set_state(numpy_before)
 
 
-@contextmanager
-def exact_moments() -> Iterator[None]:
-    """Batch norm built within has the right second derivatives.
-
-    TensorFlow's `tf.nn.moments`, which Keras calls, takes the mean in the variance for a
-    constant: right for first derivatives only.
-    """
-    before = tf.nn.moments
-    tf.nn.moments = _moments
-    try:
-        yield
-    finally:
-        tf.nn.moments = before
-
-
-def _moments(x, axes, shift=None, keepdims=False, name=None):
-    return tf.reduce_mean(x, axes, keepdims), tf.math.reduce_variance(x, axes, keepdims)
-
-
 class KerasOptimizee:
     """A Keras model and its loss as an optimizee.
 
@@ -121,7 +103,7 @@ class KerasOptimizee:
 
     def outcome(self, tensors, carried, batch, training):
         """As `loss`, of the layout's tensors, with the network's outputs [B, ...] as a third."""
-        with exact_moments():
+        with second_derivatives():
             outputs, carried, penalties = self.model.stateless_call(
                 tensors,
                 carried,
