@@ -1,35 +1,45 @@
 """How the commands start: quietly, and not slower than they must."""
 
+import contextlib
 import gc
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 
 # A third of all imports: Keras has them, where they are there, for parts that no command uses.
 UNUSED = ("matplotlib", "pandas", "sklearn")
 
 
-def run(module: str) -> None:
-    """Imports a command's module and runs its `main`.
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What is imported within cannot greet on stderr, as TensorFlow does whatever it is told.
 
-    Importing it imports TensorFlow, whose libraries greet on stderr whatever they are told.
     Python's own errors come as ever: they are raised when stderr is back.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
+
+
+def run(module: str) -> None:
+    """Imports a command's module and runs its `main`."""
     gc.disable()  # modules stay: looking for garbage is a fifth of the time that importing takes
     try:
-        _import_keras()
-        command = importlib.import_module(module)
+        with quiet():
+            _import_keras()
+            command = importlib.import_module(module)
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
         gc.freeze()
         gc.enable()
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(null)
     command.main()
 
 

@@ -12,20 +12,21 @@ but `loss` and `batch_size` out.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import keras
-import numpy as np
-from sklearn.datasets import load_diabetes
+import start
 
-import l2o
+with start.quiet():
+    import keras
+    import numpy as np
+    from sklearn.datasets import load_diabetes
+
+    import l2o
 
 SEEDS, EPOCHS = 3, 10
 # Two stages, unrolls of 50 and of 100 steps, each of two periods of eight trajectories.

@@ -10,20 +10,21 @@ that are there are not run again. `evaluate.py --report` draws all the figures t
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from l2o.evaluation.comparison import summarize
-from l2o.evaluation.contenders import get_contenders
-from l2o.evaluation.figures import drawings
-from l2o.evaluation.plots import png
-from l2o.evaluation.run import Plan, Task, evaluate, missing
-from l2o.evaluation.store import ResultsDirectory
-from problems import get_problem, load_dataset
+import start
+
+with start.quiet():
+    from l2o.evaluation.comparison import summarize
+    from l2o.evaluation.contenders import get_contenders
+    from l2o.evaluation.figures import drawings
+    from l2o.evaluation.plots import png
+    from l2o.evaluation.run import Plan, Task, evaluate, missing
+    from l2o.evaluation.store import ResultsDirectory
+    from problems import get_problem, load_dataset
 
 
 def main() -> None:

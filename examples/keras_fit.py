@@ -9,19 +9,20 @@ Prints a table. Nothing here but the optimizer is l2o's: it is a plain `compile`
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import keras
-import numpy as np
+import start
 
-import l2o
-from problems import datasets, networks
+with start.quiet():
+    import keras
+    import numpy as np
+
+    import l2o
+    from problems import datasets, networks
 
 
 def transformer(shape: tuple[int, ...], classes: int) -> keras.Model:

@@ -5,6 +5,7 @@ import math
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from problems import PROBLEMS, get_problem, networks
 
@@ -100,3 +101,21 @@ def test_unknown_problem_lists_the_names_there_are():
         get_problem("mnist_cn")
     assert "'mnist_cn'" in str(error.value)
     assert all(name in str(error.value) for name in PROBLEMS)
+
+
+@pytest.mark.parametrize("name", ["cnn", "deeper"])
+def test_it_does_not_matter_that_pools_come_before_their_relus(name, monkeypatch):
+    images = np.random.default_rng(0).random((8, *_MNIST), np.float32)
+    ours = getattr(networks, name)(_MNIST, 10)
+    pooled = networks._pooled
+    monkeypatch.setattr(networks, "_pooled", lambda: pooled()[::-1])
+    papers = getattr(networks, name)(_MNIST, 10)
+    papers.set_weights(ours.get_weights())
+    gradients = []
+    for model in (ours, papers):
+        with tf.GradientTape() as tape:
+            outputs = model(images)
+        gradients.append(tape.gradient(outputs, model.trainable_variables))
+    np.testing.assert_array_equal(ours(images), papers(images))
+    for mine, other in zip(*gradients, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-6, atol=1e-6)

@@ -241,37 +241,32 @@ def difference(first: Summary, second: Summary) -> Difference:
 
 
 def summary_table(results: Iterable[Result]) -> str:
-    """The results as plain text of at most 100 columns: a block a problem, a line an optimizer."""
+    """The results as plain text of at most 80 columns: a block a problem, a line an optimizer.
+
+    Where training is private, ε stands in place of the training loss.
+    """
     blocks = []
     for case, summaries in summarize(results).items():
         best, best_name = oracle(summaries), oracle_name(summaries)
         private = any(isfinite(s.epsilon) for s in summaries)
-        lines = [case.title[:100], _HEAD + ("      ε" if private else "")]
-        for summary in summaries:
-            name = summary.label + (f" ({best_name})" if summary is best else "")
-            line = _line(name, summary)
-            lines.append(line + (f" {number(summary.epsilon, 3):>6}" if private else ""))
+        head = "optimizer", "n", "log val. loss [95%]", "ε" if private else "log train"
+        lines = [case.title[:80], _line(*head, "test acc.", "seconds")]
+        for s in summaries:
+            name = s.label + (f" ({best_name})" if s is best else "")
+            spent = number(s.epsilon, 3) if private else number(s.final_train, 2)
+            loss, accuracy = interval(s.performance, 2), percent(s.test_accuracy)
+            members = str(len(s.evaluations))
+            lines.append(_line(name, members, loss, spent, accuracy, number(s.seconds, 1)))
         for note in notes(summaries):
-            lines += wrap(note, 98, initial_indent="  ", subsequent_indent="    ")
+            lines += wrap(note, 78, initial_indent="  ", subsequent_indent="    ")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
 
 
-_HEAD = (
-    f"  {'optimizer':<24}{'n':>3}  {'log val. loss [95% interval]':<28}"
-    f"{'log train':>10} {'test acc.':>9} {'seconds':>8}"
-)
-
-
-def _line(name: str, summary: Summary) -> str:
-    if len(name) > 24:
-        name = name[:23] + "…"
-    loss = interval(summary.performance)
-    return (
-        f"  {name:<24}{len(summary.evaluations):>3}  {loss:<28}"
-        f"{number(summary.final_train, 3):>10} {percent(summary.test_accuracy):>9} "
-        f"{number(summary.seconds, 1):>8}"
-    )
+def _line(name: str, count: str, loss: str, spent: str, accuracy: str, seconds: str) -> str:
+    if len(name) > 22:
+        name = name[:21] + "…"
+    return f"  {name:<22}{count:>3}  {loss:<24}{spent:>9} {accuracy:>9} {seconds:>7}"
 
 
 def notes(summaries: Sequence[Summary]) -> list[str]:
