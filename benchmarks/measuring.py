@@ -246,13 +246,14 @@ def count(text: str, least: int = 1) -> int:
     return int(text)
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """A command line with `--repeats`; `description` is the script's docstring."""
+def parser(description: str, repeats: bool = True) -> argparse.ArgumentParser:
+    """A command line, by default with `--repeats`; `description` is the script's docstring."""
     command = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    text = "measurements of which the median counts; default 5"
-    command.add_argument("--repeats", type=count, default=5, metavar="R", help=text)
+    if repeats:
+        text = "measurements of which the median counts; default 5"
+        command.add_argument("--repeats", type=count, default=5, metavar="R", help=text)
     return command
 
 

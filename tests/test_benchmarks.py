@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -61,6 +62,36 @@ def test_first_update_says_what_train_says():
     assert done.returncode == 2
     assert done.stderr.startswith("error: train.py ended: ") and "'mena'" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_whole_run(tmp_path):
+    options = "--strategy none --problem mnist_mlp --data digits --preset smoke --truncation 2"
+    short = "--unrolls 2 --alphas 0.1 --last-validation 2 --warmup-steps 1"
+    line = f"--every 4 --output {tmp_path / 'run'} -- {options} {short}"
+    result = report("whole_run.py", line)["result"]
+    kept = (tmp_path / "run.stretches.csv").read_text().splitlines()
+    rows = [list(map(float, row.split(","))) for row in kept]
+    assert result["pg"] == pytest.approx(sum(spent / gradient for spent, gradient in rows))
+    assert result["hours"] == pytest.approx(sum(spent for spent, _ in rows) / 3600)
+    assert (tmp_path / "run" / "policy").is_dir()
+
+
+def test_a_stretch_leaves_out_what_is_measured_between():
+    stretches = runpy.run_path(str(FOLDER / "whole_run.py"))["stretches"]
+    # Two seconds of naps, of which a halt lengthens no more than one.
+    program = "import time\nfor _ in range(40): time.sleep(0.05)"
+    gradients = iter(range(1, 100))
+
+    def gradient() -> float:
+        time.sleep(0.5)
+        return next(gradients)
+
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        rows = list(stretches(process, gradient, every=0.4))
+    assert process.returncode == 0 and len(rows) > 3
+    assert [between for _, between in rows] == [k + 1.5 for k in range(len(rows))]
+    assert 1.5 < sum(spent for spent, _ in rows) < 4
 
 
 @pytest.mark.slow
@@ -128,6 +159,7 @@ def test_optimizer():
         ("growth.py", "devices --values 3", "must divide the meta-batch, 4. Received: 3"),
         ("growth.py", "teachers --values 7", "from 1 to 6. Received: 7"),
         ("growth.py", "--values 1", "--values goes with one sweep alone"),
+        ("whole_run.py", "--every 0", "must be a whole number of at least 1, not '0'"),
     ],
 )
 def test_bad_lines(script, line, fault):
