@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SEED, BATCH, WARMUP, STEPS, ALPHA = 3, 16, 4, 6, 0.2
+SEED, EXAMPLES, BATCH, WARMUP, STEPS, ALPHA, MAGNITUDE = 3, 200, 16, 4, 6, 0.2, 0.05
 IN_JAX = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
@@ -25,12 +25,18 @@ if name == "choice":
     job, taught = jax_unroll.Job(RNNProp(), (job.rule,)), [take("teacher")]
 if name == "minmax":
     job, taught = jax_unroll.Job(RNNProp(), get_pool("small"), True), [[], []]
+if name == "attacked":
+    job = jax_unroll.Job(RNNProp(), adversarial=float(arrays["magnitude"]))
 here = jax_unroll.warm_up(job, data, arrays["theta"], arrays["scale"], arrays["early"])
+cut = jax_unroll.Cut(arrays["cut"], arrays.get("held"), 0)
 gradient, after, report = jax_unroll.truncation(
-    job, take("weight"), taught, data, here, arrays["cut"], float(arrays["alpha"])
+    job, take("weight"), taught, data, here, cut, float(arrays["alpha"])
 )
 replicates.BATCH = arrays["cut"].shape[1]
-drawn = replicates.batch_indices(list(arrays["key"]), 0, 30, len(data[1]))
+draws, key = replicates.Draws(len(data[1]), name == "attacked"), list(arrays["key"])
+drawn = draws.steps(key, 0, 30)
+if name == "attacked":
+    drawn = np.concatenate([drawn, draws.judged(key, 0, 30)])
 _, scale = replicates.begin([[list(arrays["key"])]], True)
 found = {f"gradient{k:02}": g for k, g in enumerate(gradient)}
 found |= {"theta": after.student.parameters, "report": jnp.stack([1.0 * x for x in report])}
@@ -38,15 +44,16 @@ np.savez(sys.argv[1] + "/out.npz", drawn=drawn, drawn_scale=scale, **found)
 """
 
 
-@pytest.mark.parametrize("name", ["none", "choice", "minmax"])
+@pytest.mark.parametrize("name", ["none", "choice", "minmax", "attacked"])
 def test_the_truncation_is_that_of_l2o(name, tmp_path):
     if importlib.util.find_spec("jax") is None:
         pytest.skip("jax is not installed (pip install 'l2o[jax]')")
     import tensorflow as tf
     from made_weights import made_weights
 
-    from l2o.amalgamation.batches import batch_indices, batches
+    from l2o.amalgamation.batches import batch_indices, held_out, take
     from l2o.amalgamation.optimizee import Batch, KerasOptimizee
+    from l2o.amalgamation.perturbation import Perturbation
     from l2o.amalgamation.unroll import Amalgamation, Teacher, begin, truncation, warm_up
     from l2o.rules import Choice, RNNProp, get_pool
     from problems import networks
@@ -56,27 +63,43 @@ def test_the_truncation_is_that_of_l2o(name, tmp_path):
         "none": (choice, (), "none"),
         "choice": (RNNProp(), (Teacher(choice, made_weights(choice)),), "mean"),
         "minmax": (RNNProp(), tuple(Teacher(t, []) for t in get_pool("small")), "minmax"),
+        "attacked": (RNNProp(), (), "none"),
     }[name]
     weights = [np.asarray(w) for w in made_weights(rule)]
+    attack = Perturbation("adversarial", MAGNITUDE) if name == "attacked" else None
     job = Amalgamation(
-        rule, teachers, scheme, KerasOptimizee(lambda: networks.cnn((28, 28, 1), 10))
+        rule,
+        teachers,
+        scheme,
+        KerasOptimizee(lambda: networks.cnn((28, 28, 1), 10)),
+        perturbation=attack,
     )
     generator = np.random.default_rng(0)
     data = Batch(
-        generator.integers(256, size=(80, 28, 28, 1), dtype="uint8"),
-        generator.integers(10, size=80).astype("int32"),
+        generator.integers(256, size=(EXAMPLES, 28, 28, 1), dtype="uint8"),
+        generator.integers(10, size=EXAMPLES).astype("int32"),
     )
     key = [SEED, 1, 0, 7]
-    tensors = lambda *where: tf.nest.map_structure(  # noqa: E731
-        tf.convert_to_tensor, batches(data, key, BATCH, *where)
-    )
+    kept, tenth = held_out(data, key) if attack else (np.arange(EXAMPLES), None)
+
+    def indices(start, steps, among=kept, stream=1):
+        return among[batch_indices([*key, stream], len(among), BATCH, start, steps)]
+
+    early, cut, drawn = indices(0, WARMUP), indices(WARMUP, STEPS), indices(0, 30)
+    held = {"held": indices(WARMUP, STEPS, tenth, 4)} if attack else {}
+    if attack:
+        drawn = np.concatenate([drawn, indices(0, 30, tenth, 4)])
     trajectory = begin(job, key, name != "none")
     theta, scale = (np.asarray(x) for x in (trajectory.start[0], trajectory.scale))
-    trajectory = warm_up(job, weights, trajectory, tensors(0, WARMUP))
-    learn = tf.function(lambda w, t, cut: truncation(job, w, t, cut, ALPHA), autograph=False)
-    gradient, after, report = learn(weights, trajectory, tensors(WARMUP, STEPS))
+    trajectory = warm_up(job, weights, trajectory, take(data, early))
+    judged = take(data, held["held"]) if attack else ()
 
-    indices = lambda *where: batch_indices([*key, 1], 80, BATCH, *where)  # noqa: E731
+    @tf.function(autograph=False)
+    def learn(weights, trajectory):
+        return truncation(job, weights, trajectory, take(data, cut), ALPHA, judged)
+
+    gradient, after, report = learn(weights, trajectory)
+
     taught = {f"teacher{k:02}": w for t in teachers for k, w in enumerate(t.weights)}
     np.savez(
         tmp_path / "in.npz",
@@ -84,10 +107,12 @@ def test_the_truncation_is_that_of_l2o(name, tmp_path):
         labels=data.labels,
         theta=theta * scale,
         scale=scale,
-        early=indices(0, WARMUP),
-        cut=indices(WARMUP, STEPS),
+        early=early,
+        cut=cut,
         alpha=ALPHA,
+        magnitude=MAGNITUDE,
         key=key,
+        **held,
         **taught,
         **{f"weight{k:02}": w for k, w in enumerate(weights)},
     )
@@ -96,7 +121,7 @@ def test_the_truncation_is_that_of_l2o(name, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     with np.load(tmp_path / "out.npz") as found:
-        np.testing.assert_array_equal(found["drawn"], indices(0, 30))
+        np.testing.assert_array_equal(found["drawn"], drawn)
         if name != "none":
             np.testing.assert_array_equal(found["drawn_scale"][0, 0], scale)
         np.testing.assert_allclose(found["report"], [float(x) for x in report], rtol=1e-3)

@@ -23,11 +23,34 @@ WARMUP_RATE, CLIP_RATIO, CLIP_FLOOR, LOG_FLOOR = 0.01, 0.1, 1e-3, 1e-10
 
 
 class Job(NamedTuple):
-    """Who learns what from whom: rules, and whether the distance is the largest or the mean."""
+    """Who learns what from whom.
+
+    Attributes:
+        rule: The student's.
+        teachers: Rules.
+        minmax: Whether the distance is the largest or the mean.
+        gaussian, adversarial: Magnitudes of l2o's relative perturbations; 0 for none.
+    """
 
     rule: Any
     teachers: tuple = ()
     minmax: bool = False
+    gaussian: float = 0.0
+    adversarial: float = 0.0
+
+
+class Cut(NamedTuple):
+    """What a truncation sees.
+
+    Attributes:
+        steps: Examples to train on, int32 [T, B].
+        judged: Examples [T, B] of the meta loss; None if they are the same.
+        seed: Of the noise, an integer.
+    """
+
+    steps: Any
+    judged: Any
+    seed: Any
 
 
 class Runner(NamedTuple):
@@ -122,26 +145,42 @@ def follow(job: Job, weights: list, data, runners: tuple, indices):
     return jax.lax.scan(step, runners, indices)
 
 
-def practise(job: Job, weights: list, data, trajectory: Trajectory, indices, path):
+def practise(job: Job, weights: list, data, trajectory: Trajectory, cut: Cut, path):
     """Log losses [T], distances [T, K] to `path` [T, K, D], and the student, after T steps."""
     scale = trajectory.scale
 
     @jax.checkpoint
     def step(runner, here):
-        chosen, goals = here
+        chosen, judged, goals, key = here
         see = jax.value_and_grad(lambda p: network_loss(p * scale, data, chosen))
         loss, gradient = see(runner.parameters)
-        move, state = job.rule.update(weights, gradient, runner.state, LAYOUT)
+        if judged is not None:
+            loss = network_loss(runner.parameters * scale, data, judged)
+        acting = _noisy(job.gaussian, weights, key)
+        move, state = job.rule.update(acting, gradient, runner.state, LAYOUT)
         runner = Runner(runner.parameters - move, state)
         squares = jnp.sum(jnp.square(runner.parameters - goals / scale), axis=-1)
         distance = jnp.log(squares / 2 + LOG_FLOOR) - math.log(LAYOUT.size)
         return runner, (_log(loss), distance)
 
-    runner, (losses, distances) = jax.lax.scan(step, trajectory.student, (indices, path))
+    keys = jax.random.split(jax.random.key(cut.seed), len(cut.steps))
+    here = (cut.steps, cut.judged, path, keys)
+    runner, (losses, distances) = jax.lax.scan(step, trajectory.student, here)
     return losses, distances, runner
 
 
-def truncation(job: Job, weights: list, teachers: list, data, trajectory, indices, alpha):
+def _noisy(magnitude: float, weights: list, key) -> list:
+    if not magnitude:
+        return weights
+    size = lambda w: jnp.sqrt(jnp.mean(jnp.square(jax.lax.stop_gradient(w))))  # noqa: E731
+    keys = jax.random.split(key, len(weights))
+    return [
+        w + magnitude * size(w) * jax.random.normal(k, w.shape)
+        for w, k in zip(weights, keys, strict=True)
+    ]
+
+
+def truncation(job: Job, weights: list, teachers: list, data, trajectory, cut: Cut, alpha):
     """Meta-gradient, the trajectory after T steps, and (meta loss, distance, finite).
 
     Args:
@@ -150,52 +189,61 @@ def truncation(job: Job, weights: list, teachers: list, data, trajectory, indice
         teachers: Their weights.
         data: Pixels uint8 [N, 28, 28] and labels int32 [N].
         trajectory: Where the unroll stands.
-        indices: int32 [T, B].
+        cut: The examples.
         alpha: Weight of the distance.
     """
-    runners, path = trajectory.teachers, jnp.zeros((len(indices), 0, LAYOUT.size))
+    runners, path = trajectory.teachers, jnp.zeros((len(cut.steps), 0, LAYOUT.size))
     if job.teachers:
-        runners, path = follow(job, teachers, data, runners, indices)
+        runners, path = follow(job, teachers, data, runners, cut.steps)
 
     def objective(weights):
-        losses, distances, student = practise(job, weights, data, trajectory, indices, path)
+        losses, distances, student = practise(job, weights, data, trajectory, cut, path)
         distance = jnp.zeros(())
         if job.teachers:
             distance = jnp.mean((jnp.max if job.minmax else jnp.mean)(distances, axis=-1))
         loss = jnp.mean(losses)
         return loss + alpha * distance, (loss, distance, student)
 
-    gradient, (loss, distance, student) = jax.grad(objective, has_aux=True)(weights)
+    learn = jax.grad(objective, has_aux=True)
+    if job.adversarial:
+        upward = zip(weights, learn(weights)[0], strict=True)
+        length = lambda g: jnp.where(_norm(g) > 0, _norm(g), 1)  # noqa: E731
+        weights = [w + job.adversarial * _norm(w) * g / length(g) for w, g in upward]
+    gradient, (loss, distance, student) = learn(weights)
     begun = lambda chosen: _log(network_loss(trajectory.start, data, chosen))  # noqa: E731
-    loss = loss - jnp.mean(jax.lax.map(begun, indices))
+    judged = cut.steps if cut.judged is None else cut.judged
+    loss = loss - jnp.mean(jax.lax.map(begun, judged))
     after = trajectory._replace(student=student, teachers=runners)
     finite = _all_finite((gradient, after, loss, distance))
     return gradient, _choose(finite, after, trajectory), (loss, distance, finite)
 
 
-def rehearse(job: Job, weights: list, data, trajectory: Trajectory, indices):
+def rehearse(job: Job, weights: list, data, trajectory: Trajectory, cut: Cut):
     """An unscaled trajectory after T steps without teachers, and the mean meta loss."""
 
-    def step(runner, chosen):
+    def step(runner, here):
+        chosen, judged = here
         loss, gradient = jax.value_and_grad(network_loss)(runner.parameters, data, chosen)
+        if judged is not None:
+            chosen, loss = judged, network_loss(runner.parameters, data, judged)
         move, state = job.rule.update(weights, gradient, runner.state, LAYOUT)
         start = network_loss(trajectory.start, data, chosen)
         return Runner(runner.parameters - move, state), _log(loss) - _log(start)
 
-    student, losses = jax.lax.scan(step, trajectory.student, indices)
+    student, losses = jax.lax.scan(step, trajectory.student, (cut.steps, cut.judged))
     return trajectory._replace(student=student), jnp.mean(losses)
 
 
 def meta_update(
-    job: Job, rate: float, state: MetaState, teachers, data, trajectories, indices, alpha
+    job: Job, rate: float, state: MetaState, teachers, data, trajectories, cuts: Cut, alpha
 ):
     """One update of one replicate from [M] trajectories; see `truncation` for the rest.
 
     Returns:
         The new state and trajectories, and [meta loss, distance, whether all was finite].
     """
-    each = lambda t, i: truncation(job, state.weights, teachers, data, t, i, alpha)  # noqa: E731
-    gradients, trajectories, (loss, distance, finite) = jax.vmap(each)(trajectories, indices)
+    each = lambda t, cut: truncation(job, state.weights, teachers, data, t, cut, alpha)  # noqa: E731
+    gradients, trajectories, (loss, distance, finite) = jax.vmap(each)(trajectories, cuts)
     gradient = [jnp.mean(g, axis=0) for g in gradients]
     layout, finite = Layout.of(state.weights), jnp.all(finite)
     clipped = layout.flatten([_clip(g, w) for g, w in zip(gradient, state.weights, strict=True)])
@@ -208,9 +256,12 @@ def meta_update(
     return state, trajectories, jnp.stack([loss.mean(), distance.mean(), 1.0 * finite])
 
 
+def _norm(x):
+    return jnp.sqrt(jnp.sum(jnp.square(x)))
+
+
 def _clip(gradient, weight):
-    norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x)))  # noqa: E731
-    longest, length = CLIP_RATIO * jnp.maximum(norm(weight), CLIP_FLOOR), norm(gradient)
+    longest, length = CLIP_RATIO * jnp.maximum(_norm(weight), CLIP_FLOOR), _norm(gradient)
     return gradient * jnp.where(length > longest, longest / jnp.where(length > 0, length, 1), 1)
 
 

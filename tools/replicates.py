@@ -33,10 +33,10 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import jax_unroll as unroll  # noqa: E402
 import numpy as np  # noqa: E402
-from jax_unroll import LAYOUT, SHAPES, Job, MetaState  # noqa: E402
+from jax_unroll import LAYOUT, SHAPES, Cut, Job, MetaState  # noqa: E402
 
 import l2o  # noqa: E402
-from l2o.rules import Choice, Layout, RNNProp, get_pool  # noqa: E402
+from l2o.rules import Choice, Layout, Original, RNNProp, Scale, get_pool  # noqa: E402
 from l2o.rules.analytical import Adam  # noqa: E402
 from l2o.rules.pools import POOLS  # noqa: E402
 
@@ -48,6 +48,8 @@ curriculum = sys.modules["curriculum"] = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(curriculum)
 
 BATCH, WARMUP, RATE, SCALE_LIMIT = 128, 100, 1e-3, 1.0
+PLACES = ("data", "output", "seeds")  # of the options, what a card does not repeat
+POLICIES = {rule.name: rule for rule in (RNNProp, Original, Scale)}
 TRAINING, VALIDATION, INITIAL = 0, 1, 2  # streams of random numbers, as in l2o's trainer
 COLUMNS = ("phase", "stage", "period", "repeats", "unroll", "alpha", "meta_loss", "distance",
            "validation_unroll", "incoming", "validation_loss", "validation_error", "verdict",
@@ -65,31 +67,74 @@ class Phase:
     scaled: bool
 
 
-def phases_of(strategy: str, pool: str, preset: Any) -> list[Phase]:
+def phases_of(options: argparse.Namespace) -> list[Phase]:
     """What is trained, in order."""
-    stages = curriculum.amalgamation_stages(preset.unrolls, preset.alphas, preset.last_validation)
-    schedule = replace(preset.schedule, stages=stages)
-    if strategy != "choice":
-        teachers = () if strategy == "none" else get_pool(pool)
-        return [Phase(0, "policy", Job(RNNProp(), teachers, strategy == "minmax"), schedule, True)]
+    preset, m = curriculum.PRESETS[options.preset], options.meta_batch
+    stages = curriculum.amalgamation_stages(
+        options.unrolls or preset.unrolls,
+        options.alphas or preset.alphas,
+        options.last_validation or preset.last_validation,
+    )
+    schedule = preset.schedule
+    schedule = replace(
+        schedule,
+        stages=stages,
+        truncation=options.truncation or schedule.truncation,
+        meta_batch=m,
+        period=schedule.period * m,  # as many meta-updates
+    )
+    rule, pool = POLICIES[options.policy](), get_pool(options.pool)
+    disturbed = {"gaussian": options.gaussian, "adversarial": options.adversarial}
+    scaled = options.policy == "rnnprop"
+    if options.strategy != "choice":
+        teachers = () if options.strategy == "none" else pool
+        job = Job(rule, teachers, options.strategy == "minmax", **disturbed)
+        return [Phase(0, "policy", job, schedule, scaled)]
     mixed = curriculum.choice_schedule(schedule, preset.choice_unrolls, preset.choice_validation)
-    choice = Choice(get_pool(pool))
+    choice = Choice(pool)
     return [
-        Phase(0, "choice", Job(choice), mixed, False),
-        Phase(1, "policy", Job(RNNProp(), (choice,)), schedule, True),
+        Phase(0, "choice", Job(choice, **disturbed), mixed, False),
+        Phase(1, "policy", Job(rule, (choice,), **disturbed), schedule, scaled),
     ]
 
 
 # What is drawn: keys are nested lists [R][M] of a replicate's trajectories.
 
 
-def batch_indices(key: list[int], start: int, steps: int, examples: int) -> np.ndarray:
-    """int32 [steps, B], as `l2o.amalgamation.batches` draws them."""
+@dataclass(frozen=True)
+class Draws:
+    """Examples that trajectories see, as `l2o.amalgamation.batches` draws them.
+
+    Attributes:
+        examples: N, of the training set.
+        held_out: Whether a tenth, drawn for each trajectory, is for the meta loss alone.
+    """
+
+    examples: int
+    held_out: bool
+
+    def steps(self, key: list[int], start: int, steps: int) -> np.ndarray:
+        """int32 [steps, B] to train on."""
+        kept = self._parts(key)[0] if self.held_out else np.arange(self.examples)
+        return kept[batch_indices([*key, 1], len(kept), start, steps)].astype("int32")
+
+    def judged(self, key: list[int], start: int, steps: int) -> np.ndarray:
+        """int32 [steps, B] of the meta loss, where that is on held-out examples."""
+        tenth = self._parts(key)[1]
+        return tenth[batch_indices([*key, 4], len(tenth), start, steps)].astype("int32")
+
+    def _parts(self, key: list[int]) -> list[np.ndarray]:
+        order = np.random.default_rng([*key, 3]).permutation(self.examples)
+        return np.split(order, [self.examples - self.examples // 10])
+
+
+def batch_indices(seed: list[int], examples: int, start: int, steps: int) -> np.ndarray:
+    """Slices [steps, B] of a permutation that is fresh every epoch."""
     per_epoch, rows, order = examples // BATCH, [], (None, None)
     for step in range(start, start + steps):
         epoch, place = divmod(step, per_epoch)
         if epoch != order[0]:
-            order = epoch, np.random.default_rng([*key, 1, epoch]).permutation(examples)
+            order = epoch, np.random.default_rng([*seed, epoch]).permutation(examples)
         rows.append(order[1][place * BATCH : (place + 1) * BATCH])
     return np.reshape(rows, (steps, BATCH)).astype("int32")
 
@@ -115,9 +160,14 @@ def begin(keys: list, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
 
 def fresh(rule, seeds: list[int]) -> MetaState:
     """States [R, ...] before the first update."""
+    return states_of([rule.initial_weights(seed) for seed in seeds])
+
+
+def states_of(policies: list[list]) -> MetaState:
+    """States [R, ...] of policies, by their weights, as no update has been made yet."""
     states = []
-    for seed in seeds:
-        weights = [jnp.asarray(w) for w in rule.initial_weights(seed)]
+    for policy in policies:
+        weights = [jnp.asarray(w) for w in policy]
         moments = Adam(RATE).initial_state(Layout.of(weights))
         states.append(MetaState(weights, moments, jnp.zeros((), jnp.int32)))
     return jax.tree.map(lambda *x: jnp.stack(x), *states)
@@ -132,7 +182,15 @@ class Programs:
         warm_up_alone, rehearse: What validation runs, of [R, V] trajectories.
     """
 
-    def __init__(self, workers: ThreadPoolExecutor, phase: Phase, data, replicas: int):
+    def __init__(
+        self,
+        workers: ThreadPoolExecutor,
+        phase: Phase,
+        data,
+        replicas: int,
+        held_out: bool,
+        rate: float,
+    ):
         job, schedule = phase.job, phase.schedule
         alone = job._replace(teachers=())
         m, v = schedule.meta_batch, schedule.validation_trajectories
@@ -150,21 +208,26 @@ class Programs:
             program = lanes(lambda *x: unroll.warm_up(job, *x), [(None, 0, 0, 0)] * 2)
             return program, (data, *[floats(replicas, m, LAYOUT.size)] * 2, chosen(m, steps))
 
-        update = jax.vmap(lambda *x: unroll.meta_update(job, RATE, *x), (0, 0, None, 0, 0, None))
+        update = jax.vmap(lambda *x: unroll.meta_update(job, rate, *x), (0, 0, None, 0, 0, None))
         rehearse = lanes(
             lambda *x: unroll.rehearse(alone, *x), [(0, None, 0, 0), (None, None, 0, 0)]
         )
         warm, warm_alone = warmed(job, m, WARMUP), warmed(alone, v, WARMUP)
         trajectories, judged = jax.eval_shape(warm[0], *warm[1]), jax.eval_shape(*_flat(warm_alone))
-        cut = schedule.truncation
+        steps = schedule.truncation
+
+        def cut(m):
+            seeds = jax.ShapeDtypeStruct((replicas, m), jnp.int32)
+            return Cut(chosen(m, steps), chosen(m, steps) if held_out else None, seeds)
+
         self._futures: dict[str, Future] = {
             name: workers.submit(lambda f, x: jax.jit(f).lower(*x).compile(), function, shapes)
             for name, (function, shapes) in {
                 "warm_up": warm,
                 "cold": warmed(job, m, 0),
                 "warm_up_alone": warm_alone,
-                "rehearse": (rehearse, (state.weights, data, judged, chosen(v, cut))),
-                "update": (update, (state, taught, data, trajectories, chosen(m, cut), floats())),
+                "rehearse": (rehearse, (state.weights, data, judged, cut(v))),
+                "update": (update, (state, taught, data, trajectories, cut(m), floats())),
             }.items()
         }
 
@@ -187,6 +250,7 @@ class Replicates:
     programs: Programs
     seeds: list[int]
     data: Any
+    draws: Draws
     teachers: list
     workers: ThreadPoolExecutor
     note: Callable[[Phase, int, dict, list], None]
@@ -246,11 +310,11 @@ class Replicates:
                 [[s, phase.number, TRAINING, p.trajectories + first + k] for k in range(m)]
                 for s, p in zip(self.seeds, progress, strict=True)
             ]
-            early = self._drawn(keys, 0, warmup)
+            early = self._drawn(self.draws.steps, keys, 0, warmup)
             program = self.programs.warm_up if warmup else self.programs.cold
             trajectories = program(self.data, *begin(keys, phase.scaled), early)
             for start in range(0, stage.unroll(period), schedule.truncation):
-                cut = self._drawn(keys, warmup + start, schedule.truncation)
+                cut = self._cut(keys, warmup + start, schedule.truncation)
                 alpha = np.float32(stage.alpha)
                 state, trajectories, report = self.programs.update(
                     state, self.teachers, self.data, trajectories, cut, alpha
@@ -263,20 +327,26 @@ class Replicates:
         schedule, unrolled = self.phase.schedule, stage.validation_unroll
         some = range(schedule.validation_trajectories)
         keys = [[[s, self.phase.number, VALIDATION, k] for k in some] for s in self.seeds]
-        early = self._drawn(keys, 0, WARMUP)
+        early = self._drawn(self.draws.steps, keys, 0, WARMUP)
         trajectories = self.programs.warm_up_alone(self.data, *begin(keys, False), early)
         total = 0
         for start in range(0, unrolled, schedule.truncation):
-            cut = self._drawn(keys, WARMUP + start, schedule.truncation)
+            cut = self._cut(keys, WARMUP + start, schedule.truncation)
             trajectories, losses = self.programs.rehearse(weights, self.data, trajectories, cut)
             total = total + losses
         return np.asarray(total) * schedule.truncation / unrolled
 
-    def _drawn(self, keys: list, start: int, steps: int) -> np.ndarray:
+    def _cut(self, keys: list, start: int, steps: int) -> Cut:
+        """What a truncation of [R, M] trajectories sees."""
+        seed = lambda key: np.random.default_rng([*key, 2, start]).integers(2**31)  # noqa: E731
+        judged = self._drawn(self.draws.judged, keys, start, steps) if self.draws.held_out else None
+        drawn = self._drawn(self.draws.steps, keys, start, steps)
+        return Cut(drawn, judged, np.array([[seed(k) for k in row] for row in keys], "int32"))
+
+    def _drawn(self, draw: Callable, keys: list, start: int, steps: int) -> np.ndarray:
         """Batch indices [R, M, steps, B]."""
-        examples = len(self.data[1])
         flat = [key for row in keys for key in row]
-        rows = self.workers.map(lambda key: batch_indices(key, start, steps, examples), flat)
+        rows = self.workers.map(lambda key: draw(key, start, steps), flat)
         return np.reshape(list(rows), (len(keys), len(keys[0]), steps, BATCH))
 
 
@@ -288,26 +358,48 @@ def _put(tree, r: int, new):
     return jax.tree.map(lambda x, y: x.at[r].set(y), tree, new)
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line; a flag that train.py has means what it means there."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("data", type=Path, help="mnist.npz")
+    p.add_argument("output", type=Path, help="directory of the replicates, a new one")
+    p.add_argument("--strategy", choices=("choice", "mean", "minmax", "none"), default="choice")
+    p.add_argument("--pool", choices=sorted(POOLS), default="large")
+    p.add_argument("--policy", choices=sorted(POLICIES), default="rnnprop")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3], metavar="S")
+    p.add_argument("--preset", choices=("cpu", "smoke"), default="cpu")
+    p.add_argument("--unrolls", type=int, nargs="+", metavar="N")
+    p.add_argument("--alphas", type=float, nargs="+", metavar="A")
+    p.add_argument("--last-validation", type=int, metavar="N")
+    p.add_argument("--truncation", type=int, metavar="T")
+    p.add_argument("--meta-batch", type=int, default=1, metavar="M", help="as many meta-updates")
+    p.add_argument("--learning-rate", type=float, default=RATE, metavar="RATE")
+    p.add_argument("--held-out", action="store_true")
+    p.add_argument("--finetune", nargs="+", metavar="DIR", help="a policy for each seed, to begin "
+                   "with; not for choice")  # fmt: skip
+    p.add_argument("--gaussian", type=float, default=0.0, metavar="M", help="relative magnitude")
+    p.add_argument("--adversarial", type=float, default=0.0, metavar="M", help="relative magnitude")
+    return p
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="mnist.npz")
-    parser.add_argument("output", type=Path, help="directory of the replicates, a new one")
-    parser.add_argument(
-        "--strategy", choices=("choice", "mean", "minmax", "none"), default="choice"
-    )
-    parser.add_argument("--pool", choices=sorted(POOLS), default="large")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3], metavar="S")
-    parser.add_argument("--preset", choices=("cpu", "smoke"), default="cpu")
-    options = parser.parse_args()
+    command = parser()
+    options = command.parse_args()
     if options.output.exists():
-        parser.error(f"there is something in {options.output}")
+        command.error(f"there is something in {options.output}")
+    begin_with = [l2o.load_policy(what) for what in options.finetune or ()]
+    if begin_with and (options.strategy == "choice" or len(begin_with) != len(options.seeds)):
+        command.error("--finetune takes a policy for each seed, and not the strategy choice")
     with np.load(options.data) as arrays:
         inputs, labels = arrays["inputs"].reshape(-1, 28, 28), arrays["labels"]
     data = (jnp.asarray(inputs, jnp.uint8), jnp.asarray(labels, jnp.int32))
     seeds, begun = options.seeds, time.monotonic()
-    phases = phases_of(options.strategy, options.pool, curriculum.PRESETS[options.preset])
+    phases, draws = phases_of(options), Draws(len(labels), options.held_out)
     workers = ThreadPoolExecutor(os.cpu_count())
-    programs = [Programs(workers, phase, data, len(seeds)) for phase in phases]
+    programs = [
+        Programs(workers, phase, data, len(seeds), options.held_out, options.learning_rate)
+        for phase in phases
+    ]
     counts = [0] * len(seeds)
 
     def note(phase: Phase, r: int, facts: dict, weights: list) -> None:
@@ -323,12 +415,10 @@ def main() -> None:
             table.writerow(facts)
         if weights:
             validation = ("validation_loss", "validation_unroll", "stage", "period")
-            card = {
-                "strategy": options.strategy,
-                "pool": options.pool,
+            asked = {name: v for name, v in vars(options).items() if name not in PLACES}
+            card = asked | {
                 "problem": "mnist_cnn",
                 "data": f"mnist ({len(labels):,} train, from {options.data.name})",
-                "preset": options.preset,
                 "devices": f"{jax.devices()[0].device_kind}, {len(seeds)} replicates at once",
                 "seed": seeds[r],
                 "versions": {"l2o": l2o.__version__} | {
@@ -350,10 +440,12 @@ def main() -> None:
 
     teachers: list = []
     for phase, compiled in zip(phases, programs, strict=True):
-        draws = [np.random.default_rng([s, phase.number, INITIAL]).integers(2**20) for s in seeds]
-        state = fresh(phase.job.rule, [int(draw) for draw in draws])
+        drawn = [np.random.default_rng([s, phase.number, INITIAL]).integers(2**20) for s in seeds]
+        state = fresh(phase.job.rule, [int(draw) for draw in drawn])
+        if begin_with:
+            state = states_of([policy.weights for policy in begin_with])
         taught = teachers if phase.name == "policy" and teachers else [[]] * len(phase.job.teachers)
-        replicates = Replicates(phase, compiled, seeds, data, taught, workers, note)
+        replicates = Replicates(phase, compiled, seeds, data, draws, taught, workers, note)
         teachers = [replicates.run(state).weights]
 
 
