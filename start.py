@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 # A third of all imports: Keras has them, where they are there, for parts that no command uses.
 UNUSED = ("matplotlib", "pandas", "sklearn")
@@ -46,7 +47,8 @@ def run(module: str) -> None:
 def _import_keras() -> None:
     """Keras as on a machine without `UNUSED`, which can be imported afterwards all the same."""
     missing = [name for name in UNUSED if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(missing))  # None makes importing it an ImportError
+    absent: dict[str, Any] = dict.fromkeys(missing)
+    sys.modules.update(absent)  # None makes importing it an ImportError
     try:
         importlib.import_module("keras")
     finally:

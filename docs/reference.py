@@ -15,6 +15,7 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from l2o.amalgamation.curriculum import PRESETS
 from l2o.commands import evaluate, train_options
 
 PAGE = Path(__file__).parent / "commands.md"
@@ -27,11 +28,27 @@ What `python train.py --help` and `python evaluate.py --help` say. Both exit wit
 for something you can mend (one line on stderr says what), and with 130 when stopped by Ctrl-C;
 `train.py` with 1 where training diverged for good.
 """
+SCHEDULE = ("truncation", "meta_batch", "period", "min_periods", "max_periods", "patience",
+            "max_repeats", "tolerance", "validation_trajectories")  # fmt: skip
+STAGES = ("unrolls", "alphas", "last_validation", "choice_unrolls", "choice_validation")
 
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, *map(_command, (train_options.parser(), evaluate.parser()))])
+    train, compare = map(_command, (train_options.parser(), evaluate.parser()))
+    return "\n".join([HEAD, train, _presets(), compare])
+
+
+def _presets() -> str:
+    """The values of train.py's presets."""
+    rows = []
+    for field in SCHEDULE + STAGES:
+        of = [p.schedule if field in SCHEDULE else p for p in PRESETS.values()]
+        values = [getattr(preset, field) for preset in of]
+        shown = (" ".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values)
+        rows.append(f"| `--{field.replace('_', '-')}` | {' | '.join(shown)} |")
+    head = f"| option | {' | '.join(PRESETS)} |\n|---|{'---|' * len(PRESETS)}"
+    return "\n".join(["**What the presets of train.py stand for**\n", head, *rows]) + "\n"
 
 
 def _command(parser: argparse.ArgumentParser) -> str:

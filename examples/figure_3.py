@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import start
 
 with start.quiet():
+    import tensorflow as tf
+
     from l2o.evaluation.comparison import summarize
     from l2o.evaluation.contenders import get_contenders
     from l2o.evaluation.figures import drawings
@@ -25,6 +27,12 @@ with start.quiet():
     from l2o.evaluation.run import Plan, Task, evaluate, missing
     from l2o.evaluation.store import ResultsDirectory
     from problems import get_problem, load_dataset
+
+
+def announce(task, contender, repeat: int, steps: int) -> None:
+    """Says which fit begins."""
+    if not steps:
+        print(f"{task.problem.name} with {contender.name}, repeat {repeat}", flush=True)
 
 
 def main() -> None:
@@ -41,11 +49,12 @@ def main() -> None:
         problem = get_problem(arguments.problem)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
+    tf.get_logger().setLevel("ERROR")  # each optimizer is traced anew, which it warns of
     task = Task(problem, load_dataset(problem.dataset))
     plan = Plan(arguments.repeats, arguments.epochs)
     with ResultsDirectory(Path("results/figure-3")) as directory:
         todo = missing([task], contenders, plan, directory)
-        evaluate(todo, plan, directory, lambda *progress: None)
+        evaluate(todo, plan, directory, announce)
     keys = {plan.key(task, c, r + 1) for c in contenders for r in range(plan.repeats)}
     cases = summarize(result for result in directory.results if result.key in keys)
     figure = next(drawing for drawing in drawings(cases) if drawing.file == "figure-3")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 import sys
 import time
 
@@ -42,7 +42,7 @@ class Progress:
         if not self._live:
             print(f"{self._label} {fraction:4.0%}  {text}", flush=True)
             return
-        columns = os.get_terminal_size(sys.stdout.fileno()).columns
+        columns = shutil.get_terminal_size().columns
         filled = round(20 * fraction)
         bar = f"[{'#' * filled}{'.' * (20 - filled)}] " * (columns >= _BAR_COLUMNS)
         line = f"{self._label} {bar}{fraction:4.0%}  {text}"[: columns - 1]

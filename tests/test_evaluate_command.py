@@ -8,7 +8,7 @@ import pytest
 from made_weights import made_weights
 
 import problems
-from l2o import save_policy
+from l2o import PolicyError, save_policy
 from l2o.claim import DirectoryError
 from l2o.commands.evaluate import main
 from l2o.commands.forecast import Forecast
@@ -107,6 +107,12 @@ def test_a_policy_by_its_directory_its_run_and_a_name_of_ones_own(tmp_path):
     assert len({c.origin for c in contenders}) == 1
     make_policy(run / "policy", seed=1)
     assert get_contenders(str(run))[0].origin != contenders[0].origin
+
+
+def test_a_run_in_its_first_phase_says_what_there_is(tmp_path):
+    make_policy(tmp_path / "mine" / "choice")
+    with pytest.raises(PolicyError, match=r"no policy yet; so far there is .*mine/choice$"):
+        get_contenders(str(tmp_path / "mine"))
 
 
 def test_a_policy_does_not_pass_for_a_teacher(tmp_path):

@@ -350,6 +350,15 @@ def test_a_teacher_alone_is_not_called_the_oracle(tmp_path, undrawn):
     write_report(found, tmp_path)
     overview = (tmp_path / "report.md").read_text().split("\n## ")[1]
     assert "no oracle, as of the six teachers only adam was evaluated" in overview
+    assert "| best teacher | best teacher's loss |" in overview and "| oracle |" not in overview
+
+
+@pytest.mark.parametrize("steps", [100, 101])
+def test_fits_that_are_all_warm_up_are_said_first(steps, tmp_path, undrawn):
+    found = rows(*(made_evaluation(name, [2.0, 1.0], steps=steps) for name in ("adam", "mine")))
+    write_report(found, tmp_path)
+    overview = (tmp_path / "report.md").read_text().split("\n## ")[1]
+    assert ("mnist_cnn, 1 epoch: 100 steps are all warm-up" in overview) == (steps == 100)
 
 
 def test_styles_differ_and_do_not_depend_on_other_figures():

@@ -7,6 +7,7 @@ import io
 import time
 from contextlib import redirect_stdout
 from pathlib import Path
+from textwrap import fill
 
 import tensorflow as tf
 
@@ -61,7 +62,7 @@ batches. What is there is not run again: a stopped evaluation goes on when the
 same command is given again."""
 EXAMPLES = """\
 optimizers:
-  choice-large         a shipped policy, or choice-large/3, one of its replicates
+  choice-large         a shipped policy; choice-large/3 is one of its replicates
   runs/choice-large    the policy of a run, or of all its replicates
   mine=runs/x/policy   a policy directory, under a name of your own
   oracle               the six tuned teachers; the best on validation is it
@@ -88,7 +89,8 @@ examples:
 def parser() -> Parser:
     """The command line."""
     # fmt: off
-    p = Parser(prog="evaluate.py", description=DESCRIPTION, epilog=EXAMPLES)
+    p = Parser(prog="evaluate.py", usage="evaluate.py [OPTION ...]", description=DESCRIPTION,
+               epilog=EXAMPLES)
     g = p.add_argument_group("what is evaluated")
     g.add_argument("--problem", type=lambda text: text if text == ALL else problem_name(text),
                    nargs="+", default=["mnist_cnn"], metavar="NAME",
@@ -208,8 +210,9 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
         bar.close()
     keys = {plan.key(t, c, r + 1) for t in tasks for c in contenders for r in range(plan.repeats)}
     print(f"\n{summary_table(row for row in directory.results if row.key in keys)}")
-    print("Means over n evaluations. Test accuracy is at the epoch chosen on validation, log train")
-    print("of the mean loss over the last epoch's batches, each before its step.")
+    print("Means over n evaluations. Test accuracy is at the epoch chosen on validation;")
+    print("log train is of the last epoch's mean loss, each batch's before its step; ε is")
+    print("what privacy was spent.")
     print(f"Figures and a page: python evaluate.py --report {directory.path}")
     return 0
 
@@ -293,7 +296,10 @@ def _list() -> int:
         private = ", DP-SGD" if problem.private else ""
         print(f"  {problem.name:20} {problem.dataset}, batch {problem.batch_size}{private}")
     rates = ", ".join(f"{name} ({rate:g})" for name, rate in TUNED_RATES.items())
-    print(f"Shipped policies: {', '.join(pretrained()) or 'none in this version'}")
-    print(f"Teachers, with their tuned rates: {rates}; oracle stands for all six")
-    print(f"Keras: {', '.join(f'keras:{name}' for name in keras_optimizers())}")
+    for line in (
+        f"Shipped policies: {', '.join(pretrained()) or 'none in this version'}",
+        f"Teachers, with their tuned rates: {rates}; oracle stands for all six",
+        f"Keras: {', '.join(f'keras:{name}' for name in keras_optimizers())}",
+    ):
+        print(fill(line, 80, subsequent_indent="  ", break_on_hyphens=False))
     return 0

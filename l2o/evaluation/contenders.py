@@ -164,6 +164,8 @@ def _policy_of(path: Path) -> Path:
         return path
     if (path / "policy").is_dir():
         return path / "policy"
+    if (path / "choice").is_dir():
+        raise PolicyError(f"The run in {path} has no policy yet; so far there is {path / 'choice'}")
     raise PolicyError(f"{path} holds neither a policy nor a run that has one yet")
 
 

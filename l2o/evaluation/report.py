@@ -22,6 +22,7 @@ from l2o.evaluation.comparison import (
     summarize,
 )
 from l2o.evaluation.figures import Drawing, drawings, perturbation
+from l2o.evaluation.fit import Warmup
 from l2o.evaluation.page import (
     Block,
     Column,
@@ -125,6 +126,11 @@ def _overview(cases, cards: Cards) -> list[Block]:
         for s in found
         if s.diverged
     ]
+    warnings += [
+        f"{case.title}: {steps} steps are all warm-up, SGD for every optimizer; none can be better."
+        for case, found in cases.items()
+        if (steps := max(e.rows[-1].steps for s in found for e in s.evaluations)) <= Warmup().steps
+    ]
     warnings += dict.fromkeys(
         f"{label} was trained {doubt}."
         for label, e in evaluations
@@ -153,16 +159,17 @@ def _overview(cases, cards: Cards) -> list[Block]:
                      reference.performance.mean if reference else nan,
                      reference.test_accuracy * 100 if reference else nan,
                      *((d.mean, (d.low, d.high)) if d else (nan, (nan, nan)))])  # fmt: skip
+    name = "best teacher" if stand_ins else "oracle"
     columns = [Column("problem"), Column("best optimizer"), Column("log validation loss"),
-               Column("test accuracy, %", 2), Column("oracle"), Column("oracle's loss"),
-               Column("oracle's accuracy, %", 2), Column("paired difference"),
+               Column("test accuracy, %", 2), Column(name), Column(f"{name}'s loss"),
+               Column(f"{name}'s accuracy, %", 2), Column("paired difference"),
                Column("95% interval", interval=True)]  # fmt: skip
     return [
         *([Notice(warnings)] if warnings else []),
-        f"Evaluations: {len(evaluations)}, of {len(labels)} optimizers in {len(cases)} settings (a "
-        "setting is a problem, its data and a number of epochs). Losses are "
-        "cross-entropy in nats (of your own problems, what you gave), their logarithms natural; "
-        "lower is better. The epoch with the best "
+        f"Evaluations: {len(evaluations)}, of {len(labels)} optimizers in {len(cases)} "
+        f"{'setting' if len(cases) == 1 else 'settings'} (a setting is a problem, its data and a "
+        "number of epochs). Losses are cross-entropy in nats (of your own problems, what you "
+        "gave), their logarithms natural; lower is better. The epoch with the best "
         "validation loss is chosen, and test is reported at that epoch; the best log test loss "
         "alone is of the epoch that is best on test, as Huang et al. report. The oracle is, for "
         "each problem, the tuned teacher with the best mean on validation. The best optimizer "
