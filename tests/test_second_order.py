@@ -31,6 +31,8 @@ def derivatives(pool, x, size, strides, padding):
         ((2, 7, 6, 1), (3, 2), (3, 2), "VALID"),
         ((2, 7, 7, 1), (3, 3), (2, 2), "VALID"),  # windows overlap
         ((2, 7, 7, 1), (2, 2), (2, 2), "SAME"),
+        ((2, 6, 6, 1), 2, 2, "VALID"),  # TensorFlow's other ways to name a window
+        ((2, 6, 6, 1), [1, 2, 2, 1], [1, 2, 2, 1], "VALID"),
     ],
 )
 @pytest.mark.parametrize("ties", [False, True])

@@ -40,7 +40,7 @@ def max_pool(x, ksize, strides, padding, data_format=None, name=None):
     over the window finds it.
     """
     windows = ksize == strides and padding == "VALID" and data_format == "NHWC"
-    if not windows or len(x.shape) != 4:
+    if not windows or len(tf.nest.flatten(ksize)) != 2:
         return _plain_max_pool(x, ksize, strides, padding, data_format, name)
     rows, columns = ksize
     window = {"ksize": [1, rows, columns, 1], "strides": [1, rows, columns, 1]}
