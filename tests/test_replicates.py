@@ -14,7 +14,7 @@ SEED, EXAMPLES, BATCH, WARMUP, STEPS, ALPHA, MAGNITUDE = 3, 200, 16, 4, 6, 0.2, 
 IN_JAX = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
-import replicates, jax_unroll
+import draws, jax_unroll
 from l2o.rules import Choice, RNNProp, get_pool
 arrays = dict(np.load(sys.argv[1] + "/in.npz"))
 take = lambda start: [jnp.asarray(v) for k, v in arrays.items() if k.startswith(start)]
@@ -32,12 +32,12 @@ cut = jax_unroll.Cut(arrays["cut"], arrays.get("held"), 0)
 gradient, after, report = jax_unroll.truncation(
     job, take("weight"), taught, data, here, cut, float(arrays["alpha"])
 )
-replicates.BATCH = arrays["cut"].shape[1]
-draws, key = replicates.Draws(len(data[1]), name == "attacked"), list(arrays["key"])
-drawn = draws.steps(key, 0, 30)
+draws.BATCH = arrays["cut"].shape[1]
+examples, key = draws.Draws(len(data[1]), name == "attacked"), list(arrays["key"])
+drawn = examples.steps(key, 0, 30)
 if name == "attacked":
-    drawn = np.concatenate([drawn, draws.judged(key, 0, 30)])
-_, scale = replicates.begin([[list(arrays["key"])]], True)
+    drawn = np.concatenate([drawn, examples.judged(key, 0, 30)])
+_, scale = draws.begin([[list(arrays["key"])]], True)
 found = {f"gradient{k:02}": g for k, g in enumerate(gradient)}
 found |= {"theta": after.student.parameters, "report": jnp.stack([1.0 * x for x in report])}
 np.savez(sys.argv[1] + "/out.npz", drawn=drawn, drawn_scale=scale, **found)

@@ -33,7 +33,8 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import jax_unroll as unroll  # noqa: E402
 import numpy as np  # noqa: E402
-from jax_unroll import LAYOUT, SHAPES, Cut, Job, MetaState  # noqa: E402
+from draws import BATCH, Draws, begin  # noqa: E402
+from jax_unroll import LAYOUT, Cut, Job, MetaState  # noqa: E402
 
 import l2o  # noqa: E402
 from l2o.rules import Choice, Layout, Original, RNNProp, Scale, get_pool  # noqa: E402
@@ -47,7 +48,7 @@ _SPEC = importlib.util.spec_from_file_location(
 curriculum = sys.modules["curriculum"] = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(curriculum)
 
-BATCH, WARMUP, RATE, SCALE_LIMIT = 128, 100, 1e-3, 1.0
+WARMUP, RATE = 100, 1e-3
 PLACES = ("data", "output", "seeds")  # of the options, what a card does not repeat
 POLICIES = {rule.name: rule for rule in (RNNProp, Original, Scale)}
 TRAINING, VALIDATION, INITIAL = 0, 1, 2  # streams of random numbers, as in l2o's trainer
@@ -96,66 +97,6 @@ def phases_of(options: argparse.Namespace) -> list[Phase]:
         Phase(0, "choice", Job(choice, **disturbed), mixed, False),
         Phase(1, "policy", Job(rule, (choice,), **disturbed), schedule, scaled),
     ]
-
-
-# What is drawn: keys are nested lists [R][M] of a replicate's trajectories.
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Examples that trajectories see, as `l2o.amalgamation.batches` draws them.
-
-    Attributes:
-        examples: N, of the training set.
-        held_out: Whether a tenth, drawn for each trajectory, is for the meta loss alone.
-    """
-
-    examples: int
-    held_out: bool
-
-    def steps(self, key: list[int], start: int, steps: int) -> np.ndarray:
-        """int32 [steps, B] to train on."""
-        kept = self._parts(key)[0] if self.held_out else np.arange(self.examples)
-        return kept[batch_indices([*key, 1], len(kept), start, steps)].astype("int32")
-
-    def judged(self, key: list[int], start: int, steps: int) -> np.ndarray:
-        """int32 [steps, B] of the meta loss, where that is on held-out examples."""
-        tenth = self._parts(key)[1]
-        return tenth[batch_indices([*key, 4], len(tenth), start, steps)].astype("int32")
-
-    def _parts(self, key: list[int]) -> list[np.ndarray]:
-        order = np.random.default_rng([*key, 3]).permutation(self.examples)
-        return np.split(order, [self.examples - self.examples // 10])
-
-
-def batch_indices(seed: list[int], examples: int, start: int, steps: int) -> np.ndarray:
-    """Slices [steps, B] of a permutation that is fresh every epoch."""
-    per_epoch, rows, order = examples // BATCH, [], (None, None)
-    for step in range(start, start + steps):
-        epoch, place = divmod(step, per_epoch)
-        if epoch != order[0]:
-            order = epoch, np.random.default_rng([*seed, epoch]).permutation(examples)
-        rows.append(order[1][place * BATCH : (place + 1) * BATCH])
-    return np.reshape(rows, (steps, BATCH)).astype("int32")
-
-
-def begin(keys: list, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Glorot-uniform parameters and scales [R, M, D]."""
-    places, scales = [], []
-    for key in (key for row in keys for key in row):
-        generator = np.random.default_rng([*key, 0])
-        initial = np.random.default_rng(int(generator.integers(2**31)))
-        tensors = []
-        for shape in SHAPES:
-            fans = math.prod(shape[:-2]) * sum(shape[-2:]) if len(shape) > 1 else math.inf
-            limit = math.sqrt(6 / fans)
-            tensors.append(initial.uniform(-limit, limit, math.prod(shape)))
-        places.append(np.concatenate(tensors).astype("float32"))
-        exponents = generator.uniform(-SCALE_LIMIT, SCALE_LIMIT, LAYOUT.size)
-        signs = generator.choice((-1.0, 1.0), LAYOUT.size)
-        scales.append((signs * np.exp(exponents) if scaled else np.abs(signs)).astype("float32"))
-    lead = (len(keys), len(keys[0]), LAYOUT.size)
-    return np.reshape(places, lead), np.reshape(scales, lead)
 
 
 def fresh(rule, seeds: list[int]) -> MetaState:

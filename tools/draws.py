@@ -1,0 +1,73 @@
+"""What is drawn for trajectories: examples, initial parameters, scales, as l2o draws them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jax_unroll import LAYOUT, SHAPES
+
+BATCH, SCALE_LIMIT = 128, 1.0
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Examples that trajectories see, as `l2o.amalgamation.batches` draws them.
+
+    Attributes:
+        examples: N, of the training set.
+        held_out: Whether a tenth, drawn for each trajectory, is for the meta loss alone.
+    """
+
+    examples: int
+    held_out: bool
+
+    def steps(self, key: list[int], start: int, steps: int) -> np.ndarray:
+        """int32 [steps, B] to train on."""
+        kept = self._parts(key)[0] if self.held_out else np.arange(self.examples)
+        return kept[batch_indices([*key, 1], len(kept), start, steps)].astype("int32")
+
+    def judged(self, key: list[int], start: int, steps: int) -> np.ndarray:
+        """int32 [steps, B] of the meta loss, where that is on held-out examples."""
+        tenth = self._parts(key)[1]
+        return tenth[batch_indices([*key, 4], len(tenth), start, steps)].astype("int32")
+
+    def _parts(self, key: list[int]) -> list[np.ndarray]:
+        order = np.random.default_rng([*key, 3]).permutation(self.examples)
+        return np.split(order, [self.examples - self.examples // 10])
+
+
+def batch_indices(seed: list[int], examples: int, start: int, steps: int) -> np.ndarray:
+    """Slices [steps, B] of a permutation that is fresh every epoch."""
+    per_epoch, rows, order = examples // BATCH, [], (None, None)
+    for step in range(start, start + steps):
+        epoch, place = divmod(step, per_epoch)
+        if epoch != order[0]:
+            order = epoch, np.random.default_rng([*seed, epoch]).permutation(examples)
+        rows.append(order[1][place * BATCH : (place + 1) * BATCH])
+    return np.reshape(rows, (steps, BATCH)).astype("int32")
+
+
+def begin(keys: list, scaled: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Glorot-uniform parameters and scales [R, M, D].
+
+    Args:
+        keys: Nested lists [R][M], of each replicate's trajectories.
+        scaled: Whether scales are random, or ones.
+    """
+    places, scales = [], []
+    for key in (key for row in keys for key in row):
+        generator = np.random.default_rng([*key, 0])
+        initial = np.random.default_rng(int(generator.integers(2**31)))
+        tensors = []
+        for shape in SHAPES:
+            fans = math.prod(shape[:-2]) * sum(shape[-2:]) if len(shape) > 1 else math.inf
+            limit = math.sqrt(6 / fans)
+            tensors.append(initial.uniform(-limit, limit, math.prod(shape)))
+        places.append(np.concatenate(tensors).astype("float32"))
+        exponents = generator.uniform(-SCALE_LIMIT, SCALE_LIMIT, LAYOUT.size)
+        signs = generator.choice((-1.0, 1.0), LAYOUT.size)
+        scales.append((signs * np.exp(exponents) if scaled else np.abs(signs)).astype("float32"))
+    lead = (len(keys), len(keys[0]), LAYOUT.size)
+    return np.reshape(places, lead), np.reshape(scales, lead)
