@@ -42,6 +42,7 @@ def assert_same(one: l2o.Policy, other: l2o.Policy) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_kept_and_one_that_is_not(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
@@ -137,6 +138,7 @@ def test_meta_training_is_loaded_on_demand():
         l2o.amalgamated  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_example(tmp_path):
     """As a new user types it, from anywhere."""
     example = [sys.executable, str(_ROOT / "examples" / "amalgamate_own.py")]

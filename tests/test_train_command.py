@@ -321,6 +321,7 @@ def test_a_run_and_the_same_command_again(capfd):
     assert files() == before
 
 
+@pytest.mark.slow
 def test_perturbed_from_another_policy_and_held_out(capfd):
     line = [*_SHORT, "--validation-trajectories", "1"]
     assert run(*line, "--held-out") == 2
