@@ -87,11 +87,14 @@ def test_a_stretch_leaves_out_what_is_measured_between():
         time.sleep(0.5)
         return next(gradients)
 
+    begun = time.perf_counter()
     with subprocess.Popen([sys.executable, "-c", program]) as process:
         rows = list(stretches(process, gradient, every=0.4))
+    whole = time.perf_counter() - begun
     assert process.returncode == 0 and len(rows) > 3
     assert [between for _, between in rows] == [k + 1.5 for k in range(len(rows))]
     assert 1.5 < sum(spent for spent, _ in rows) < 4
+    assert whole - sum(spent for spent, _ in rows) >= 0.5 * (len(rows) + 1)
 
 
 @pytest.mark.slow

@@ -76,13 +76,12 @@ def phases_of(options: argparse.Namespace) -> list[Phase]:
         options.alphas or preset.alphas,
         options.last_validation or preset.last_validation,
     )
-    schedule = preset.schedule
     schedule = replace(
-        schedule,
+        preset.schedule,
         stages=stages,
-        truncation=options.truncation or schedule.truncation,
+        truncation=options.truncation or preset.schedule.truncation,
         meta_batch=m,
-        period=schedule.period * m,  # as many meta-updates
+        period=preset.schedule.period * m,  # as many meta-updates
     )
     rule, pool = POLICIES[options.policy](), get_pool(options.pool)
     disturbed = {"gaussian": options.gaussian, "adversarial": options.adversarial}
