@@ -27,7 +27,8 @@ if name == "minmax":
     job, taught = jax_unroll.Job(RNNProp(), get_pool("small"), True), [[], []]
 if name == "attacked":
     job = jax_unroll.Job(RNNProp(), adversarial=float(arrays["magnitude"]))
-here = jax_unroll.warm_up(job, data, arrays["theta"], arrays["scale"], arrays["early"])
+places = (arrays["theta"], arrays["scale"], arrays["early"])
+here = jax_unroll.warm_up(job, take("weight"), data, *places)
 cut = jax_unroll.Cut(arrays["cut"], arrays.get("held"), 0)
 gradient, after, report = jax_unroll.truncation(
     job, take("weight"), taught, data, here, cut, float(arrays["alpha"])

@@ -109,13 +109,13 @@ def _log(loss):
     return jnp.log(loss + LOG_FLOOR)
 
 
-def warm_up(job: Job, data, theta, scale, indices) -> Trajectory:
+def warm_up(job: Job, weights: list, data, theta, scale, indices) -> Trajectory:
     """A fresh trajectory from `theta` [D] after SGD on the examples `indices` [W, B]."""
 
     def step(carry, chosen):
         clean, state, states = carry
         gradient = jax.grad(network_loss)(clean, data, chosen)
-        state = job.rule.observe([], gradient * scale, state, LAYOUT)
+        state = job.rule.observe(weights, gradient * scale, state, LAYOUT)
         states = tuple(
             rule.observe([], gradient, taught, LAYOUT)
             for rule, taught in zip(job.teachers, states, strict=True)

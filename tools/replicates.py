@@ -145,8 +145,10 @@ class Programs:
             return jax.vmap(jax.vmap(function, axes[1]), axes[0])
 
         def warmed(job, m, steps):
-            program = lanes(lambda *x: unroll.warm_up(job, *x), [(None, 0, 0, 0)] * 2)
-            return program, (data, *[floats(replicas, m, LAYOUT.size)] * 2, chosen(m, steps))
+            axes = [(0, None, 0, 0, 0), (None, None, 0, 0, 0)]
+            program = lanes(lambda *x: unroll.warm_up(job, *x), axes)
+            places = [floats(replicas, m, LAYOUT.size)] * 2
+            return program, (state.weights, data, *places, chosen(m, steps))
 
         update = jax.vmap(lambda *x: unroll.meta_update(job, rate, *x), (0, 0, None, 0, 0, None))
         rehearse = lanes(
@@ -252,7 +254,7 @@ class Replicates:
             ]
             early = self._drawn(self.draws.steps, keys, 0, warmup)
             program = self.programs.warm_up if warmup else self.programs.cold
-            trajectories = program(self.data, *begin(keys, phase.scaled), early)
+            trajectories = program(state.weights, self.data, *begin(keys, phase.scaled), early)
             for start in range(0, stage.unroll(period), schedule.truncation):
                 cut = self._cut(keys, warmup + start, schedule.truncation)
                 alpha = np.float32(stage.alpha)
@@ -268,7 +270,7 @@ class Replicates:
         some = range(schedule.validation_trajectories)
         keys = [[[s, self.phase.number, VALIDATION, k] for k in some] for s in self.seeds]
         early = self._drawn(self.draws.steps, keys, 0, WARMUP)
-        trajectories = self.programs.warm_up_alone(self.data, *begin(keys, False), early)
+        trajectories = self.programs.warm_up_alone(weights, self.data, *begin(keys, False), early)
         total = 0
         for start in range(0, unrolled, schedule.truncation):
             cut = self._cut(keys, WARMUP + start, schedule.truncation)
