@@ -15,7 +15,7 @@ IN_JAX = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 import draws, jax_unroll
-from l2o.rules import Choice, RNNProp, get_pool
+from l2o.rules import Choice, RNNProp, Scale, get_pool
 arrays = dict(np.load(sys.argv[1] + "/in.npz"))
 take = lambda start: [jnp.asarray(v) for k, v in arrays.items() if k.startswith(start)]
 data = (jnp.asarray(arrays["inputs"]), jnp.asarray(arrays["labels"]))
@@ -27,6 +27,8 @@ if name == "minmax":
     job, taught = jax_unroll.Job(RNNProp(), get_pool("small"), True), [[], []]
 if name == "attacked":
     job = jax_unroll.Job(RNNProp(), adversarial=float(arrays["magnitude"]))
+if name == "scale":
+    job = jax_unroll.Job(Scale())
 places = (arrays["theta"], arrays["scale"], arrays["early"])
 here = jax_unroll.warm_up(job, take("weight"), data, *places)
 cut = jax_unroll.Cut(arrays["cut"], arrays.get("held"), 0)
@@ -45,7 +47,7 @@ np.savez(sys.argv[1] + "/out.npz", drawn=drawn, drawn_scale=scale, **found)
 """
 
 
-@pytest.mark.parametrize("name", ["none", "choice", "minmax", "attacked"])
+@pytest.mark.parametrize("name", ["none", "choice", "minmax", "attacked", "scale"])
 def test_the_truncation_is_that_of_l2o(name, tmp_path):
     if importlib.util.find_spec("jax") is None:
         pytest.skip("jax is not installed (pip install 'l2o[jax]')")
@@ -56,7 +58,7 @@ def test_the_truncation_is_that_of_l2o(name, tmp_path):
     from l2o.amalgamation.optimizee import Batch, KerasOptimizee
     from l2o.amalgamation.perturbation import Perturbation
     from l2o.amalgamation.unroll import Amalgamation, Teacher, begin, truncation, warm_up
-    from l2o.rules import Choice, RNNProp, get_pool
+    from l2o.rules import Choice, RNNProp, Scale, get_pool
     from problems import networks
 
     choice = Choice(get_pool("large"))
@@ -65,6 +67,7 @@ def test_the_truncation_is_that_of_l2o(name, tmp_path):
         "choice": (RNNProp(), (Teacher(choice, made_weights(choice)),), "mean"),
         "minmax": (RNNProp(), tuple(Teacher(t, []) for t in get_pool("small")), "minmax"),
         "attacked": (RNNProp(), (), "none"),
+        "scale": (Scale(), (), "none"),
     }[name]
     weights = [np.asarray(w) for w in made_weights(rule)]
     attack = Perturbation("adversarial", MAGNITUDE) if name == "attacked" else None
