@@ -68,7 +68,9 @@ def _gradient_seconds(task: Task) -> tuple[float, float, Layout]:
     batch = Batch(*map(tf.constant, (train.inputs[:count], train.labels[:count])))
     key = tf.zeros(2, tf.int64)
     rule = task.privacy or plain_gradient
-    gradient = tf.function(lambda p: rule(optimizee, p, carried, batch, key).gradient)
+    gradient = tf.function(
+        lambda p: rule(optimizee, p, carried, batch, key).gradient, autograph=False
+    )
     parameters = tf.constant(parameters)
     return *_fastest(lambda: gradient(parameters).numpy()), optimizee.layout
 
@@ -78,7 +80,7 @@ def _step_seconds(contender: Contender, layout: Layout) -> float:
     stepper = contender.stepper()
     vector = tf.constant(np.random.default_rng(0).normal(size=layout.size).astype("float32"))
     state = tf.nest.map_structure(tf.convert_to_tensor, stepper.initial_state(vector, layout))
-    step = tf.function(lambda p, s: stepper.step(p, vector, s, layout)[0])
+    step = tf.function(lambda p, s: stepper.step(p, vector, s, layout)[0], autograph=False)
     return _fastest(lambda: step(vector, state).numpy())[0] / layout.size
 
 

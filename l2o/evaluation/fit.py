@@ -123,7 +123,7 @@ class Fit:
         self._train, self._held_out = train, [validation] + ([test] if test else [])
         self._batch_size, self._warmup, self._gradient = batch_size, warmup, gradient
         self._steps, self._pace = None, 0.0
-        self._score = tf.function(self._run_score)
+        self._score = tf.function(self._run_score, autograph=False)
 
     @property
     def steps_per_epoch(self) -> int:
