@@ -41,6 +41,7 @@ def report(script: str, line: str) -> dict:
     return found
 
 
+@pytest.mark.slow
 def test_unroll():
     found = report("unroll.py", "validation --truncation 2 --repeats 1")
     (result,) = found["results"]
@@ -50,6 +51,7 @@ def test_unroll():
     assert result["peak_mb"] > 100
 
 
+@pytest.mark.slow
 def test_first_update():
     line = "--repeats 1 -- --preset smoke --data digits --problem mnist_mlp --strategy none"
     result = report("first_update.py", f"{line} --warmup-steps 1 --truncation 2")["result"]
@@ -141,6 +143,7 @@ def test_evaluation():
     assert found["loop_to_fit"] > 0
 
 
+@pytest.mark.slow
 def test_optimizer():
     (result,) = report("optimizer.py", "--steps 1 --blocks 1 --executions 1 --jit off")["results"]
     assert result["parameters"] == 18_122

@@ -27,6 +27,7 @@ from problems import PROBLEMS, load_dataset
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+SLOW = ("docs/amalgamate.md", "docs/optimizer.md", "docs/tutorial.md")  # .ci/run runs them too
 BLOCK = re.compile(
     r"(?:^<!-- test: (?P<note>.*?) -->\n+)?"
     r'^```(?P<language>\w*)(?: title="(?P<title>.*?)")?\n(?P<code>.*?)^```$',
@@ -94,7 +95,13 @@ def reader(tmp_path, monkeypatch):
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, page in zip(NAMES, PAGES, strict=True)
+    ],
+)
 def test_blocks_run(page, reader):
     for block in blocks(page):
         if block.note.startswith("skip, "):

@@ -91,6 +91,7 @@ def test_a_loss_that_need_not_be_positive(capfd):
     assert "--meta-loss difference" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 # Figures of three problems with fits so short are cramped.
 @pytest.mark.filterwarnings("ignore:constrained_layout not applied")
 def test_train_and_evaluate(capfd):

@@ -88,7 +88,7 @@ def unrolled(job, slices, weights=None, compiled=False):
     weights, steps = weights or made_tensors(_RULE), slices(2, 6)
     trajectory = warm_up(job, weights, begin(job, _KEY, scaled=True), slices(0, 2))
     run = lambda *args: truncation(job, *args, _ALPHA)  # noqa: E731
-    return (tf.function(run) if compiled else run)(weights, trajectory, steps)
+    return (tf.function(run, autograph=False) if compiled else run)(weights, trajectory, steps)
 
 
 def loss_of(report) -> float:
@@ -241,7 +241,9 @@ def test_the_meta_gradient_under_noise_is_that_of_central_differences(kind, make
     perturbation = Perturbation(kind, 0.05, absolute=kind == "gaussian")
     job, weights = make(perturbation, recompute=2, teachers=()), made_tensors(_RULE)
     trajectory = warm_up(job, weights, begin(job, _KEY, scaled=True), slices(0, 2))
-    compiled = tf.function(lambda *args: truncation(job, *args, slices(2, 6), _ALPHA))
+    compiled = tf.function(
+        lambda *args: truncation(job, *args, slices(2, 6), _ALPHA), autograph=False
+    )
     run = lambda weights: compiled(weights, trajectory)  # noqa: E731
     gradient, _, _ = run(weights)
     plain, *_ = unrolled(replace(job, perturbation=None), slices)
