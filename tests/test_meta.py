@@ -85,8 +85,7 @@ def as_float64(data) -> Batch:
 def test_two_replicas_are_one_device_with_all_their_trajectories(network, data, float64):
     results = []
     for devices in (1, 2):
-        settings = {"devices": devices, "meta_batch": 4, "scheme": "mean"}
-        meta = training(network, as_float64(data), _TEACHERS[:1], **settings)
+        meta = training(network, as_float64(data), devices=devices, meta_batch=4)
         state, trajectories, reports = unroll(meta, 2)
         results.append([*numbers((state, reports)), *gathered(meta, trajectories)])
     close(*results, rtol=1e-5, atol=1e-10)
@@ -95,9 +94,9 @@ def test_two_replicas_are_one_device_with_all_their_trajectories(network, data, 
     assert len(np.unique(parameters.round(6), axis=0)) == 4
 
 
-def test_an_update_is_traced_once(data):
+def test_an_update_is_traced_once(network, data):
     """Fresh trajectories, warm ones and those of an update before are alike to TensorFlow."""
-    meta = training(dense_network, data)
+    meta = training(network, data)
     state = initial_state(meta.job.rule.initial_weights(0))
     for warmup in (0, _WARMUP):
         trajectories = meta.begin(state.weights, _KEY, 0, warmup)
@@ -366,7 +365,8 @@ from l2o.rules import Adam, RNNProp
 tf.config.experimental.enable_op_determinism()
 layers = keras.layers
 build = lambda: keras.Sequential(
-    [layers.Input((8, 8, 1)), layers.Conv2D(2, 3), layers.Flatten(), layers.Dense(3)]
+    [layers.Input((8, 8, 1)), layers.Conv2D(2, 3), layers.BatchNormalization(),
+     layers.MaxPooling2D(2), layers.Flatten(), layers.Dense(3)]
 )
 generator = np.random.default_rng(0)
 data = Batch(generator.normal(size=(64, 8, 8, 1)).astype("float32"), np.arange(64) % 3)
