@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 from l2o.checkpoint import DESCRIPTION, PolicyError
@@ -34,12 +36,18 @@ def pretrained_path(name: str) -> Path:
     if name not in pretrained():
         shipped = ", ".join(pretrained()) or "none in this version"
         raise PolicyError(
-            f"{name!r} is neither a policy directory nor a shipped policy. Shipped: {shipped}"
+            f"{name!r} is neither a policy directory nor a shipped policy. "
+            f"{did_you_mean(name, pretrained())}Shipped: {shipped}"
         )
     recipe, _, number = name.partition("/")
     if not number:
         number = min(_replicates()[recipe], key=lambda n: _validation(DIRECTORY / recipe / n))
     return DIRECTORY / recipe / number
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A question for a message about a wrong name, with a space behind it; "" if none is near."""
+    return "".join(f"Did you mean {near}? " for near in get_close_matches(name, names, 1))
 
 
 def _replicates() -> dict[str, list[str]]:

@@ -136,6 +136,14 @@ def test_a_wrong_name_is_told_in_one_line(text):
     assert "\n" not in str(error.value)
 
 
+def test_the_nearest_name_is_suggested():
+    for text, meant in (("adan", "adam"), ("orcale", "oracle"), ("choice_large", "choice-large")):
+        with pytest.raises(ContenderError, match=rf"no optimizer\. Did you mean {meant}\?"):
+            get_contenders(text)
+    with pytest.raises(ContenderError, match="'no/x' is no optimizer. Allowed"):
+        get_contenders("no/x")
+
+
 # --- the command --------------------------------------------------------------------------------
 
 

@@ -337,6 +337,23 @@ def test_curves_show_means_of_logs():
     assert "choice-large (n = 4)" in legend and "oracle" in legend
 
 
+def test_curves_outside_a_panel_are_named_and_have_no_band_in_it():
+    found = [r for j in (1, 2) for name, loss in (("adam", 1.0), ("mine", 1.1), ("wild", 90.0))
+             for r in made_evaluation(name, [2.3, loss, 0.9 * loss, 0.8 * loss + 0.01 * j],
+                                      repeat=j)]  # fmt: skip
+    axes = drawn(found, "figure-3").axes[0]
+    assert [text.get_text() for text in axes.texts] == ["outside: wild"]
+    assert len(axes.collections) == 2
+    uncropped = drawn(found, "figure-e3-uncropped").axes[0]
+    assert not uncropped.texts and len(uncropped.collections) == 3
+
+
+def test_thirty_optimizers_differ_in_colour_or_line():
+    found = rows(*(made_evaluation(f"policy-{i}", [2.0, 1.0]) for i in range(30)))
+    styles = plots.look(summarize(found)).styles.values()
+    assert len({(style.color, style.linestyle) for style in styles}) == 30
+
+
 def test_first_figure_compares_schemes_and_the_oracle_alone():
     names = [text.get_text() for text in drawn(small(), "figure-1").axes[0].get_yticklabels()]
     assert names == ["choice-large (4)", "oracle: adam (2)"]

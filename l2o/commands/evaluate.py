@@ -210,9 +210,11 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
         bar.close()
     keys = {plan.key(t, c, r + 1) for t in tasks for c in contenders for r in range(plan.repeats)}
     print(f"\n{summary_table(row for row in directory.results if row.key in keys)}")
-    print("Means over n evaluations. Test accuracy is at the epoch chosen on validation;")
-    print("log train is of the last epoch's mean loss, each batch's before its step; ε is")
-    print("what privacy was spent.")
+    print("Means over n evaluations. Test accuracy is at the epoch chosen on validation.")
+    if not all(task.problem.private for task in tasks):
+        print("Log train is of the last epoch's mean loss, each batch's before its step.")
+    if any(task.problem.private for task in tasks):
+        print("ε is what privacy was spent.")
     print(f"Figures and a page: python evaluate.py --report {directory.path}")
     return 0
 

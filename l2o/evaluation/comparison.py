@@ -224,7 +224,8 @@ def no_oracle(summaries: Iterable[Summary]) -> str:
     present = _teachers(summaries)
     if len(present) in (0, len(TEACHERS)):
         return ""
-    return f"no oracle, as of the six teachers only {', '.join(present)} was evaluated"
+    verb = "was" if len(present) == 1 else "were"
+    return f"no oracle, as of the six teachers only {', '.join(present)} {verb} evaluated"
 
 
 def _teachers(summaries: Iterable[Summary]) -> list[str]:

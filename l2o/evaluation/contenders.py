@@ -17,7 +17,7 @@ import numpy as np
 from l2o.checkpoint import DESCRIPTION, Policy, PolicyError, load_policy
 from l2o.evaluation.steppers import KerasStepper, RuleStepper, Stepper
 from l2o.rules import TEACHERS, TUNED_RATES, get_teacher
-from l2o.shipped import pretrained, pretrained_path
+from l2o.shipped import did_you_mean, pretrained, pretrained_path
 
 ORACLE = "oracle"
 _KERAS = "keras:"
@@ -143,10 +143,12 @@ def _policy(name: str, policy: Policy, replicate: int = 1) -> Contender:
 
 def _directory(name: str, path: Path) -> list[Contender]:
     if not path.is_dir():
+        guess = did_you_mean(str(path), [ORACLE, *TEACHERS, *pretrained()])
         raise ContenderError(
-            f"'{path}' is no optimizer. Allowed: the directory of a policy or a run; oracle; the "
-            f"teachers {', '.join(TEACHERS)}, also NAME@RATE; Keras' own, as keras:Adam or "
-            f"keras:Adam@0.001; shipped policies: {', '.join(pretrained()) or 'none'}"
+            f"'{path}' is no optimizer. {guess}Allowed: the directory of a policy or a run; "
+            f"oracle; the teachers {', '.join(TEACHERS)}, also NAME@RATE; Keras' own, as "
+            "keras:Adam or keras:Adam@0.001; shipped policies: "
+            f"{', '.join(pretrained()) or 'none'}"
         )
     path = path.resolve()
     replicates = _replicates(path)

@@ -37,8 +37,10 @@ Cases = Mapping[Case, Sequence[Summary]]
 # which white swallows, and black, which is the oracle's.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _GREYS = ("#444444", "#777777", "#999999")
-_LINES: tuple[str | tuple, ...] = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-# Seven markers of each kind, which with six or three colours and four lines repeat late.
+# Six or three colours, five lines, seven markers: pairs of them repeat late.
+_LINES: tuple[str | tuple, ...] = (
+    "-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 1, 1, 1, 1, 1)),
+)  # fmt: skip
 _MARKERS, _TEACHERS_MARKERS = "os^vDp*", "PX<>hd8"
 _RC = {
     "font.size": 8.5,
@@ -189,8 +191,8 @@ def curves(
     """A mean curve by epoch for each optimizer, with a band of one standard deviation.
 
     Teachers other than the oracle are thin and without names. Cropped, a panel starts at the
-    first epoch and shows the range that the oracle moves in after a fifth of the epochs; else
-    all is shown.
+    first epoch, shows the range that the oracle moves in after a fifth of the epochs, and names
+    those whose curves lie outside; else all is shown.
 
     Args:
         value: Of an epoch of an evaluation.
@@ -199,7 +201,7 @@ def curves(
     for axes, (case, summaries) in zip(grid, cases.items(), strict=True):
         best = look.oracle(case)
         first = 1 if cropped else 0
-        epochs, spans = np.arange(first, case.epochs + 1), []
+        epochs, drawn = np.arange(first, case.epochs + 1), []
         for s in summaries:
             whole = [e for e in s.evaluations if e.chosen is not None]
             table = np.array([[value(epoch, e) for epoch in epochs] for e in whole])
@@ -214,13 +216,21 @@ def curves(
             axes.plot(epochs, mean, color=style.color, linestyle=style.linestyle,
                       marker=style.marker, markevery=max(1, case.epochs // 8),
                       linewidth=1.5, zorder=3 if s is best else 2)  # fmt: skip
-            axes.fill_between(epochs, mean - deviation, mean + deviation, color=style.color,
-                              alpha=0.12, linewidth=0)  # fmt: skip
-            spans.append((s is best, mean))
+            drawn.append((s, style.color, mean, deviation))
         if not axes.lines:
             axes.text(0.5, 0.5, "nothing to draw", ha="center", transform=axes.transAxes)
-        if cropped and spans:
-            _crop(axes, spans)
+        if cropped and drawn:
+            _crop(axes, [(s is best, mean) for s, _, mean, _ in drawn])
+        (low, high), outside = axes.get_ylim(), []
+        for s, colour, mean, deviation in drawn:
+            if (mean > high).all() or (mean < low).all():
+                outside.append(s.label)
+                continue
+            axes.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.12,
+                              linewidth=0)  # fmt: skip
+        if outside:
+            axes.text(0.98, 0.98, f"outside: {', '.join(outside)}", ha="right", va="top",
+                      fontsize=7, transform=axes.transAxes)  # fmt: skip
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
