@@ -215,6 +215,18 @@ def test_divergence_is_a_result(here, capsys):
     assert read_results("results/smoke")[-1].diverged_at == 101
 
 
+def test_an_optimizer_scored_at_its_moving_average_is_one_more(here, capsys):
+    words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "adam")
+    for averaging in ((), ("--ema", "0.5"), ("--ema", "0.9")):
+        assert call(*words, *averaging) == 0
+    assert "adam+ema0.9 " in capsys.readouterr().out
+    last = {row.optimizer: row for row in read_results("results/smoke") if row.epoch == 1}
+    assert list(last) == ["adam", "adam+ema0.5", "adam+ema0.9"]
+    assert len({row.origin for row in last.values()}) == 3
+    assert len({row.validation_loss for row in last.values()}) == 3
+    assert len({row.train_loss for row in last.values()}) == 1  # the steps are the same
+
+
 def test_data_that_stands_in_is_said_in_the_table(here, capsys, monkeypatch):
     def digits(name, *_, **__):
         return replace(tiny(name), name="digits")
@@ -266,6 +278,7 @@ def test_report_has_what_the_evaluation_kept(here, capsys, monkeypatch):
         (("--optimizer", "nowhere/policy"), "nowhere/policy"),
         (("--optimizer", "keras:Adan"), "AdamW"),
         (("--repeats", "0"), "at least 1"),
+        (("--ema", "1"), "from 0 to below 1"),
         (("--report", "nowhere"), "nowhere"),
     ],
 )

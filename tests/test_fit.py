@@ -21,12 +21,12 @@ BATCH, STEPS = 16, 4  # 64 examples
 def fitted(network, data):
     """Fits the network to the data with a stepper; validation and test are parts of the data."""
 
-    def build(stepper, warmup=0, batch_size=BATCH) -> Fit:
+    def build(stepper, warmup=0, batch_size=BATCH, ema_momentum=0.0) -> Fit:
         train = Batch(*map(tf.constant, data))
         held_out = [Batch(*(tf.constant(x[part]) for x in data)) for part in (slice(50), slice(37))]
         return Fit(
             KerasOptimizee(network), stepper, train, held_out[0], batch_size, held_out[1],
-            warmup=Warmup(warmup, 0.05),
+            warmup=Warmup(warmup, 0.05), ema_momentum=ema_momentum,
         )  # fmt: skip
 
     return build
@@ -80,6 +80,32 @@ def test_course_is_that_of_a_plain_keras_loop(network, data, fitted):
     for epoch, part in zip(course.epochs[1:], np.split(course.losses, 2), strict=True):
         assert epoch.train_loss == pytest.approx(part.mean())
     assert 0 == course.epochs[0].seconds < course.epochs[1].seconds < course.epochs[2].seconds
+
+
+def test_what_is_scored_may_be_the_moving_average_that_keras_makes(network, data, fitted):
+    def adam(**averaging):
+        return keras.optimizers.Adam(0.01, **averaging)
+
+    plain = fitted(KerasStepper(adam)).run(3, 2)
+    averaged = fitted(KerasStepper(adam), ema_momentum=0.7).run(3, 2)
+    np.testing.assert_allclose(averaged.losses, plain.losses, rtol=1e-6)  # steps are as they were
+
+    with keras_seed(3):
+        model = network()
+    optimizer = adam(use_ema=True, ema_momentum=0.7)
+    optimizer.build(model.trainable_variables)
+    for indices in batch_indices([3], 64, BATCH, 0, 2 * STEPS):
+        with tf.GradientTape() as tape:
+            logits, labels = model(data[0][indices], training=True), data[1][indices]
+            loss = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+            loss = tf.reduce_mean(loss)
+        optimizer.apply(tape.gradient(loss, [v.value for v in model.trainable_variables]))
+    optimizer.finalize_variable_values(model.trainable_variables)  # takes the average
+    logits = model(data[0][:50], training=False)
+    loss = keras.losses.sparse_categorical_crossentropy(data[1][:50], logits, from_logits=True)
+    expected = float(tf.reduce_mean(loss))
+    assert averaged.epochs[-1].validation_loss == pytest.approx(expected, rel=1e-3)
+    assert plain.epochs[-1].validation_loss != pytest.approx(expected, rel=1e-3)
 
 
 def test_optimizers_of_a_seed_share_start_batches_and_warm_up(fitted):

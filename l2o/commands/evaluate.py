@@ -29,6 +29,7 @@ from l2o.commands.terminal import (
     UserError,
     count,
     known,
+    momentum,
     quiet_start,
     run_command,
     whole,
@@ -98,6 +99,10 @@ def parser() -> Parser:
                    f"as {OWN}, which returns an l2o.OwnProblem")
     g.add_argument("--optimizer", nargs="+", default=["choice-large", "adam"], metavar="WHAT",
                    help="see below; default the shipped policy choice-large, and adam")
+    g.add_argument("--ema", type=momentum, default=0.0, metavar="M",
+                   help="score all optimizers at the exponential moving average of their "
+                   "parameters, of momentum M, as Keras' use_ema and SwapEMAWeights do; they are "
+                   "then called adam+ema0.995 and so on. Default 0: the parameters as they are")
     g.add_argument("--preset", type=known(tuple(PRESETS)), metavar="NAME",
                    help="paper: 10 repeats of 25 epochs; cpu: 3 of 5; smoke: 1 of 1. Default "
                    "paper where there is a GPU, else cpu")
@@ -252,6 +257,8 @@ def _contenders(options: argparse.Namespace) -> list:
     words = options.optimizer
     try:
         contenders = [contender for word in words for contender in get_contenders(word)]
+        if options.ema:
+            contenders = [contender.averaged(options.ema) for contender in contenders]
     except (ContenderError, PolicyError) as error:
         raise UserError(str(error)) from error
     different = {}

@@ -121,6 +121,17 @@ def weight(text: str) -> float:
     return value
 
 
+def momentum(text: str) -> float:
+    """An argument that must be a number of at least 0 and below 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to below 1, not '{text}'")
+    return value
+
+
 @contextmanager
 def quiet_start() -> Iterator[None]:
     """Silences what TensorFlow's libraries write to stderr while they look about them."""

@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ class Contender:
         replicate: Which training of the policy, from 1.
         learned: Whether it is a policy, which costs far more a coordinate than the others.
         card: The policy's.
+        ema_momentum: Of the moving average of the parameters that is scored in their place; 0 for
+            none.
     """
 
     name: str
@@ -46,6 +48,12 @@ class Contender:
     replicate: int = 1
     learned: bool = False
     card: dict[str, Any] = field(default_factory=dict, compare=False)
+    ema_momentum: float = 0.0
+
+    def averaged(self, momentum: float) -> Contender:
+        """The same optimizer, scored at the moving average of its parameters."""
+        name, origin = f"{self.name}+ema{momentum:g}", _digest({self.origin: momentum})
+        return replace(self, name=name, origin=origin, ema_momentum=momentum)
 
 
 def keras_optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:

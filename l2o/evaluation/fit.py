@@ -106,6 +106,9 @@ class Fit:
         test: Examples, or None.
         warmup: Plain SGD at the start.
         gradient: `plain_gradient`, or a private one.
+        ema_momentum: What is scored is the exponential moving average of the parameters, m times
+            its last value and 1 - m times theirs after each step, as Keras' `use_ema` has it; 0
+            is the parameters themselves.
     """
 
     def __init__(
@@ -118,10 +121,12 @@ class Fit:
         test: Batch | None = None,
         warmup: Warmup = Warmup(),
         gradient: Callable[..., Gradient] = plain_gradient,
+        ema_momentum: float = 0.0,
     ):
         self._optimizee, self._stepper = optimizee, stepper
         self._train, self._held_out = train, [validation] + ([test] if test else [])
         self._batch_size, self._warmup, self._gradient = batch_size, warmup, gradient
+        self._ema_momentum = ema_momentum
         self._steps, self._pace = None, 0.0
         self._score = tf.function(self._run_score, autograph=False)
 
@@ -145,7 +150,7 @@ class Fit:
         """
         parameters, carried = self._optimizee.initial(seed)
         state = self._stepper.initial_state(parameters, self._optimizee.layout)
-        held = (parameters, carried, state)
+        held = (parameters, parameters, carried, state)
         held = tf.nest.map_structure(tf.convert_to_tensor, held)
         if self._steps is None:
             self._steps = self._compiled(held)
@@ -209,19 +214,19 @@ class Fit:
 
     def _scores(self, held) -> list[float]:
         """Losses and accuracies of validation and test."""
-        parameters, carried, _ = held
+        _, average, carried, _ = held
         scores = [float(x) for k in range(len(self._held_out))
-                  for x in self._score(parameters, carried, k)]  # fmt: skip
+                  for x in self._score(average, carried, k)]  # fmt: skip
         return scores + [np.nan] * (4 - len(scores))
 
-    def _run_steps(self, indices, warmup, key, parameters, carried, state):
+    def _run_steps(self, indices, warmup, key, parameters, average, carried, state):
         layout, rate = self._optimizee.layout, self._warmup.learning_rate
         steps = tf.shape(indices)[0]
 
         def proceed(i, loss, *_):
             return (i < steps) & tf.math.is_finite(loss)
 
-        def step(i, loss, record, parameters, carried, state):
+        def step(i, loss, record, parameters, average, carried, state):
             batch = take(self._train, indices[i])
             now = tf.stack([key[0], key[1] + tf.cast(i, key.dtype)])
             seen = self._gradient(self._optimizee, parameters, carried, batch, now)
@@ -236,12 +241,20 @@ class Fit:
             loss, accuracy = (tf.cast(x, tf.float32) for x in (seen.loss, seen.accuracy))
             record = record.write(i, tf.stack([loss, accuracy]))
             parameters, state = tf.cond(i < warmup, warm, move)
-            return i + 1, loss, record, parameters, seen.carried, state
+            average = self._average(average, parameters, now[1])
+            return i + 1, loss, record, parameters, average, seen.carried, state
 
         record = tf.TensorArray(tf.float32, size=steps, element_shape=(2,))
-        loop = (0, 0.0, record, parameters, carried, state)
+        loop = (0, 0.0, record, parameters, average, carried, state)
         done, _, record, *held = tf.while_loop(proceed, step, loop)
         return record.stack(), done, *held
+
+    def _average(self, average, parameters, step):
+        """The moving average of the parameters after a step; after step 0, where that led."""
+        if not self._ema_momentum:
+            return parameters
+        kept = self._ema_momentum * tf.cast(step > 0, parameters.dtype)
+        return kept * average + (1 - kept) * parameters
 
     def _run_score(self, parameters, carried, which: int):
         """Mean loss and accuracy over all held-out examples, the last smaller batch included."""
