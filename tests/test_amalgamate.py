@@ -114,6 +114,7 @@ def test_a_recipe_and_single_values_where_several_may_be():
     del short["strategy"]
     policy = l2o.amalgamate(network, (_X, _Y), "mse", recipe="original", batch_size=8, **short)
     assert (policy.rule.name, policy.card["strategy"]) == ("original", "none")
+    assert policy.card["pool"] == "none"
     assert policy.card["schedule"]["stages"][0]["unrolls"] == [2]
 
 

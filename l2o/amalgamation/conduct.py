@@ -180,7 +180,7 @@ def origin_of(
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     origin = {
         "strategy": settings.strategy,
-        "pool": settings.pool,
+        "pool": settings.pool if settings.strategy != "none" else "none",
         "problem": problem,
         "data": data,
         "preset": settings.preset,
