@@ -90,18 +90,19 @@ class Look:
 
 
 def look(cases: Cases) -> Look:
-    """A style for each optimizer; teachers share greys."""
-    teachers, others = {}, {}
+    """A style for each optimizer; teachers share greys. Who is seen most comes first."""
+    teachers, others = Counter(), Counter()
     for summaries in cases.values():
         for s in summaries:
-            (teachers if s.teacher else others)[s.label] = None
+            (teachers if s.teacher else others)[s.label] += 1
     found = {}
     for labels, colours, markers in (
         (others, COLOURS, _MARKERS),
         (teachers, _GREYS, _TEACHERS_MARKERS),
     ):
         kinds = zip(cycle(colours), cycle(_LINES), cycle(markers))  # noqa: B905  (endless)
-        for label, kind in zip(sorted(labels), islice(kinds, len(labels)), strict=True):
+        ordered = sorted(labels, key=lambda label: (-labels[label], label))
+        for label, kind in zip(ordered, islice(kinds, len(labels)), strict=True):
             found[label] = Style(*kind)
     return Look(found, cases)
 
@@ -241,11 +242,12 @@ def curves(
 
 
 def _crop(axes: Axes, spans: list[tuple[bool, np.ndarray]]) -> None:
-    """Shows where the oracle goes after a fifth of the epochs, and who ends up near or beyond."""
+    """Shows where the oracle goes after a fifth of the epochs, and who comes near or beyond."""
     reference = next((mean for is_best, mean in spans if is_best), spans[0][1])
     direction = np.sign(reference[-1] - reference[0])
-    ends = [mean[-1] for _, mean in spans if (mean[-1] - reference[0]) * direction >= 0]
-    shown = [*reference[(len(reference) - 1) // 5 :], *ends]
+    bests = [direction * (direction * mean).max() for _, mean in spans]
+    bests = [best for best in bests if (best - reference[0]) * direction >= 0]
+    shown = [*reference[(len(reference) - 1) // 5 :], *bests]
     margin = 0.12 * (max(shown) - min(shown)) or 0.1
     axes.set_ylim(min(shown) - margin, max(shown) + margin)
 
