@@ -348,6 +348,19 @@ def test_curves_outside_a_panel_are_named_and_have_no_band_in_it():
     assert not uncropped.texts and len(uncropped.collections) == 3
 
 
+def test_a_panel_holds_what_curves_reach_on_their_way():
+    found = rows(made_evaluation("adam", [2.3, 1.0, 0.9, 0.8]),
+                 made_evaluation("mine", [2.3, 1.0, 0.3, 0.9]))  # fmt: skip
+    axes = drawn(found, "figure-3").axes[0]
+    assert axes.get_ylim()[0] < log(0.3)
+
+
+def test_who_is_seen_most_has_the_first_colour():
+    found = rows(*(made_evaluation("zeta", [2.0, 1.0], problem) for problem in ("a", "b")),
+                 made_evaluation("alpha", [2.0, 1.0], "a"))  # fmt: skip
+    assert plots.look(summarize(found)).styles["zeta"].color == plots.COLOURS[0]
+
+
 def test_thirty_optimizers_differ_in_colour_or_line():
     found = rows(*(made_evaluation(f"policy-{i}", [2.0, 1.0]) for i in range(30)))
     styles = plots.look(summarize(found)).styles.values()

@@ -101,34 +101,26 @@ def _whole(text: str, least: int) -> int:
 
 def positive(text: str) -> float:
     """An argument that must be a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not '{text}'")
-    return value
+    return _number(text, lambda value: 0 < value < math.inf, "a number above 0")
 
 
 def weight(text: str) -> float:
     """An argument that must be a finite number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not '{text}'")
-    return value
+    return _number(text, lambda value: 0 <= value < math.inf, "a number of at least 0")
 
 
 def momentum(text: str) -> float:
     """An argument that must be a number of at least 0 and below 1."""
+    return _number(text, lambda value: 0 <= value < 1, "a number from 0 to below 1")
+
+
+def _number(text: str, allowed: Callable[[float], bool], what: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = -1.0
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to below 1, not '{text}'")
+        value = math.nan
+    if not allowed(value):
+        raise argparse.ArgumentTypeError(f"must be {what}, not '{text}'")
     return value
 
 
