@@ -76,6 +76,10 @@ def a_row(**values) -> Result:
     return Result(**(row | {"diverged_at": -1} | values))
 
 
+def an_evaluation(epochs: int, **values) -> list[Result]:
+    return [a_row(epochs=epochs, epoch=epoch, **values) for epoch in range(epochs + 1)]
+
+
 # --- names --------------------------------------------------------------------------------------
 
 
@@ -154,6 +158,7 @@ def test_evaluation_from_nothing_to_table_and_again(here, capsys):
     assert "Expected time" in out
     assert "2 steps of mnist_mlp on mnist are all warm-up" in out
     table = out[out.index("\nmnist_mlp, 1 epoch") :]
+    assert "ε is what privacy was spent" in table and "Log train is of" in table
     assert {line.split()[0] for line in table.splitlines()[3:5]} == {"choice-large", "adam"}
     results = read_results(here / "results" / "smoke")
     evaluations = by_evaluation(results)
@@ -219,7 +224,8 @@ def test_an_optimizer_scored_at_its_moving_average_is_one_more(here, capsys):
     words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "adam")
     for averaging in ((), ("--ema", "0.5"), ("--ema", "0.9")):
         assert call(*words, *averaging) == 0
-    assert "adam+ema0.9 " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "adam+ema0.9 " in out and "ε" not in out  # no word on a column that is not there
     last = {row.optimizer: row for row in read_results("results/smoke") if row.epoch == 1}
     assert list(last) == ["adam", "adam+ema0.5", "adam+ema0.9"]
     assert len({row.origin for row in last.values()}) == 3
@@ -265,6 +271,54 @@ def test_report_has_what_the_evaluation_kept(here, capsys, monkeypatch):
     assert given["results"] == read_results("results/smoke")
     assert given["cards"] == {given["results"][0].origin: {"updates": 7}}
     assert given["samples"]["mnist"].shape == (7, 28, 28, 1)
+
+
+@pytest.mark.parametrize(
+    "words, kept",
+    [
+        ((), {0, 1, 2, 3, 4}),
+        (("--problem", "all"), {0, 1, 2, 3, 4}),
+        (("--problem", "mnist_cnn"), {0, 1, 2}),
+        (("--problem", "mnist_cnn", "--epochs", "25"), {2}),
+        (("--optimizer", "choice-large", "keras:Adam"), {0, 1, 4}),
+        (("--optimizer", "choice-large/2"), {1}),
+        (("--optimizer", "oracle", "--epochs", "5"), {3}),
+    ],
+)
+def test_a_report_is_of_what_is_named(here, monkeypatch, words, kept):
+    fits = [
+        an_evaluation(problem=problem, optimizer=optimizer, replicate=replicate, epochs=epochs)
+        for problem, optimizer, replicate, epochs in (
+            ("mnist_cnn", "choice-large", 1, 5),
+            ("mnist_cnn", "choice-large", 2, 5),
+            ("mnist_cnn", "adam", 1, 25),
+            ("fmnist_cnn", "adam", 1, 5),
+            ("fmnist_cnn", "keras:Adam", 1, 5),
+        )
+    ]
+    write_results("results.csv", sum(fits, []))
+    given = []
+    monkeypatch.setattr(
+        "l2o.commands.evaluate.write_report", lambda results, *_: given.extend(results) or ["page"]
+    )
+    assert call("--report", "results.csv", *words) == 0
+    assert given == [row for k in sorted(kept) for row in fits[k]]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--optimizer", "adan"), "no results of adan. Did you mean adam? Allowed: adam"),
+        (("--problem", "mnist_mlp"), "no results of mnist_mlp. "),
+        (("--epochs", "3"), "no results of 3. Allowed: 1"),
+        (("--jobs", "2"), "so --jobs has no use"),
+        (("--data-dir", "x"), "so --data-dir has no use"),
+    ],
+)
+def test_a_report_of_nothing_is_one_line(here, capsys, words, said):
+    write_results("results.csv", an_evaluation(problem="mnist_cnn", optimizer="adam", epochs=1))
+    assert said in error_of(capsys, "--report", "results.csv", *words)
+    assert not Path("report").exists()
 
 
 # --- what is wrong ------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import time
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from textwrap import fill
@@ -36,6 +37,7 @@ from l2o.commands.terminal import (
 )
 from l2o.evaluation.comparison import summary_table
 from l2o.evaluation.contenders import (
+    ORACLE,
     ContenderError,
     get_contenders,
     keras_optimizers,
@@ -43,12 +45,13 @@ from l2o.evaluation.contenders import (
 from l2o.evaluation.fit import Warmup
 from l2o.evaluation.privacy import PrivacyError, check_python
 from l2o.evaluation.report import write_report
-from l2o.evaluation.results import describe, read_results
+from l2o.evaluation.results import Result, describe, read_results
 from l2o.evaluation.run import Bench, Plan, Task, evaluate, keep, missing
 from l2o.evaluation.store import ResultsDirectory, read_cards, read_samples
 from l2o.evaluation.tables import TableError
 from l2o.progress import Progress, duration
-from l2o.rules import TUNED_RATES
+from l2o.rules import TEACHERS, TUNED_RATES
+from l2o.shipped import did_you_mean
 from problems import PROBLEMS
 
 PRESETS = {"paper": (10, 25), "cpu": (3, 5), "smoke": (1, 1)}  # repeats, epochs
@@ -83,8 +86,9 @@ examples:
     python evaluate.py --problem mine:tumours
   all problems and optimizers by name
     python evaluate.py --list
-  tables, figures and a page
-    python evaluate.py --report results/cpu"""
+  tables, figures and a page, of everything or of some
+    python evaluate.py --report results/cpu
+    python evaluate.py --report results/cpu --optimizer choice-large adam"""
 
 
 def parser() -> Parser:
@@ -94,10 +98,10 @@ def parser() -> Parser:
                epilog=EXAMPLES)
     g = p.add_argument_group("what is evaluated")
     g.add_argument("--problem", type=lambda text: text if text == ALL else problem_name(text),
-                   nargs="+", default=["mnist_cnn"], metavar="NAME",
+                   nargs="+", metavar="NAME",
                    help=f"default mnist_cnn. {ALL}, or some of {', '.join(PROBLEMS)}; or your own "
                    f"as {OWN}, which returns an l2o.OwnProblem")
-    g.add_argument("--optimizer", nargs="+", default=["choice-large", "adam"], metavar="WHAT",
+    g.add_argument("--optimizer", nargs="+", metavar="WHAT",
                    help="see below; default the shipped policy choice-large, and adam")
     g.add_argument("--ema", type=momentum, default=0.0, metavar="M",
                    help="score all optimizers at the exponential moving average of their "
@@ -127,7 +131,8 @@ def parser() -> Parser:
     g.add_argument("--report", nargs="+", type=Path, metavar="RESULTS",
                    help="write tables, figures and a page of these results (tables, or directories "
                    "with one) instead of evaluating; --output is then where, default report/ "
-                   "beside the first")
+                   "beside the first. --problem, --optimizer and --epochs say what it is of, by "
+                   "the names in its tables (a replicate as NAME/3); default everything")
     # fmt: on
     return p
 
@@ -144,6 +149,8 @@ def _main(arguments: list[str] | None) -> int:
     tf.get_logger().setLevel("ERROR")
     if options.list:
         return _list()
+    options.problem = options.problem or ["mnist_cnn"]
+    options.optimizer = options.optimizer or ["choice-large", "adam"]
     return _evaluate(options)
 
 
@@ -286,10 +293,14 @@ def _tasks(options: argparse.Namespace) -> list:
 def _report(options: argparse.Namespace) -> int:
     folders = [path if path.is_dir() else path.parent for path in options.report]
     output = options.output or folders[0] / "report"
+    for name in ("ema", "preset", "repeats", "seed", "jobs", "list", "data", "data_dir"):
+        if getattr(options, name) != parser().get_default(name):
+            raise UserError(f"--report evaluates nothing, so --{name.replace('_', '-')} has no use")
     try:
         results = read_results(*options.report)
         if not results:
             raise UserError(f"{', '.join(map(str, options.report))}: no results yet")
+        results = _chosen(results, options)
         page, *files = write_report(results, output, read_cards(folders), read_samples(folders))
     except TableError as error:
         raise UserError(str(error)) from error
@@ -297,6 +308,31 @@ def _report(options: argparse.Namespace) -> int:
         raise UserError(f"Cannot write {output}: {error.strerror}") from error
     print(f"Written: {page} and {len(files)} files beside it")
     return 0
+
+
+def _chosen(results: list[Result], options: argparse.Namespace) -> list[Result]:
+    """The results that --problem, --optimizer and --epochs name, where they are given."""
+    problems = [] if ALL in (options.problem or []) else options.problem or []
+    epochs = [str(options.epochs)] if options.epochs else []
+    results = _named(results, "problem", problems, lambda r: [r.problem])
+    results = _named(results, "epochs", epochs, lambda r: [str(r.epochs)])
+    return _named(results, "optimizer", options.optimizer or (), _names_of_optimizer)
+
+
+def _names_of_optimizer(r: Result) -> list[str]:
+    return [r.optimizer, f"{r.optimizer}/{r.replicate}", *[ORACLE] * (r.optimizer in TEACHERS)]
+
+
+def _named(
+    results: list[Result], flag: str, words: Sequence[str], names: Callable[[Result], list[str]]
+) -> list[Result]:
+    """The results that one of the words names; all if there are no words."""
+    there = dict.fromkeys(name for r in results for name in names(r))
+    for word in words:
+        if word not in there:
+            raise UserError(f"--{flag}: there are no results of {word}. "
+                            f"{did_you_mean(word, there)}Allowed: {', '.join(there)}")  # fmt: skip
+    return [r for r in results if not words or not set(words).isdisjoint(names(r))]
 
 
 def _list() -> int:
