@@ -264,7 +264,11 @@ def test_divergence_and_substituted_data_are_said_first(tmp_path, undrawn):
     assert "mine was trained on digits, IN PLACE OF mnist." in overview
     assert "mnist_cnn ran on substituted data: digits for mnist" in overview
     assert "1 of 1 evaluations of adam diverged" in overview
-    assert "Not evaluated on mnist_mlp, 2 epochs: adam" in overview
+    counts = [line.split(" | ") for line in overview.split("in each setting:")[1].split("\n")]
+    by_name = {cells[0].strip("| "): [c.strip("| ") for c in cells[1:]] for cells in counts}
+    assert len(by_name["optimizer"]) == 2 and "mnist_mlp, 2 epochs" in by_name["optimizer"]
+    place = by_name["optimizer"].index("mnist_mlp, 2 epochs")
+    assert [by_name[name][place] for name in ("adam", "sgd", "mine")] == ["–", "1", "1"]
 
 
 def test_all_diverged_makes_a_report(tmp_path):

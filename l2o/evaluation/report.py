@@ -144,12 +144,6 @@ def _overview(cases, cards: Cards) -> list[Block]:
         f"{', '.join(problems)}: {reason}; the best of what there is stands in for it."
         for reason, problems in stand_ins.items()
     ]
-    absent = [
-        f"Not evaluated on {case.title}: "
-        + ", ".join(label for label in labels if label not in {s.label for s in found})
-        for case, found in cases.items()
-        if len(found) < len(labels)
-    ]
     rows = []
     for case, found in cases.items():
         best, reference = found[0], oracle(found)
@@ -178,8 +172,18 @@ def _overview(cases, cards: Cards) -> list[Block]:
         "paired difference. In time to target they never reached what they had not reached "
         "before. A teacher with one is not chosen as oracle.",
         Table("overview", columns, rows),
-        *([Remarks(absent)] if absent else []),
+        *_counts(cases, labels),
     ]
+
+
+def _counts(cases, labels: Sequence[str]) -> list[Block]:
+    """How many evaluations there are of what; nothing where every optimizer is in every case."""
+    counts = {(case, s.label): len(s.evaluations) for case, found in cases.items() for s in found}
+    if len(counts) == len(cases) * len(labels):
+        return []
+    rows = [[label, *(counts.get((case, label), nan) for case in cases)] for label in labels]
+    columns = [Column("optimizer"), *(Column(case.title) for case in cases)]
+    return ["Evaluations of each optimizer in each setting:", Table("evaluations", columns, rows)]
 
 
 def _prefix(case: Case) -> dict[str, str | int]:
