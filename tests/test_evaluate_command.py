@@ -261,7 +261,7 @@ def test_report_has_what_the_evaluation_kept(here, capsys, monkeypatch):
     assert call(*words) == 0
     given = {}
 
-    def write_report(results, output, cards, samples):
+    def write_report(results, output, cards, samples, selection):
         given.update(results=results, output=output, cards=cards, samples=samples)
         return [output / "report.html"]
 
@@ -273,6 +273,20 @@ def test_report_has_what_the_evaluation_kept(here, capsys, monkeypatch):
     assert given["samples"]["mnist"].shape == (7, 28, 28, 1)
 
 
+def reported(monkeypatch, *words: str) -> list[Result]:
+    """What a report is written of."""
+    given = []
+
+    def write_report(results, output, cards, samples, selection):
+        given.extend(results)
+        assert selection == " ".join(words)
+        return ["page"]
+
+    monkeypatch.setattr("l2o.commands.evaluate.write_report", write_report)
+    assert call("--report", "results.csv", *words) == 0
+    return given
+
+
 @pytest.mark.parametrize(
     "words, kept",
     [
@@ -281,7 +295,6 @@ def test_report_has_what_the_evaluation_kept(here, capsys, monkeypatch):
         (("--problem", "mnist_cnn"), {0, 1, 2}),
         (("--problem", "mnist_cnn", "--epochs", "25"), {2}),
         (("--optimizer", "choice-large", "keras:Adam"), {0, 1, 4}),
-        (("--optimizer", "choice-large/2"), {1}),
         (("--optimizer", "oracle", "--epochs", "5"), {3}),
     ],
 )
@@ -297,12 +310,14 @@ def test_a_report_is_of_what_is_named(here, monkeypatch, words, kept):
         )
     ]
     write_results("results.csv", sum(fits, []))
-    given = []
-    monkeypatch.setattr(
-        "l2o.commands.evaluate.write_report", lambda results, *_: given.extend(results) or ["page"]
-    )
-    assert call("--report", "results.csv", *words) == 0
-    assert given == [row for k in sorted(kept) for row in fits[k]]
+    assert reported(monkeypatch, *words) == [row for k in sorted(kept) for row in fits[k]]
+
+
+def test_a_replicate_that_is_named_is_not_pooled(here, monkeypatch):
+    fits = [an_evaluation(1, optimizer="mine", replicate=k, origin=str(k)) for k in (1, 2, 3)]
+    write_results("results.csv", sum(fits, []))
+    found = reported(monkeypatch, "--optimizer", "mine/1", "mine/3")
+    assert [(r.optimizer, r.origin) for r in found[::2]] == [("mine/1", "1"), ("mine/3", "3")]
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,14 @@ def test_what_results_do_not_contain_is_named(written):
         assert name not in lacking
 
 
+@pytest.mark.parametrize("selection", ["", "--epochs 1"])
+def test_a_selection_is_said(tmp_path, undrawn, selection):
+    write_report(made_evaluation("adam", [2.0, 1.0]), tmp_path, selection=selection)
+    for page in ("report.md", "report.html"):
+        assert ("selection of the results there are: --epochs 1" in
+                (tmp_path / page).read_text()) == bool(selection)  # fmt: skip
+
+
 def test_a_single_evaluation_still_makes_a_report(tmp_path):
     write_report(made_evaluation("nadam", [2.0, 1.0]), tmp_path)
     text = (tmp_path / "report.md").read_text()

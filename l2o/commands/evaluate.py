@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 
@@ -295,13 +296,18 @@ def _report(options: argparse.Namespace) -> int:
     output = options.output or folders[0] / "report"
     for name in ("ema", "preset", "repeats", "seed", "jobs", "list", "data", "data_dir"):
         if getattr(options, name) != parser().get_default(name):
-            raise UserError(f"--report evaluates nothing, so --{name.replace('_', '-')} has no use")
+            raise UserError(
+                f"--report evaluates nothing, so --{name.replace('_', '-')} has no use; it takes "
+                "--problem, --epochs and, by the names in its tables, --optimizer"
+            )
     try:
         results = read_results(*options.report)
         if not results:
             raise UserError(f"{', '.join(map(str, options.report))}: no results yet")
         results = _chosen(results, options)
-        page, *files = write_report(results, output, read_cards(folders), read_samples(folders))
+        page, *files = write_report(
+            results, output, read_cards(folders), read_samples(folders), _selection(options)
+        )
     except TableError as error:
         raise UserError(str(error)) from error
     except OSError as error:
@@ -310,13 +316,29 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _selection(options: argparse.Namespace) -> str:
+    """The flags that `_chosen` follows, as they were given; "" if none was."""
+    given = {name: getattr(options, name) for name in ("problem", "optimizer", "epochs")}
+    return " ".join(
+        f"--{name} {' '.join(value) if isinstance(value, list) else value}"
+        for name, value in given.items()
+        if value
+    )
+
+
 def _chosen(results: list[Result], options: argparse.Namespace) -> list[Result]:
     """The results that --problem, --optimizer and --epochs name, where they are given."""
     problems = [] if ALL in (options.problem or []) else options.problem or []
     epochs = [str(options.epochs)] if options.epochs else []
+    optimizers = options.optimizer or []
     results = _named(results, "problem", problems, lambda r: [r.problem])
     results = _named(results, "epochs", epochs, lambda r: [str(r.epochs)])
-    return _named(results, "optimizer", options.optimizer or (), _names_of_optimizer)
+    results = _named(results, "optimizer", optimizers, _names_of_optimizer)
+    alone = {name for name in optimizers if "/" in name}  # replicates, not to be pooled with others
+    return [
+        replace(r, optimizer=name) if (name := f"{r.optimizer}/{r.replicate}") in alone else r
+        for r in results
+    ]
 
 
 def _names_of_optimizer(r: Result) -> list[str]:

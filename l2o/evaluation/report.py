@@ -50,6 +50,7 @@ def write_report(
     output: Path | str,
     cards: Cards = {},  # noqa: B006  (read only)
     samples: Mapping[str, np.ndarray] = {},  # noqa: B006
+    selection: str = "",
 ) -> list[Path]:
     """Writes what results say: report.md, report.html, tables/*.csv and figures/*.png.
 
@@ -58,6 +59,7 @@ def write_report(
         output: A directory; files of the same names are replaced.
         cards: Policies' cards by their origin, for what they cost and how they were trained.
         samples: Images by dataset, uint8 [n, height, width, channels].
+        selection: What was chosen from more results, for the reader to know; "" for nothing.
 
     Returns:
         The files, the page first.
@@ -69,7 +71,7 @@ def write_report(
     if not cases:
         raise ValueError("There are no results to report")
     figures = drawings(cases, cards, samples)
-    sections = report(cases, figures, cards)
+    sections = report(cases, figures, cards, selection)
     blocks = [block for section in sections for block in section.blocks]
     tables: dict[str, list[Table]] = defaultdict(list)
     for block in blocks:
@@ -87,10 +89,13 @@ def write_report(
 
 
 def report(
-    cases: Mapping[Case, Sequence[Summary]], figures: Sequence[Drawing], cards: Cards = {}  # noqa: B006
-) -> list[Section]:  # fmt: skip
-    """The report's sections, figures drawn."""
-    sections = [Section("Overview", _overview(cases, cards))]
+    cases: Mapping[Case, Sequence[Summary]],
+    figures: Sequence[Drawing],
+    cards: Cards = {},  # noqa: B006
+    selection: str = "",
+) -> list[Section]:
+    """The report's sections, figures drawn; `write_report` says what the arguments are."""
+    sections = [Section("Overview", _overview(cases, cards, selection))]
     for f in figures:
         if f.draw:
             sections.append(Section(f.title, [Picture(f.file, f.title, f.caption, png(f.draw))]))
@@ -111,7 +116,7 @@ def report(
     return sections
 
 
-def _overview(cases, cards: Cards) -> list[Block]:
+def _overview(cases, cards: Cards, selection: str) -> list[Block]:
     evaluations = [(s.label, e) for found in cases.values() for s in found for e in s.evaluations]
     labels = list(dict.fromkeys(s.label for found in cases.values() for s in found))
     warnings = [
@@ -160,6 +165,7 @@ def _overview(cases, cards: Cards) -> list[Block]:
                Column("95% interval", interval=True)]  # fmt: skip
     return [
         *([Notice(warnings)] if warnings else []),
+        *([f"A selection of the results there are: {selection}."] if selection else []),
         f"Evaluations: {len(evaluations)}, of {len(labels)} optimizers in {len(cases)} "
         f"{'setting' if len(cases) == 1 else 'settings'} (a setting is a problem, its data and a "
         "number of epochs). Losses are cross-entropy in nats (of your own problems, what you "
