@@ -265,7 +265,7 @@ def test_report_has_what_the_evaluation_kept(here, capsys, monkeypatch):
         given.update(results=results, output=output, cards=cards, samples=samples)
         return [output / "report.html"]
 
-    monkeypatch.setattr("l2o.commands.evaluate.write_report", write_report)
+    monkeypatch.setattr("l2o.commands.report.write_report", write_report)
     assert call("--report", "results/smoke") == 0
     assert "results/smoke/report/report.html" in capsys.readouterr().out
     assert given["results"] == read_results("results/smoke")
@@ -282,7 +282,7 @@ def reported(monkeypatch, *words: str) -> list[Result]:
         assert selection == " ".join(words)
         return ["page"]
 
-    monkeypatch.setattr("l2o.commands.evaluate.write_report", write_report)
+    monkeypatch.setattr("l2o.commands.report.write_report", write_report)
     assert call("--report", "results.csv", *words) == 0
     return given
 

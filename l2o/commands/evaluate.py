@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 import time
-from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 
@@ -20,12 +18,14 @@ from l2o.claim import DirectoryError
 from l2o.commands.forecast import Forecast
 from l2o.commands.pool import spread
 from l2o.commands.problem import (
+    ALL,
     OWN,
     check_data_flags,
     is_private,
     load_problem,
     problem_name,
 )
+from l2o.commands.report import report
 from l2o.commands.terminal import (
     Parser,
     UserError,
@@ -38,26 +38,22 @@ from l2o.commands.terminal import (
 )
 from l2o.evaluation.comparison import summary_table
 from l2o.evaluation.contenders import (
-    ORACLE,
     ContenderError,
     get_contenders,
     keras_optimizers,
 )
 from l2o.evaluation.fit import Warmup
 from l2o.evaluation.privacy import PrivacyError, check_python
-from l2o.evaluation.report import write_report
-from l2o.evaluation.results import Result, describe, read_results
+from l2o.evaluation.results import describe
 from l2o.evaluation.run import Bench, Plan, Task, evaluate, keep, missing
-from l2o.evaluation.store import ResultsDirectory, read_cards, read_samples
+from l2o.evaluation.store import ResultsDirectory
 from l2o.evaluation.tables import TableError
 from l2o.progress import Progress, duration
-from l2o.rules import TEACHERS, TUNED_RATES
-from l2o.shipped import did_you_mean
+from l2o.rules import TUNED_RATES
 from problems import PROBLEMS
 
 PRESETS = {"paper": (10, 25), "cpu": (3, 5), "smoke": (1, 1)}  # repeats, epochs
 RESULTS = Path("results")
-ALL = "all"
 DESCRIPTION = """\
 Fits the paper's problems with optimizers and compares them (Huang et al.,
 Optimizer Amalgamation, ICLR 2022, Section 5).
@@ -146,7 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _main(arguments: list[str] | None) -> int:
     options = parser().parse_args(arguments)
     if options.report:
-        return _report(options)
+        return report(options, parser())
     tf.get_logger().setLevel("ERROR")
     if options.list:
         return _list()
@@ -289,72 +285,6 @@ def _tasks(options: argparse.Namespace) -> list:
             check_python()
     loaded = {}
     return [Task(*load_problem(n, options.data, options.data_dir, loaded)) for n in names]
-
-
-def _report(options: argparse.Namespace) -> int:
-    folders = [path if path.is_dir() else path.parent for path in options.report]
-    output = options.output or folders[0] / "report"
-    for name in ("ema", "preset", "repeats", "seed", "jobs", "list", "data", "data_dir"):
-        if getattr(options, name) != parser().get_default(name):
-            raise UserError(
-                f"--report evaluates nothing, so --{name.replace('_', '-')} has no use; it takes "
-                "--problem, --epochs and, by the names in its tables, --optimizer"
-            )
-    try:
-        results = read_results(*options.report)
-        if not results:
-            raise UserError(f"{', '.join(map(str, options.report))}: no results yet")
-        results = _chosen(results, options)
-        page, *files = write_report(
-            results, output, read_cards(folders), read_samples(folders), _selection(options)
-        )
-    except TableError as error:
-        raise UserError(str(error)) from error
-    except OSError as error:
-        raise UserError(f"Cannot write {output}: {error.strerror}") from error
-    print(f"Written: {page} and {len(files)} files beside it")
-    return 0
-
-
-def _selection(options: argparse.Namespace) -> str:
-    """The flags that `_chosen` follows, as they were given; "" if none was."""
-    given = {name: getattr(options, name) for name in ("problem", "optimizer", "epochs")}
-    return " ".join(
-        f"--{name} {' '.join(value) if isinstance(value, list) else value}"
-        for name, value in given.items()
-        if value
-    )
-
-
-def _chosen(results: list[Result], options: argparse.Namespace) -> list[Result]:
-    """The results that --problem, --optimizer and --epochs name, where they are given."""
-    problems = [] if ALL in (options.problem or []) else options.problem or []
-    epochs = [str(options.epochs)] if options.epochs else []
-    optimizers = options.optimizer or []
-    results = _named(results, "problem", problems, lambda r: [r.problem])
-    results = _named(results, "epochs", epochs, lambda r: [str(r.epochs)])
-    results = _named(results, "optimizer", optimizers, _names_of_optimizer)
-    alone = {name for name in optimizers if "/" in name}  # replicates, not to be pooled with others
-    return [
-        replace(r, optimizer=name) if (name := f"{r.optimizer}/{r.replicate}") in alone else r
-        for r in results
-    ]
-
-
-def _names_of_optimizer(r: Result) -> list[str]:
-    return [r.optimizer, f"{r.optimizer}/{r.replicate}", *[ORACLE] * (r.optimizer in TEACHERS)]
-
-
-def _named(
-    results: list[Result], flag: str, words: Sequence[str], names: Callable[[Result], list[str]]
-) -> list[Result]:
-    """The results that one of the words names; all if there are no words."""
-    there = dict.fromkeys(name for r in results for name in names(r))
-    for word in words:
-        if word not in there:
-            raise UserError(f"--{flag}: there are no results of {word}. "
-                            f"{did_you_mean(word, there)}Allowed: {', '.join(there)}")  # fmt: skip
-    return [r for r in results if not words or not set(words).isdisjoint(names(r))]
 
 
 def _list() -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import problems
 from l2o.commands.terminal import UserError
 
+ALL = "all"  # of the problems
 OWN = "package.module:function"
 
 

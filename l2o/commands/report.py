@@ -1,0 +1,92 @@
+"""`python evaluate.py --report`: what results say, all of them or some."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from l2o.commands.problem import ALL
+from l2o.commands.terminal import Parser, UserError
+from l2o.evaluation.contenders import ORACLE
+from l2o.evaluation.report import write_report
+from l2o.evaluation.results import Result, read_results
+from l2o.evaluation.store import read_cards, read_samples
+from l2o.evaluation.tables import TableError
+from l2o.rules import TEACHERS
+from l2o.shipped import did_you_mean
+
+
+def report(options: argparse.Namespace, parser: Parser) -> int:
+    """Writes the report.
+
+    Args:
+        options: Of the command line.
+        parser: Theirs, for what they are when they are not given.
+
+    Raises:
+        UserError: If there are no such results, or a flag has no use here.
+    """
+    folders = [path if path.is_dir() else path.parent for path in options.report]
+    output = options.output or folders[0] / "report"
+    for name in ("ema", "preset", "repeats", "seed", "jobs", "list", "data", "data_dir"):
+        if getattr(options, name) != parser.get_default(name):
+            raise UserError(
+                f"--report evaluates nothing, so --{name.replace('_', '-')} has no use; it takes "
+                "--problem, --epochs and, by the names in its tables, --optimizer"
+            )
+    try:
+        results = read_results(*options.report)
+        if not results:
+            raise UserError(f"{', '.join(map(str, options.report))}: no results yet")
+        results = _chosen(results, options)
+        page, *files = write_report(
+            results, output, read_cards(folders), read_samples(folders), _selection(options)
+        )
+    except TableError as error:
+        raise UserError(str(error)) from error
+    except OSError as error:
+        raise UserError(f"Cannot write {output}: {error.strerror}") from error
+    print(f"Written: {page} and {len(files)} files beside it")
+    return 0
+
+
+def _selection(options: argparse.Namespace) -> str:
+    """The flags that `_chosen` follows, as they were given; "" if none was."""
+    given = {name: getattr(options, name) for name in ("problem", "optimizer", "epochs")}
+    return " ".join(
+        f"--{name} {' '.join(value) if isinstance(value, list) else value}"
+        for name, value in given.items()
+        if value
+    )
+
+
+def _chosen(results: list[Result], options: argparse.Namespace) -> list[Result]:
+    """The results that --problem, --optimizer and --epochs name, where they are given."""
+    problems = [] if ALL in (options.problem or []) else options.problem or []
+    epochs = [str(options.epochs)] if options.epochs else []
+    optimizers = options.optimizer or []
+    results = _named(results, "problem", problems, lambda r: [r.problem])
+    results = _named(results, "epochs", epochs, lambda r: [str(r.epochs)])
+    results = _named(results, "optimizer", optimizers, _names_of_optimizer)
+    alone = {name for name in optimizers if "/" in name}  # replicates, not to be pooled with others
+    return [
+        replace(r, optimizer=name) if (name := f"{r.optimizer}/{r.replicate}") in alone else r
+        for r in results
+    ]
+
+
+def _names_of_optimizer(r: Result) -> list[str]:
+    return [r.optimizer, f"{r.optimizer}/{r.replicate}", *[ORACLE] * (r.optimizer in TEACHERS)]
+
+
+def _named(
+    results: list[Result], flag: str, words: Sequence[str], names: Callable[[Result], list[str]]
+) -> list[Result]:
+    """The results that one of the words names; all if there are no words."""
+    there = dict.fromkeys(name for r in results for name in names(r))
+    for word in words:
+        if word not in there:
+            raise UserError(f"--{flag}: there are no results of {word}. "
+                            f"{did_you_mean(word, there)}Allowed: {', '.join(there)}")  # fmt: skip
+    return [r for r in results if not words or not set(words).isdisjoint(names(r))]
