@@ -140,9 +140,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _main(arguments: list[str] | None) -> int:
-    options = parser().parse_args(arguments)
+    command = parser()
+    options = command.parse_args(arguments)
     if options.report:
-        return report(options, parser())
+        return report(options, command)
     tf.get_logger().setLevel("ERROR")
     if options.list:
         return _list()

@@ -63,21 +63,23 @@ def _selection(options: argparse.Namespace) -> str:
 
 def _chosen(results: list[Result], options: argparse.Namespace) -> list[Result]:
     """The results that --problem, --optimizer and --epochs name, where they are given."""
-    problems = [] if ALL in (options.problem or []) else options.problem or []
     epochs = [str(options.epochs)] if options.epochs else []
     optimizers = options.optimizer or []
-    results = _named(results, "problem", problems, lambda r: [r.problem])
+    results = _named(results, "problem", options.problem or [], lambda r: [r.problem, ALL])
     results = _named(results, "epochs", epochs, lambda r: [str(r.epochs)])
     results = _named(results, "optimizer", optimizers, _names_of_optimizer)
-    alone = {name for name in optimizers if "/" in name}  # replicates, not to be pooled with others
+    # A replicate that is named is not pooled with others.
     return [
-        replace(r, optimizer=name) if (name := f"{r.optimizer}/{r.replicate}") in alone else r
-        for r in results
+        replace(r, optimizer=name) if (name := _replicate(r)) in optimizers else r for r in results
     ]
 
 
 def _names_of_optimizer(r: Result) -> list[str]:
-    return [r.optimizer, f"{r.optimizer}/{r.replicate}", *[ORACLE] * (r.optimizer in TEACHERS)]
+    return [r.optimizer, _replicate(r), *[ORACLE] * (r.optimizer in TEACHERS)]
+
+
+def _replicate(r: Result) -> str:
+    return f"{r.optimizer}/{r.replicate}"
 
 
 def _named(
