@@ -220,6 +220,17 @@ def test_divergence_is_a_result(here, capsys):
     assert read_results("results/smoke")[-1].diverged_at == 101
 
 
+def test_an_optimizer_with_weight_decay_is_one_more(here, capsys):
+    words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "adam")
+    for decay in ((), ("--weight-decay", "0.01"), ("--weight-decay", "0.01", "--ema", "0.5")):
+        assert call(*words, *decay) == 0
+    last = {row.optimizer: row for row in read_results("results/smoke") if row.epoch == 1}
+    assert list(last) == ["adam", "adam+wd0.01", "adam+wd0.01+ema0.5"]
+    plain, decayed, averaged = last.values()
+    assert plain.train_loss != decayed.train_loss == averaged.train_loss
+    assert len({row.origin for row in last.values()}) == 3
+
+
 def test_an_optimizer_scored_at_its_moving_average_is_one_more(here, capsys):
     words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "adam")
     for averaging in ((), ("--ema", "0.5"), ("--ema", "0.9")):
@@ -348,6 +359,7 @@ def test_a_report_of_nothing_is_one_line(here, capsys, words, said):
         (("--optimizer", "keras:Adan"), "AdamW"),
         (("--repeats", "0"), "at least 1"),
         (("--ema", "1"), "from 0 to below 1"),
+        (("--weight-decay", "-1"), "from 0 to below 1"),
         (("--report", "nowhere"), "nowhere"),
     ],
 )

@@ -21,12 +21,12 @@ BATCH, STEPS = 16, 4  # 64 examples
 def fitted(network, data):
     """Fits the network to the data with a stepper; validation and test are parts of the data."""
 
-    def build(stepper, warmup=0, batch_size=BATCH, ema_momentum=0.0) -> Fit:
+    def build(stepper, warmup=0, batch_size=BATCH, **settings) -> Fit:
         train = Batch(*map(tf.constant, data))
         held_out = [Batch(*(tf.constant(x[part]) for x in data)) for part in (slice(50), slice(37))]
         return Fit(
             KerasOptimizee(network), stepper, train, held_out[0], batch_size, held_out[1],
-            warmup=Warmup(warmup, 0.05), ema_momentum=ema_momentum,
+            warmup=Warmup(warmup, 0.05), **settings,
         )  # fmt: skip
 
     return build
@@ -106,6 +106,18 @@ def test_what_is_scored_may_be_the_moving_average_that_keras_makes(network, data
     expected = float(tf.reduce_mean(loss))
     assert averaged.epochs[-1].validation_loss == pytest.approx(expected, rel=1e-4)
     assert plain.epochs[-1].validation_loss != pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("warmup", [0, 2 * STEPS], ids=["optimizer", "warm-up"])
+def test_weight_decay_is_that_of_keras(fitted, warmup):
+    def sgd(**settings):
+        return KerasStepper(lambda: keras.optimizers.SGD(0.05, **settings))
+
+    theirs = fitted(sgd(weight_decay=0.4)).run(3, 2)
+    # Here decay is not multiplied by the optimizer's rate, only by the warm-up's, 0.05 too.
+    ours = fitted(sgd(), warmup, weight_decay=0.4 if warmup else 0.02).run(3, 2)
+    np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-5)
+    assert abs(ours.losses[-1] - fitted(sgd()).run(3, 2).losses[-1]) > 1e-3
 
 
 def test_optimizers_of_a_seed_share_start_batches_and_warm_up(fitted):

@@ -30,8 +30,8 @@ from l2o.commands.terminal import (
     Parser,
     UserError,
     count,
+    fraction,
     known,
-    momentum,
     quiet_start,
     run_command,
     whole,
@@ -100,7 +100,11 @@ def parser() -> Parser:
                    f"as {OWN}, which returns an l2o.OwnProblem")
     g.add_argument("--optimizer", nargs="+", metavar="WHAT",
                    help="see below; default the shipped policy choice-large, and adam")
-    g.add_argument("--ema", type=momentum, default=0.0, metavar="M",
+    g.add_argument("--weight-decay", type=fraction, default=0.0, metavar="W",
+                   help="subtract W times the parameters with each step of all optimizers, which "
+                   "are then called adam+wd0.0003 and so on. In AmalgamatedOptimizer that is "
+                   "weight_decay=W; in keras.optimizers.AdamW, W divided by the rate. Default 0")
+    g.add_argument("--ema", type=fraction, default=0.0, metavar="M",
                    help="score all optimizers at the exponential moving average of their "
                    "parameters, of momentum M, as Keras' use_ema and SwapEMAWeights do; they are "
                    "then called adam+ema0.995 and so on. Default 0: the parameters as they are")
@@ -262,6 +266,8 @@ def _contenders(options: argparse.Namespace) -> list:
     words = options.optimizer
     try:
         contenders = [contender for word in words for contender in get_contenders(word)]
+        if options.weight_decay:
+            contenders = [contender.decayed(options.weight_decay) for contender in contenders]
         if options.ema:
             contenders = [contender.averaged(options.ema) for contender in contenders]
     except (ContenderError, PolicyError) as error:

@@ -29,7 +29,8 @@ def report(options: argparse.Namespace, parser: Parser) -> int:
     """
     folders = [path if path.is_dir() else path.parent for path in options.report]
     output = options.output or folders[0] / "report"
-    for name in ("ema", "preset", "repeats", "seed", "jobs", "list", "data", "data_dir"):
+    settings = ("weight_decay", "ema", "preset", "repeats", "seed", "jobs", "data", "data_dir")
+    for name in (*settings, "list"):
         if getattr(options, name) != parser.get_default(name):
             raise UserError(
                 f"--report evaluates nothing, so --{name.replace('_', '-')} has no use; it takes "

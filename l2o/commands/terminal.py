@@ -109,7 +109,7 @@ def weight(text: str) -> float:
     return _number(text, lambda value: 0 <= value < math.inf, "a number of at least 0")
 
 
-def momentum(text: str) -> float:
+def fraction(text: str) -> float:
     """An argument that must be a number of at least 0 and below 1."""
     return _number(text, lambda value: 0 <= value < 1, "a number from 0 to below 1")
 

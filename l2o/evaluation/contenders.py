@@ -38,6 +38,7 @@ class Contender:
         replicate: Which training of the policy, from 1.
         learned: Whether it is a policy, which costs far more a coordinate than the others.
         card: The policy's.
+        weight_decay: The fraction of the parameters that is subtracted with each step.
         ema_momentum: Of the moving average of the parameters that is scored in their place; 0 for
             none.
     """
@@ -48,7 +49,14 @@ class Contender:
     replicate: int = 1
     learned: bool = False
     card: dict[str, Any] = field(default_factory=dict, compare=False)
+    weight_decay: float = 0.0
     ema_momentum: float = 0.0
+
+    def decayed(self, weight_decay: float) -> Contender:
+        """The same optimizer with decoupled weight decay (Loshchilov and Hutter 2019)."""
+        name = f"{self.name}+wd{weight_decay:g}"
+        origin = _digest({self.origin: weight_decay, "decays": True})
+        return replace(self, name=name, origin=origin, weight_decay=weight_decay)
 
     def averaged(self, momentum: float) -> Contender:
         """The same optimizer, scored at the moving average of its parameters."""

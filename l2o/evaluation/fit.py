@@ -106,6 +106,8 @@ class Fit:
         test: Examples, or None.
         warmup: Plain SGD at the start.
         gradient: `plain_gradient`, or a private one.
+        weight_decay: What is subtracted of the parameters with each step of the optimizer, and
+            times the warm-up's rate with each of its steps (Loshchilov and Hutter 2019).
         ema_momentum: What is scored is the exponential moving average of the parameters, m times
             its last value and 1 - m times theirs after each step, as Keras' `use_ema` has it; 0
             is the parameters themselves.
@@ -121,12 +123,13 @@ class Fit:
         test: Batch | None = None,
         warmup: Warmup = Warmup(),
         gradient: Callable[..., Gradient] = plain_gradient,
+        weight_decay: float = 0.0,
         ema_momentum: float = 0.0,
     ):
         self._optimizee, self._stepper = optimizee, stepper
         self._train, self._held_out = train, [validation] + ([test] if test else [])
         self._batch_size, self._warmup, self._gradient = batch_size, warmup, gradient
-        self._ema_momentum = ema_momentum
+        self._weight_decay, self._ema_momentum = weight_decay, ema_momentum
         self._steps, self._pace = None, 0.0
         self._score = tf.function(self._run_score, autograph=False)
 
@@ -233,10 +236,12 @@ class Fit:
 
             def warm():
                 moved = self._stepper.observe(parameters, seen.gradient, state, layout)
-                return parameters - rate * seen.gradient, moved
+                stepped = parameters - rate * seen.gradient
+                return self._decayed(stepped, parameters, rate), moved
 
             def move():
-                return self._stepper.step(parameters, seen.gradient, state, layout)
+                stepped, moved = self._stepper.step(parameters, seen.gradient, state, layout)
+                return self._decayed(stepped, parameters), moved
 
             loss, accuracy = (tf.cast(x, tf.float32) for x in (seen.loss, seen.accuracy))
             record = record.write(i, tf.stack([loss, accuracy]))
@@ -248,6 +253,10 @@ class Fit:
         loop = (0, 0.0, record, parameters, average, carried, state)
         done, _, record, *held = tf.while_loop(proceed, step, loop)
         return record.stack(), done, *held
+
+    def _decayed(self, stepped, parameters, rate: float = 1.0):
+        """Where a step from `parameters` led, less what decays of them."""
+        return stepped - rate * self._weight_decay * parameters if self._weight_decay else stepped
 
     def _average(self, average, parameters, step):
         """The moving average of the parameters after a step; after step 0, where that led."""

@@ -127,7 +127,7 @@ class Bench:
             self._fits[contender] = Fit(
                 self._optimizee, contender.stepper(), train, validation, task.problem.batch_size,
                 test, gradient=task.privacy or plain_gradient,
-                ema_momentum=contender.ema_momentum,
+                weight_decay=contender.weight_decay, ema_momentum=contender.ema_momentum,
             )  # fmt: skip
         key = self._plan.key(task, contender, repeat)
         course = self._fits[contender].run(key.seed, self._plan.epochs, report)
