@@ -25,7 +25,7 @@ from l2o.rules import Layout, State, UpdateRule, rule_from_config
 from l2o.shipped import pretrained_path
 from l2o.step import compiled_step
 
-WEIGHT_DECAY_LIMIT = 1e-4
+WEIGHT_DECAY_LIMIT = 1e-3
 BACKENDS = ("tensorflow", "jax", "torch")
 
 

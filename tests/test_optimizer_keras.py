@@ -145,7 +145,7 @@ def test_variables_are_excluded_from_weight_decay():
 
 
 def test_little_weight_decay_is_not_warned_of(recwarn):
-    sgd(weight_decay=1e-4)
+    sgd(weight_decay=6e-4)
     assert not recwarn.list
 
 
