@@ -1,4 +1,4 @@
-"""The unroll in JAX takes l2o's steps and finds l2o's meta-gradients."""
+"""The unroll in JAX takes l2o's steps and finds l2o's meta-gradients; so do the fits in JAX."""
 
 import importlib.util
 import os
@@ -47,10 +47,35 @@ np.savez(sys.argv[1] + "/out.npz", drawn=drawn, drawn_scale=scale, **found)
 """
 
 
-@pytest.mark.parametrize("name", ["none", "choice", "minmax", "attacked", "scale"])
-def test_the_truncation_is_that_of_l2o(name, tmp_path):
+FITS_IN_JAX = """
+import sys
+import jax.numpy as jnp, numpy as np
+import draws, fits
+from l2o.rules import RNNProp
+arrays = {k: jnp.asarray(v) for k, v in np.load(sys.argv[1] + "/in.npz").items()}
+draws.BATCH, fits.WARMUP, fits.SCORED_AT_ONCE = 16, 4, 50
+weights = [v for k, v in sorted(arrays.items()) if k.startswith("weight")]
+data, rule = (arrays["inputs"], arrays["labels"]), RNNProp()
+fit, found = fits.begun(rule, arrays["theta"]), []
+for start in (0, 12):
+    chosen = draws.batch_indices([3], len(data[1]), start, 12)
+    fit = fits.advance(rule, weights, 0.01, 0.7, data, fit, chosen)
+    found.append(fits.score(data, jnp.stack([fit.parameters, fit.average])))
+np.savez(sys.argv[1] + "/out.npz", found=np.stack(found))
+"""
+
+
+def run_in_jax(code: str, *words) -> None:
     if importlib.util.find_spec("jax") is None:
         pytest.skip("jax is not installed (pip install 'l2o[jax]')")
+    environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": str(ROOT / "tools")}
+    command = [sys.executable, "-c", code, *map(str, words)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("name", ["none", "choice", "minmax", "attacked", "scale"])
+def test_the_truncation_is_that_of_l2o(name, tmp_path):
     import tensorflow as tf
     from made_weights import made_weights
 
@@ -120,10 +145,7 @@ def test_the_truncation_is_that_of_l2o(name, tmp_path):
         **taught,
         **{f"weight{k:02}": w for k, w in enumerate(weights)},
     )
-    environment = os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": str(ROOT / "tools")}
-    command = [sys.executable, "-c", IN_JAX, str(tmp_path), name]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_in_jax(IN_JAX, tmp_path, name)
     with np.load(tmp_path / "out.npz") as found:
         np.testing.assert_array_equal(found["drawn"], drawn)
         if name != "none":
@@ -134,3 +156,36 @@ def test_the_truncation_is_that_of_l2o(name, tmp_path):
             wanted = wanted.numpy()
             error = np.abs(found[f"gradient{k:02}"] - wanted).max()
             assert error <= 1e-2 * np.abs(wanted).max() + 1e-6, k
+
+
+def test_the_fit_is_that_of_evaluate(tmp_path):
+    """Warm-up, weight decay and moving average included."""
+    import tensorflow as tf
+    from made_weights import made_weights
+
+    from l2o.amalgamation.optimizee import Batch, KerasOptimizee
+    from l2o.evaluation.fit import Fit, Warmup
+    from l2o.evaluation.steppers import RuleStepper
+    from l2o.rules import RNNProp
+    from problems import networks
+
+    optimizee = KerasOptimizee(lambda: networks.cnn((28, 28, 1), 10))
+    generator = np.random.default_rng(0)
+    labels = generator.integers(10, size=200).astype("int32")
+    inputs = generator.integers(100, size=(200, 28, 28, 1)) + 15 * labels[:, None, None, None]
+    inputs, rule = inputs.astype("uint8"), RNNProp()
+    data, weights, wanted = Batch(*map(tf.constant, (inputs, labels))), made_weights(rule), []
+    for momentum in (0.0, 0.7):
+        fit = Fit(optimizee, RuleStepper(rule, weights), data, data, 16,
+                  warmup=Warmup(4), weight_decay=0.01, ema_momentum=momentum)  # fmt: skip
+        wanted.append([np.log(epoch.validation_loss) for epoch in fit.run(3, 2).epochs[1:]])
+    np.savez(
+        tmp_path / "in.npz",
+        inputs=inputs[..., 0],
+        labels=labels,
+        theta=optimizee.initial(3)[0],
+        **{f"weight{k:02}": w for k, w in enumerate(weights)},
+    )
+    run_in_jax(FITS_IN_JAX, tmp_path)
+    with np.load(tmp_path / "out.npz") as arrays:
+        np.testing.assert_allclose(arrays["found"].T, wanted, rtol=1e-3)

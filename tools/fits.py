@@ -1,0 +1,168 @@
+"""Fits the Train network a hundred times at once on a GPU, in JAX: what rates and decays are worth.
+
+    python tools/fits.py mnist.npz fits.csv --optimizer choice-large/1 adam@0.005 \\
+        --weight-decay 0 3e-4 6e-4
+
+What `evaluate.py --problem mnist_cnn` does with `--weight-decay` and `--ema`, on the same batches
+but from other initial weights, for optimizers, decays and seeds in every combination. It needs
+Keras and JAX, but no TensorFlow; mnist.npz holds inputs uint8 [N, 28, 28] and labels [N], and the
+same as validation_inputs, test_labels and so on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import sys
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ["KERAS_BACKEND"] = "jax"
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from draws import BATCH, batch_indices, begin  # noqa: E402
+from jax_unroll import LAYOUT, WARMUP_RATE, network_loss  # noqa: E402
+
+import l2o  # noqa: E402
+from l2o.rules import TEACHERS, UpdateRule, get_teacher  # noqa: E402
+from l2o.shipped import pretrained, pretrained_path  # noqa: E402
+
+WARMUP, SCORED_AT_ONCE = 100, 1000
+COLUMNS = ("optimizer", "weight_decay", "seed", "epoch", "validation_loss", "test_loss",
+           "averaged_validation_loss", "averaged_test_loss")  # fmt: skip
+
+
+class Fit(NamedTuple):
+    """Where a fit stands: parameters [D], their moving average, the rule's state, steps so far."""
+
+    parameters: Any
+    average: Any
+    state: Any
+    steps: Any
+
+
+def begun(rule: UpdateRule, parameters) -> Fit:
+    """A fit before its first step."""
+    return Fit(parameters, parameters, rule.initial_state(LAYOUT), jnp.zeros((), jnp.int32))
+
+
+def advance(rule: UpdateRule, weights: list, decay, momentum, data, fit: Fit, batches) -> Fit:
+    """The fit after the steps of `batches`, int32 [S, B]; see `l2o.evaluation.fit.Fit`."""
+
+    def step(fit: Fit, chosen):
+        gradient = jax.grad(network_loss)(fit.parameters, data, chosen)
+        warm = fit.steps < WARMUP
+        watched = rule.observe(weights, gradient, fit.state, LAYOUT)
+        move, moved = rule.update(weights, gradient, fit.state, LAYOUT)
+        state = jax.tree.map(lambda a, b: jnp.where(warm, a, b), watched, moved)
+        rate = jnp.where(warm, WARMUP_RATE, 1.0)
+        step = jnp.where(warm, WARMUP_RATE * gradient, move) + rate * decay * fit.parameters
+        parameters = fit.parameters - step
+        kept = jnp.where(fit.steps > 0, momentum, 0.0)
+        average = kept * fit.average + (1 - kept) * parameters
+        return Fit(parameters, average, state, fit.steps + 1), None
+
+    return jax.lax.scan(step, fit, batches)[0]
+
+
+def score(data, parameters):
+    """Log losses [F] of all examples, of parameters [F, D]."""
+    several = jax.vmap(network_loss, (0, None, None))
+    rows = jnp.arange(len(data[1])).reshape(-1, SCORED_AT_ONCE)
+    return jnp.log(jax.lax.map(lambda chosen: several(parameters, data, chosen), rows).mean(axis=0))
+
+
+def optimizer(name: str) -> tuple[UpdateRule, list]:
+    """A rule and its weights: a policy's directory or name, a teacher, or one at another rate."""
+    teacher, _, rate = name.partition("@")
+    if teacher in TEACHERS:
+        return get_teacher(teacher, float(rate) if rate else None), []
+    policy = l2o.load_policy(pretrained_path(name) if name in pretrained() else name)
+    return policy.rule, [jnp.asarray(w) for w in policy.weights]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("data", type=Path, help="mnist.npz")
+    p.add_argument("output", type=Path, help="table of all fits by epoch, a new one")
+    p.add_argument("--optimizer", nargs="+", default=["choice-large", "adam"], metavar="WHAT")
+    p.add_argument("--weight-decay", type=float, nargs="+", default=[0.0], metavar="W")
+    p.add_argument("--ema", type=float, default=0.998, metavar="M")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S")
+    p.add_argument("--epochs", type=int, default=25, metavar="E")
+    return p
+
+
+def main() -> None:
+    command = parser()
+    options = command.parse_args()
+    if options.output.exists():
+        command.error(f"there is something in {options.output}")
+    with np.load(options.data) as arrays:
+        train, validation, test = (
+            (jnp.asarray(arrays[f"{part}inputs"].reshape(-1, 28, 28)),
+             jnp.asarray(arrays[f"{part}labels"], jnp.int32))
+            for part in ("", "validation_", "test_")
+        )  # fmt: skip
+    seeds, per_epoch, started = options.seeds, len(train[1]) // BATCH, time.monotonic()
+    places, _ = begin([[[s]] for s in seeds], False)
+    lanes = list(product(options.weight_decay, range(len(seeds))))  # of every optimizer
+    decays, which = (jnp.asarray(column) for column in zip(*lanes, strict=True))
+
+    fits, programs = {}, {}
+    for name in options.optimizer:
+        rule, weights = optimizer(name)
+        fits[name] = jax.vmap(lambda x, rule=rule: begun(rule, x))(jnp.asarray(places[:, 0])[which])
+        programs[name] = jax.jit(
+            lambda fits, batches, rule=rule, weights=weights: jax.vmap(
+                lambda decay, fit, k: advance(
+                    rule, weights, decay, options.ema, train, fit, batches[k]
+                )
+            )(decays, fits, which),
+            donate_argnums=0,
+        )
+    measure = jax.jit(lambda places: [score(data, places) for data in (validation, test)])
+    with options.output.open("x", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(COLUMNS)
+        for epoch in range(options.epochs):
+            start = epoch * per_epoch
+            batches = [batch_indices([s], len(train[1]), start, per_epoch) for s in seeds]
+            batches = jnp.asarray(np.stack(batches))
+            for name, program in programs.items():
+                fits[name] = program(fits[name], batches)
+                losses = [*measure(fits[name].parameters), *measure(fits[name].average)]
+                for (decay, k), *row in zip(lanes, *np.asarray(losses), strict=True):
+                    table.writerow([name, decay, seeds[k], epoch + 1, *(f"{x:.4f}" for x in row)])
+            file.flush()
+            print(f"epoch {epoch + 1} after {time.monotonic() - started:.0f} s", flush=True)
+    print(summary(options.output))
+
+
+def summary(path: Path) -> str:
+    """Of each optimizer and decay the mean over seeds of the best log validation loss."""
+    best: dict[tuple, dict] = {}
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            found = best.setdefault((row["optimizer"], row["weight_decay"]), {})
+            for kind in ("", "averaged_"):
+                validation = float(row[f"{kind}validation_loss"])
+                mine = found.setdefault((kind, row["seed"]), (np.inf, np.inf))
+                found[kind, row["seed"]] = min(mine, (validation, float(row[f"{kind}test_loss"])))
+    lines = ["optimizer, weight decay: validation, test; averaged: validation, test"]
+    for (name, decay), found in best.items():
+        means = [np.mean([v for (k, _), v in found.items() if k == kind], axis=0)
+                 for kind in ("", "averaged_")]  # fmt: skip
+        lines.append(f"{name}, {decay}: " + "; ".join(f"{a:.3f}, {b:.3f}" for a, b in means))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
