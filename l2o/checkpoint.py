@@ -1,7 +1,7 @@
 """The policy directory: a trained policy on disk.
 
-    policy.json         format, the rule's settings, the weights' file, shapes and dtypes, the card,
-                        and a checksum over all of it
+    policy.json         format, the rule's settings, its weight decay, the weights' file, shapes and
+                        dtypes, the card, and a checksum over all of it
     weights-....h5      one dataset a weight tensor
 
 policy.json is replaced in one rename after the weights it names are on disk, so that the directory
@@ -44,11 +44,13 @@ class Policy:
         rule: The update rule.
         weights: As the rule's `initial_weights`, NumPy arrays.
         card: Where it comes from: problem, data, pool, schedule, seed, versions, validation.
+        weight_decay: The fraction of the parameters that should be subtracted with each step.
     """
 
     rule: UpdateRule
     weights: list[np.ndarray] = field(default_factory=list, repr=False)
     card: dict[str, Any] = field(default_factory=dict)
+    weight_decay: float = 0.0
 
 
 def doubts(card: Mapping[str, Any]) -> list[str]:
@@ -62,7 +64,11 @@ def doubts(card: Mapping[str, Any]) -> list[str]:
 
 
 def save_policy(
-    path: Path | str, rule: UpdateRule, weights: Sequence, card: dict[str, Any]
+    path: Path | str,
+    rule: UpdateRule,
+    weights: Sequence,
+    card: dict[str, Any],
+    weight_decay: float = 0.0,
 ) -> None:
     """Writes a policy directory in place of the one that is there, if any.
 
@@ -71,10 +77,12 @@ def save_policy(
         rule: The update rule.
         weights: As from the rule's `initial_weights`.
         card: Anything JSON can hold.
+        weight_decay: As of a `Policy`.
 
     Raises:
         PolicyError: If `path` holds something that is no policy; it is left alone.
         TypeError: If JSON cannot hold the card.
+        ValueError: If `weight_decay` is not from 0 to below 1.
     """
     path, weights = Path(path), [np.asarray(w) for w in weights]
     if not _is_free(path):
@@ -86,6 +94,8 @@ def save_policy(
         "weights": [{"shape": w.shape, "dtype": str(w.dtype)} for w in weights],
         "card": card,
     }
+    if weight_decay:
+        description["weight_decay"] = _decay(weight_decay)
     description = json.loads(json.dumps(description))  # as a reader will see it
     description["sha256"] = _digest(description, weights)
     write_atomically(path / description["file"], _to_hdf5(weights))
@@ -163,11 +173,12 @@ def _parse(path: Path, text: str) -> Policy:
         rule = rule_from_config(description["rule"])
         fits = _fits(rule, shapes)
         card = dict(description["card"])
+        weight_decay = _decay(description.get("weight_decay", 0.0))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise PolicyError(f"The policy in {path} cannot be read: {_line(error)}") from error
     if not fits:
         raise PolicyError(f"The weights in {path} do not fit the rule '{rule.name}'")
-    return Policy(rule, weights, card)
+    return Policy(rule, weights, card, weight_decay)
 
 
 def _read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -186,6 +197,12 @@ def _declared(weights: list) -> list[tuple[tuple[int, ...], np.dtype]]:
     if _size(shapes) > MOST_BYTES:
         raise ValueError(f"tensors of {_size(shapes)} bytes are no policy's")
     return shapes
+
+
+def _decay(value: Any) -> float:
+    if type(value) not in (int, float) or not 0 <= value < 1:
+        raise ValueError(f"weight_decay must be from 0 to below 1. Received: {value!r}")
+    return float(value)
 
 
 def _size(shapes: list) -> int:

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,9 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         learning_rate: A float or a Keras schedule. It scales the policy's step, not the warm-up.
         warmup_steps: Number of SGD steps at the start.
         warmup_learning_rate: SGD's rate.
-        **kwargs: As for every Keras optimizer. Keras multiplies `weight_decay` by
-            `learning_rate`, which is about 1 here: the same number means a thousand times what it
-            means to Adam at 1e-3.
+        **kwargs: As for every Keras optimizer. `weight_decay` is the policy's own where it is not
+            given. Keras multiplies it by `learning_rate`, which is about 1 here: the same number
+            means a thousand times what it means to Adam at 1e-3.
 
     Raises:
         ValueError: If the weights do not fit the rule, or a setting is out of range.
@@ -83,6 +83,8 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 f"AmalgamatedOptimizer runs on Keras' backends {', '.join(BACKENDS)}. "
                 f"Received: {keras.backend.backend()}"
             )
+        policy = policy if isinstance(policy, Policy) else Policy(policy)
+        kwargs.setdefault("weight_decay", policy.weight_decay or None)
         super().__init__(
             float(learning_rate) if isinstance(learning_rate, int) else learning_rate, **kwargs
         )
@@ -98,7 +100,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             )
         self.warmup_steps = warmup_steps
         self.warmup_learning_rate = float(warmup_learning_rate)
-        self._policy = policy if isinstance(policy, Policy) else Policy(policy)
+        self._policy = policy
         self._start = _initial_state(self._policy)
         self._slots: _Slots | None = None
         self._warned = False
@@ -124,7 +126,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         if self._slots is None:
             return self._policy
         weights = [ops.convert_to_numpy(v) for v in self._slots.weights]
-        return Policy(self._policy.rule, weights, self._policy.card)
+        return replace(self._policy, weights=weights)
 
     @property
     def skipped_steps(self) -> int:
@@ -287,6 +289,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 "rule": policy.rule.get_config(),
                 "weights": [_encoded(w) for w in policy.weights],
                 "card": policy.card,
+                "weight_decay": policy.weight_decay,
             },
             "warmup_steps": self.warmup_steps,
             "warmup_learning_rate": self.warmup_learning_rate,
@@ -389,7 +392,8 @@ def _decoded(config: dict[str, Any]) -> np.ndarray:
 def _policy_from_config(config: dict[str, Any]) -> Policy:
     try:
         weights = [_decoded(w) for w in config["weights"]]
-        policy = Policy(rule_from_config(config["rule"]), weights, dict(config["card"]))
+        rule, card = rule_from_config(config["rule"]), dict(config["card"])
+        policy = Policy(rule, weights, card, config.get("weight_decay", 0.0))
         _initial_state(policy)
     except (KeyError, TypeError, ValueError) as error:
         raise PolicyError(f"The optimizer's policy cannot be read: {error!r}") from error

@@ -51,6 +51,16 @@ def test_policy_comes_back(tmp_path, rule):
         np.testing.assert_array_equal(got, expected)
 
 
+def test_weight_decay_goes_with_a_policy(saved):
+    assert load_policy(saved).weight_decay == 0
+    save_policy(saved, Adam(0.1), [], {}, weight_decay=3e-4)
+    assert load_policy(saved).weight_decay == 3e-4
+    for wrong in (-0.1, 1, float("nan"), "much", True):
+        with pytest.raises(ValueError, match="weight_decay must be from 0 to below 1"):
+            save_policy(saved, Adam(0.1), [], {}, weight_decay=wrong)
+    assert load_policy(saved).weight_decay == 3e-4
+
+
 def test_a_save_replaces_the_policy_before(saved):
     rule = RNNProp(units=5)
     save_policy(saved, rule, weights_of(rule), {})

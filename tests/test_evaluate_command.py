@@ -231,6 +231,22 @@ def test_an_optimizer_with_weight_decay_is_one_more(here, capsys):
     assert len({row.origin for row in last.values()}) == 3
 
 
+def test_a_policy_is_evaluated_with_its_own_weight_decay(here, capsys):
+    """Unless another is asked for."""
+    rule, words = RNNProp(units=2), ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer")
+    for name, decay in (("bare", 0.0), ("mine", 0.01)):
+        save_policy(here / name, rule, made_weights(rule), {}, decay)
+    assert call(*words, "mine", "adam", "also=mine", "bare") == 0
+    assert call(*words, "mine", "--weight-decay", "0") == 0
+    assert call(*words, "bare", "--weight-decay", "0.01") == 0
+    last = {r.optimizer: r for r in read_results("results/smoke") if r.epoch == 1}
+    assert list(last) == ["mine+wd0.01", "adam", "also+wd0.01", "bare", "mine", "bare+wd0.01"]
+    found = {(r.origin, r.validation_loss) for name, r in last.items() if "wd" in name}
+    bare = {(r.origin, r.validation_loss) for name, r in last.items() if name in ("mine", "bare")}
+    assert len(found) == len(bare) == 1
+    assert not {loss for _, loss in found} & {loss for _, loss in bare}
+
+
 def test_an_optimizer_scored_at_its_moving_average_is_one_more(here, capsys):
     words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "adam")
     for averaging in ((), ("--ema", "0.5"), ("--ema", "0.9")):

@@ -237,6 +237,18 @@ def test_policies_load_from_their_directory(tmp_path):
     assert AmalgamatedOptimizer.load(str(tmp_path / "p")).policy.rule == Adam(0.03)
 
 
+def test_a_policy_brings_its_weight_decay(tmp_path):
+    save_policy(tmp_path / "p", Adam(0.03), [], {}, weight_decay=2e-4)
+    brought = AmalgamatedOptimizer.load(tmp_path / "p")
+    again = AmalgamatedOptimizer.from_config(brought.get_config())
+    assert brought.weight_decay == again.weight_decay == again.policy.weight_decay == 2e-4
+    for given in (None, 0, 1e-4):
+        other = AmalgamatedOptimizer.load(tmp_path / "p", weight_decay=given)
+        again = AmalgamatedOptimizer.from_config(other.get_config())
+        assert other.weight_decay == again.weight_decay == given
+    assert AmalgamatedOptimizer(Adam(0.03)).weight_decay is None
+
+
 def test_import_and_load_are_light(tmp_path):
     """Under a second beyond Keras and TensorFlow (which load matplotlib where it is installed)."""
     taught = policy(RNNProp())

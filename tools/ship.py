@@ -14,6 +14,7 @@ import csv
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
@@ -40,6 +41,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, nargs="+", required=True)
     parser.add_argument("--commit", required=True, help="of the code that trained it")
     parser.add_argument("--command", required=True, help="that trained it")
+    parser.add_argument("--weight-decay", type=float, default=0.0, metavar="W", help="that goes "
+                        "with it, and that the results were made with; default 0")  # fmt: skip
     options = parser.parse_args()
     if not re.fullmatch(r"[a-z0-9.-]+/[1-9][0-9]*", options.name):
         parser.error(f"a name is recipe/replicate. Received: {options.name}")
@@ -50,25 +53,29 @@ def main() -> None:
         "command": options.command,
         "commit": options.commit,
         "hours": round(seconds / 3600, 2),
-        "evaluation": evaluation(options.results, options.run, policy.card["problem"]),
+        "evaluation": evaluation(options, policy.card["problem"]),
         "licence": "MIT",
         "use": USE,
         "limits": LIMITS,
     }
-    save_policy(DIRECTORY / options.name, policy.rule, policy.weights, card)
-    print(f"{DIRECTORY / options.name}: {card['evaluation']}")
+    path, decay = DIRECTORY / options.name, options.weight_decay
+    save_policy(path, policy.rule, policy.weights, card, decay)
+    print(f"{path}: {card['evaluation']}")
 
 
-def evaluation(results: list[Path], run: Path, problem: str) -> dict:
+def evaluation(options: argparse.Namespace, problem: str) -> dict:
     """Means over repeats of what the run's policy reached on the problem, at the chosen epoch."""
-    (contender,) = get_contenders(str(run))
+    (contender,) = get_contenders(str(options.run))
+    contender = replace(contender, weight_decay=options.weight_decay)
     found = [
         e
-        for e in evaluations(read_results(*results))
+        for e in evaluations(read_results(*options.results))
         if e.key.origin == contender.origin and e.key.problem == problem and e.chosen
     ]
     if len({e.case for e in found}) != 1:
-        raise SystemExit(f"{results} must have evaluations of {run} on {problem}, all alike")
+        raise SystemExit(
+            f"{options.results} must have evaluations of {contender.name} on {problem}, all alike"
+        )
     case, chosen = found[0].case, [e.chosen for e in found]
     return {
         "problem": case.problem,

@@ -6,6 +6,7 @@ import argparse
 import io
 import time
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 
@@ -100,10 +101,11 @@ def parser() -> Parser:
                    f"as {OWN}, which returns an l2o.OwnProblem")
     g.add_argument("--optimizer", nargs="+", metavar="WHAT",
                    help="see below; default the shipped policy choice-large, and adam")
-    g.add_argument("--weight-decay", type=fraction, default=0.0, metavar="W",
+    g.add_argument("--weight-decay", type=fraction, metavar="W",
                    help="subtract W times the parameters with each step of all optimizers, which "
                    "are then called adam+wd0.0003 and so on. In AmalgamatedOptimizer that is "
-                   "weight_decay=W; in keras.optimizers.AdamW, W divided by the rate. Default 0")
+                   "weight_decay=W; in keras.optimizers.AdamW, W divided by the rate. Default a "
+                   "policy's own, and 0 for others")
     g.add_argument("--ema", type=fraction, default=0.0, metavar="M",
                    help="score all optimizers at the exponential moving average of their "
                    "parameters, of momentum M, as Keras' use_ema and SwapEMAWeights do; they are "
@@ -266,12 +268,11 @@ def _contenders(options: argparse.Namespace) -> list:
     words = options.optimizer
     try:
         contenders = [contender for word in words for contender in get_contenders(word)]
-        if options.weight_decay:
-            contenders = [contender.decayed(options.weight_decay) for contender in contenders]
-        if options.ema:
-            contenders = [contender.averaged(options.ema) for contender in contenders]
     except (ContenderError, PolicyError) as error:
         raise UserError(str(error)) from error
+    contenders = [replace(c, ema_momentum=options.ema) for c in contenders]
+    if options.weight_decay is not None:
+        contenders = [replace(c, weight_decay=options.weight_decay) for c in contenders]
     different = {}
     for c in contenders:
         if different.setdefault((c.name, c.replicate), c).origin != c.origin:

@@ -7,7 +7,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,20 @@ class Contender:
     """An optimizer that is evaluated.
 
     Attributes:
-        name: In tables and figures.
-        origin: A digest of rule, settings and weights.
+        bare_name: In tables and figures, but for what decay and averaging add to it.
+        bare_origin: A digest of rule, settings and weights, but for decay and averaging.
         stepper: Makes a stepper; one serves one network.
         replicate: Which training of the policy, from 1.
         learned: Whether it is a policy, which costs far more a coordinate than the others.
         card: The policy's.
-        weight_decay: The fraction of the parameters that is subtracted with each step.
+        weight_decay: The fraction of the parameters that is subtracted with each step (decoupled
+            weight decay; Loshchilov and Hutter 2019).
         ema_momentum: Of the moving average of the parameters that is scored in their place; 0 for
             none.
     """
 
-    name: str
-    origin: str
+    bare_name: str
+    bare_origin: str
     stepper: Callable[[], Stepper]
     replicate: int = 1
     learned: bool = False
@@ -52,16 +53,19 @@ class Contender:
     weight_decay: float = 0.0
     ema_momentum: float = 0.0
 
-    def decayed(self, weight_decay: float) -> Contender:
-        """The same optimizer with decoupled weight decay (Loshchilov and Hutter 2019)."""
-        name = f"{self.name}+wd{weight_decay:g}"
-        origin = _digest({self.origin: weight_decay, "decays": True})
-        return replace(self, name=name, origin=origin, weight_decay=weight_decay)
+    @property
+    def name(self) -> str:
+        """In tables and figures."""
+        decay = f"+wd{self.weight_decay:g}" if self.weight_decay else ""
+        return self.bare_name + decay + (f"+ema{self.ema_momentum:g}" if self.ema_momentum else "")
 
-    def averaged(self, momentum: float) -> Contender:
-        """The same optimizer, scored at the moving average of its parameters."""
-        name, origin = f"{self.name}+ema{momentum:g}", _digest({self.origin: momentum})
-        return replace(self, name=name, origin=origin, ema_momentum=momentum)
+    @property
+    def origin(self) -> str:
+        """A digest of all that makes it what it is."""
+        origin = self.bare_origin
+        if self.weight_decay:
+            origin = _digest({origin: self.weight_decay, "decays": True})
+        return _digest({origin: self.ema_momentum}) if self.ema_momentum else origin
 
 
 def keras_optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:
@@ -154,7 +158,7 @@ def _policy(name: str, policy: Policy, replicate: int = 1) -> Contender:
     def stepper() -> Stepper:
         return RuleStepper(policy.rule, policy.weights)
 
-    return Contender(name, origin, stepper, replicate, True, policy.card)
+    return Contender(name, origin, stepper, replicate, True, policy.card, policy.weight_decay)
 
 
 def _directory(name: str, path: Path) -> list[Contender]:
