@@ -3,10 +3,10 @@
     python tools/fits.py mnist.npz fits.csv --optimizer choice-large/1 adam@0.005 \\
         --weight-decay 0 3e-4 6e-4
 
-What `evaluate.py --problem mnist_cnn` does with `--weight-decay` and `--ema`, on the same batches
-but from other initial weights, for optimizers, decays and seeds in every combination. It needs
-Keras and JAX, but no TensorFlow; mnist.npz holds inputs uint8 [N, 28, 28] and labels [N], and the
-same as validation_inputs, test_labels and so on.
+What `evaluate.py --problem mnist_cnn` does with `--weight-decay` and `--ema`, for optimizers,
+decays and seeds in every combination, with other initial weights and batches. It needs Keras and
+JAX, but no TensorFlow; mnist.npz holds inputs uint8 [N, 28, 28] and labels [N], and the same as
+validation_inputs, test_labels and so on.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import csv
 import os
 import sys
 import time
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from l2o.rules import TEACHERS, UpdateRule, get_teacher  # noqa: E402
 from l2o.shipped import pretrained, pretrained_path  # noqa: E402
 
 WARMUP, SCORED_AT_ONCE = 100, 1000
+STREAM = 9  # of random numbers, apart from those of replicates.py
 COLUMNS = ("optimizer", "weight_decay", "seed", "epoch", "validation_loss", "test_loss",
            "averaged_validation_loss", "averaged_test_loss")  # fmt: skip
 
@@ -69,6 +71,15 @@ def advance(rule: UpdateRule, weights: list, decay, momentum, data, fit: Fit, ba
         return Fit(parameters, average, state, fit.steps + 1), None
 
     return jax.lax.scan(step, fit, batches)[0]
+
+
+def program(rule: UpdateRule, weights: list, momentum: float, data):
+    """What advances fits [F] of decays [F]; `which` [F] of the batches [seeds, S, B] is each's."""
+
+    def one(decay, fit, batches, which):
+        return advance(rule, weights, decay, momentum, data, fit, batches[which])
+
+    return jax.jit(jax.vmap(one, (0, 0, None, 0)))
 
 
 def score(data, parameters):
@@ -112,32 +123,26 @@ def main() -> None:
             for part in ("", "validation_", "test_")
         )  # fmt: skip
     seeds, per_epoch, started = options.seeds, len(train[1]) // BATCH, time.monotonic()
-    places, _ = begin([[[s]] for s in seeds], False)
+    places, _ = begin([[[s, STREAM, 0]] for s in seeds], False)
     lanes = list(product(options.weight_decay, range(len(seeds))))  # of every optimizer
     decays, which = (jnp.asarray(column) for column in zip(*lanes, strict=True))
 
     fits, programs = {}, {}
     for name in options.optimizer:
         rule, weights = optimizer(name)
-        fits[name] = jax.vmap(lambda x, rule=rule: begun(rule, x))(jnp.asarray(places[:, 0])[which])
-        programs[name] = jax.jit(
-            lambda fits, batches, rule=rule, weights=weights: jax.vmap(
-                lambda decay, fit, k: advance(
-                    rule, weights, decay, options.ema, train, fit, batches[k]
-                )
-            )(decays, fits, which),
-            donate_argnums=0,
-        )
+        fits[name] = jax.vmap(partial(begun, rule))(jnp.asarray(places[:, 0])[which])
+        programs[name] = program(rule, weights, options.ema, train)
     measure = jax.jit(lambda places: [score(data, places) for data in (validation, test)])
     with options.output.open("x", newline="") as file:
         table = csv.writer(file)
         table.writerow(COLUMNS)
         for epoch in range(options.epochs):
             start = epoch * per_epoch
-            batches = [batch_indices([s], len(train[1]), start, per_epoch) for s in seeds]
+            keys, examples = [[s, STREAM, 1] for s in seeds], len(train[1])
+            batches = [batch_indices(key, examples, start, per_epoch) for key in keys]
             batches = jnp.asarray(np.stack(batches))
-            for name, program in programs.items():
-                fits[name] = program(fits[name], batches)
+            for name, proceed in programs.items():
+                fits[name] = proceed(decays, fits[name], batches, which)
                 losses = [*measure(fits[name].parameters), *measure(fits[name].average)]
                 for (decay, k), *row in zip(lanes, *np.asarray(losses), strict=True):
                     table.writerow([name, decay, seeds[k], epoch + 1, *(f"{x:.4f}" for x in row)])
