@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from dataclasses import replace
 from math import log
 from pathlib import Path
 
@@ -49,29 +50,37 @@ def test_every_shipped_policy_has_a_whole_card():
         policy = AmalgamatedOptimizer.load(name).policy
         assert isinstance(policy.rule.get_config(), dict)
         assert np.isfinite(policy.card["evaluation"]["log_validation_loss"])
+        decays = name.split("/")[0] in ("choice-large", "choice-large-cpu")  # as the docs say
+        assert policy.weight_decay == (3e-4 if decays else 0), name
         for key in ("command", "commit", "data", "seed", "schedule", "hours", "licence", "limits"):
             assert policy.card[key] not in ("", None), (name, key)
 
 
 @pytest.mark.skipif(not _SHIP.exists(), reason="the repository's tools are not in the wheel")
-def test_a_run_is_shipped_with_what_it_reached(shelf, tmp_path, monkeypatch):
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_a_run_is_shipped_with_what_it_reached(shelf, tmp_path, monkeypatch, decay):
     rule, run = RNNProp(units=2, layers=1), tmp_path / "run"
     save_policy(run / "policy", rule, rule.initial_weights(0), {"problem": "mnist_cnn", "seed": 3})
     (run / "periods.csv").write_text("seconds\n100\n7200\n")
-    (contender,) = get_contenders(str(run))
-    rows = []
+    bare = get_contenders(str(run))[0]
+    contender, rows = replace(bare, weight_decay=decay), []
     for problem, repeat, losses in (
         ("mnist_cnn", 1, (2.0, 0.2, 0.4)), ("mnist_cnn", 2, (2.0, 0.4, 0.1)),
         ("mnist_mlp", 1, (2.0, 0.01, 0.01)),
     ):  # fmt: skip
         rows += made_evaluation("run", losses, problem, origin=contender.origin, repeat=repeat)
     rows += made_evaluation("adam", (2.0, 0.001))
+    if decay:
+        rows += made_evaluation("run", (2.0, 0.001), "mnist_cnn", origin=bare.origin)
     write_results(tmp_path / TABLE, rows)
     line = f"ship.py {run} mine/2 --results {tmp_path} --commit abc --command train.py"
+    line += f" --weight-decay {decay}" if decay else ""
     monkeypatch.setattr(sys, "argv", line.split())
     runpy.run_path(str(_SHIP), run_name="__main__")
     assert (shelf / "mine" / "2" / DESCRIPTION).exists()
-    card = load_policy(shelf / "mine" / "2").card
+    policy = load_policy(shelf / "mine" / "2")
+    card = policy.card
+    assert policy.weight_decay == decay
     assert (card["seed"], card["hours"], card["command"]) == (3, 2.0, "train.py")
     assert card["evaluation"]["repeats"] == 2
     assert card["evaluation"]["log_validation_loss"] == pytest.approx((log(0.2) + log(0.1)) / 2)
