@@ -87,7 +87,7 @@ def save_policy(
     path, weights = Path(path), [np.asarray(w) for w in weights]
     if not _is_free(path):
         raise PolicyError(f"{path} holds something that is no policy; it is left as it is")
-    description = {
+    description: dict[str, Any] = {
         "format": FORMAT,
         "rule": rule.get_config(),
         "file": WEIGHTS.format(fingerprint(weights)),
