@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,8 @@ def save_policy(
         "weights": [{"shape": w.shape, "dtype": str(w.dtype)} for w in weights],
         "card": card,
     }
-    if weight_decay:
-        description["weight_decay"] = _decay(weight_decay)
+    if _decay(weight_decay):
+        description["weight_decay"] = float(weight_decay)
     description = json.loads(json.dumps(description))  # as a reader will see it
     description["sha256"] = _digest(description, weights)
     write_atomically(path / description["file"], _to_hdf5(weights))
@@ -200,7 +201,7 @@ def _declared(weights: list) -> list[tuple[tuple[int, ...], np.dtype]]:
 
 
 def _decay(value: Any) -> float:
-    if type(value) not in (int, float) or not 0 <= value < 1:
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < 1:
         raise ValueError(f"weight_decay must be from 0 to below 1. Received: {value!r}")
     return float(value)
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,9 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         warmup_steps: Number of SGD steps at the start.
         warmup_learning_rate: SGD's rate.
         **kwargs: As for every Keras optimizer. `weight_decay` is the policy's own where it is not
-            given. Keras multiplies it by `learning_rate`, which is about 1 here: the same number
-            means a thousand times what it means to Adam at 1e-3.
+            given; None is none. Keras multiplies it by `learning_rate` (here, in the warm-up, by
+            the warm-up's), which is about 1: the same number means a thousand times what it means
+            to Adam at 1e-3.
 
     Raises:
         ValueError: If the weights do not fit the rule, or a setting is out of range.
@@ -92,9 +94,12 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             raise ValueError(f"warmup_steps must be an integer >= 0. Received: {warmup_steps}")
         if not 0 <= warmup_learning_rate < math.inf:
             raise ValueError(f"warmup_learning_rate must be >= 0. Received: {warmup_learning_rate}")
-        if self.weight_decay is not None and self.weight_decay > WEIGHT_DECAY_LIMIT:
+        decay = self.weight_decay
+        if decay is not None and not (isinstance(decay, Real) and 0 <= decay < math.inf):
+            raise ValueError(f"weight_decay must be a number >= 0 or None. Received: {decay!r}")
+        if decay is not None and decay > WEIGHT_DECAY_LIMIT:
             warnings.warn(
-                f"weight_decay={self.weight_decay} is multiplied by learning_rate, which is about "
+                f"weight_decay={decay} is multiplied by learning_rate, which is about "
                 f"1 for a policy and not 1e-3: more than {WEIGHT_DECAY_LIMIT} is a lot",
                 stacklevel=2,
             )

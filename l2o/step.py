@@ -56,8 +56,8 @@ def take_step(rule, layout, weights, gradients, held, decays, warm, rate, warmup
         held: States of the variables, shared state, number of skipped steps.
         decays: What weight decay subtracts at a rate of 1, one a variable; or None.
         warm: Whether this is a step of the warm-up, a bool scalar.
-        rate: Of the rule and of the decay.
-        warmup_rate: Of the warm-up's SGD.
+        rate: Of the rule and, after the warm-up, of the decay.
+        warmup_rate: Of the warm-up's SGD, and of the decay meanwhile.
 
     Returns:
         What is to be subtracted from each variable, and the new `held`.
@@ -81,6 +81,7 @@ def take_step(rule, layout, weights, gradients, held, decays, warm, rate, warmup
     steps, states, shared = ops.cond(
         finite, lambda: ops.cond(warm, lambda: run(observe), lambda: run(update)), rest
     )
+    rate = ops.where(warm, warmup_rate, rate)
     steps = [
         step if decay is None else step + ops.where(finite, rate * decay, 0.0)
         for step, decay in zip(steps, decays, strict=True)

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from made_weights import made_weights
 
+from l2o import AmalgamatedOptimizer, Policy
 from l2o.amalgamation.batches import batch_indices
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee, keras_seed
 from l2o.evaluation import fit
@@ -118,6 +119,20 @@ def test_weight_decay_is_that_of_keras(fitted, warmup):
     ours = fitted(sgd(), warmup, weight_decay=0.4 if warmup else 0.02).run(3, 2)
     np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-5)
     assert abs(ours.losses[-1] - fitted(sgd()).run(3, 2).losses[-1]) > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:weight_decay")
+def test_a_fit_takes_the_steps_of_the_optimizer(fitted):
+    """In the warm-up and after it, with weight decay."""
+    rule = RNNProp(units=3)
+    weights, warmup = made_weights(rule), STEPS
+    ours = fitted(RuleStepper(rule, weights), warmup, weight_decay=0.02).run(3, 2)
+    settings = {"warmup_steps": warmup, "warmup_learning_rate": 0.05, "weight_decay": 0.02}
+    policy = Policy(rule, weights)
+    theirs = fitted(KerasStepper(lambda: AmalgamatedOptimizer(policy, **settings))).run(3, 2)
+    np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-4)
+    scores = ([e.validation_loss for e in course.epochs] for course in (ours, theirs))
+    np.testing.assert_allclose(*scores, rtol=1e-4)
 
 
 def test_optimizers_of_a_seed_share_start_batches_and_warm_up(fitted):

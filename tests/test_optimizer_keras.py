@@ -120,15 +120,22 @@ def test_weight_decay_is_multiplied_by_the_learning_rate():
 @pytest.mark.filterwarnings("ignore:weight_decay")
 def test_weight_decay_is_that_of_keras(warmup):
     """Of every rule alike: Keras' SGD, which decays first, takes the same steps."""
-    ours = AmalgamatedOptimizer(
-        SGD(1.0), 0.1, warmup_steps=warmup, warmup_learning_rate=0.1, weight_decay=0.05
-    )
+    rates = {"learning_rate": 0.7, "warmup_learning_rate": 0.1} if warmup else {
+        "learning_rate": 0.1, "warmup_learning_rate": 0.7
+    }  # fmt: skip
+    ours = AmalgamatedOptimizer(SGD(1.0), warmup_steps=warmup, weight_decay=0.05, **rates)
     theirs = keras.optimizers.SGD(0.1, weight_decay=0.05)
     first, second = matrix(), matrix()
     for size in (1.0, -2.0, 0.5):
         ours.apply([size * ONES], [first])
         theirs.apply([size * ONES], [second])
     close(first, second.numpy())
+
+
+@pytest.mark.parametrize("decay", [-1.0, float("nan"), float("inf"), "much"])
+def test_a_weight_decay_that_is_none_is_refused(decay):
+    with pytest.raises(ValueError, match="weight_decay must be a number >= 0 or None. Received: "):
+        sgd(weight_decay=decay)
 
 
 @pytest.mark.filterwarnings("ignore:weight_decay")

@@ -80,7 +80,7 @@ def test_a_run_is_shipped_with_what_it_reached(shelf, tmp_path, monkeypatch, dec
     assert (shelf / "mine" / "2" / DESCRIPTION).exists()
     policy = load_policy(shelf / "mine" / "2")
     card = policy.card
-    assert policy.weight_decay == decay
+    assert policy.weight_decay == card["evaluation"]["weight_decay"] == decay
     assert (card["seed"], card["hours"], card["command"]) == (3, 2.0, "train.py")
     assert card["evaluation"]["repeats"] == 2
     assert card["evaluation"]["log_validation_loss"] == pytest.approx((log(0.2) + log(0.1)) / 2)

@@ -81,6 +81,7 @@ def evaluation(options: argparse.Namespace, problem: str) -> dict:
         "problem": case.problem,
         "data": case.data,
         "epochs": case.epochs,
+        "weight_decay": options.weight_decay,
         "repeats": len(found),
         "log_validation_loss": mean(e.best for e in found),
         "log_test_loss": mean(e.test for e in found),
