@@ -237,7 +237,12 @@ def test_a_policy_is_evaluated_with_its_own_weight_decay(here, capsys):
     for name, decay in (("bare", 0.0), ("mine", 0.01)):
         save_policy(here / name, rule, made_weights(rule), {}, decay)
     assert call(*words, "mine", "adam", "also=mine", "bare") == 0
+    note = "Note: {} brings a weight decay of 0.01, other optimizers have none"
+    out = capsys.readouterr().out
+    assert note.format("mine") in out and note.format("also") in out
+    assert out.count(" brings a weight decay") == 2
     assert call(*words, "mine", "--weight-decay", "0") == 0
+    assert " brings a weight decay" not in capsys.readouterr().out
     assert call(*words, "bare", "--weight-decay", "0.01") == 0
     last = {r.optimizer: r for r in read_results("results/smoke") if r.epoch == 1}
     assert list(last) == ["mine+wd0.01", "adam", "also+wd0.01", "bare", "mine", "bare+wd0.01"]

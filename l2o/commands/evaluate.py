@@ -86,7 +86,7 @@ examples:
     python evaluate.py --list
   tables, figures and a page, of everything or of some
     python evaluate.py --report results/cpu
-    python evaluate.py --report results/cpu --optimizer choice-large adam"""
+    python evaluate.py --report results/cpu --optimizer choice-large+wd0.0003 adam"""
 
 
 def parser() -> Parser:
@@ -103,7 +103,8 @@ def parser() -> Parser:
                    help="see below; default the shipped policy choice-large, and adam")
     g.add_argument("--weight-decay", type=fraction, metavar="W",
                    help="subtract W times the parameters with each step of all optimizers, which "
-                   "are then called adam+wd0.0003 and so on. In AmalgamatedOptimizer that is "
+                   "are then called adam+wd0.0003 and so on, and are no teachers any more; beyond "
+                   "what a Keras optimizer has by itself. In AmalgamatedOptimizer that is "
                    "weight_decay=W; in keras.optimizers.AdamW, W divided by the rate. Default a "
                    "policy's own, and 0 for others")
     g.add_argument("--ema", type=fraction, default=0.0, metavar="M",
@@ -196,6 +197,12 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
         (c.name, doubt) for c in contenders for doubt in doubts(c.card)
     ):
         print(f"Note: {name} was trained {doubt}")
+    for name, decay in dict.fromkeys((c.bare_name, c.weight_decay) for c in contenders):
+        if decay and options.weight_decay is None:
+            print(
+                f"Note: {name} brings a weight decay of {decay:g}, other optimizers have none; "
+                "--weight-decay W gives all the same, 0 none"
+            )
     for task in tasks:
         if (steps := plan.epochs * task.steps_per_epoch) <= Warmup().steps:
             print(
