@@ -4,9 +4,9 @@
         --weight-decay 0 3e-4 6e-4
 
 What `evaluate.py --problem mnist_cnn` does with `--weight-decay` and `--ema`, for optimizers,
-decays and seeds in every combination, with other initial weights and batches. It needs Keras and
-JAX, but no TensorFlow; mnist.npz holds inputs uint8 [N, 28, 28] and labels [N], and the same as
-validation_inputs, test_labels and so on.
+decays and seeds in every combination, with other initial weights and batches. A policy's own decay
+is left aside. It needs Keras and JAX, but no TensorFlow; mnist.npz holds inputs uint8 [N, 28, 28]
+and labels [N], and the same as validation_inputs, test_labels and so on.
 """
 
 from __future__ import annotations
@@ -100,14 +100,20 @@ def optimizer(name: str) -> tuple[UpdateRule, list]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
+    # fmt: off
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("data", type=Path, help="mnist.npz")
     p.add_argument("output", type=Path, help="table of all fits by epoch, a new one")
-    p.add_argument("--optimizer", nargs="+", default=["choice-large", "adam"], metavar="WHAT")
-    p.add_argument("--weight-decay", type=float, nargs="+", default=[0.0], metavar="W")
-    p.add_argument("--ema", type=float, default=0.998, metavar="M")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S")
-    p.add_argument("--epochs", type=int, default=25, metavar="E")
+    p.add_argument("--optimizer", nargs="+", default=["choice-large", "adam"], metavar="WHAT",
+                   help="shipped policies, policy directories, teachers (adam, adam@0.005)")
+    p.add_argument("--weight-decay", type=float, nargs="+", default=[0.0], metavar="W",
+                   help="as in evaluate.py, several; default 0")
+    p.add_argument("--ema", type=float, default=0.998, metavar="M",
+                   help="momentum of the averages, which are scored too; default 0.998")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S",
+                   help="one fit each; default 0 1 2")
+    p.add_argument("--epochs", type=int, default=25, metavar="E", help="default 25")
+    # fmt: on
     return p
 
 
@@ -116,6 +122,10 @@ def main() -> None:
     options = command.parse_args()
     if options.output.exists():
         command.error(f"there is something in {options.output}")
+    try:
+        contenders = {name: optimizer(name) for name in options.optimizer}
+    except ValueError as error:  # PolicyError too
+        command.error(str(error))
     with np.load(options.data) as arrays:
         train, validation, test = (
             (jnp.asarray(arrays[f"{part}inputs"].reshape(-1, 28, 28)),
@@ -128,8 +138,7 @@ def main() -> None:
     decays, which = (jnp.asarray(column) for column in zip(*lanes, strict=True))
 
     fits, programs = {}, {}
-    for name in options.optimizer:
-        rule, weights = optimizer(name)
+    for name, (rule, weights) in contenders.items():
         fits[name] = jax.vmap(partial(begun, rule))(jnp.asarray(places[:, 0])[which])
         programs[name] = program(rule, weights, options.ema, train)
     measure = jax.jit(lambda places: [score(data, places) for data in (validation, test)])
