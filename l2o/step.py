@@ -81,9 +81,9 @@ def take_step(rule, layout, weights, gradients, held, decays, warm, rate, warmup
     steps, states, shared = ops.cond(
         finite, lambda: ops.cond(warm, lambda: run(observe), lambda: run(update)), rest
     )
-    rate = ops.where(warm, warmup_rate, rate)
+    decay_rate = ops.where(warm, warmup_rate, rate)
     steps = [
-        step if decay is None else step + ops.where(finite, rate * decay, 0.0)
+        step if decay is None else step + ops.where(finite, decay_rate * decay, 0.0)
         for step, decay in zip(steps, decays, strict=True)
     ]
     return steps, (states, shared, skipped + ops.cast(ops.logical_not(finite), skipped.dtype))

@@ -237,7 +237,7 @@ def test_a_policy_is_evaluated_with_its_own_weight_decay(here, capsys):
     for name, decay in (("bare", 0.0), ("mine", 0.01)):
         save_policy(here / name, rule, made_weights(rule), {}, decay)
     assert call(*words, "mine", "adam", "also=mine", "bare") == 0
-    note = "Note: {} brings a weight decay of 0.01, other optimizers have none"
+    note = "Note: {} brings a weight decay of 0.01; --weight-decay W gives"
     out = capsys.readouterr().out
     assert note.format("mine") in out and note.format("also") in out
     assert out.count(" brings a weight decay") == 2

@@ -200,8 +200,8 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
     for name, decay in dict.fromkeys((c.bare_name, c.weight_decay) for c in contenders):
         if decay and options.weight_decay is None:
             print(
-                f"Note: {name} brings a weight decay of {decay:g}, other optimizers have none; "
-                "--weight-decay W gives all the same, 0 none"
+                f"Note: {name} brings a weight decay of {decay:g}; --weight-decay W gives all "
+                "optimizers the same, 0 none"
             )
     for task in tasks:
         if (steps := plan.epochs * task.steps_per_epoch) <= Warmup().steps:
