@@ -201,9 +201,10 @@ def _declared(weights: list) -> list[tuple[tuple[int, ...], np.dtype]]:
 
 
 def _decay(value: Any) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < 1:
+    number = float(value) if isinstance(value, Real) and value is not True else math.nan
+    if not 0 <= number < 1:
         raise ValueError(f"weight_decay must be from 0 to below 1. Received: {value!r}")
-    return float(value)
+    return number
 
 
 def _size(shapes: list) -> int:

@@ -95,9 +95,9 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         if not 0 <= warmup_learning_rate < math.inf:
             raise ValueError(f"warmup_learning_rate must be >= 0. Received: {warmup_learning_rate}")
         decay = self.weight_decay
-        if decay is not None and not (isinstance(decay, Real) and 0 <= decay < math.inf):
+        if decay is not None and not (isinstance(decay, Real) and 0 <= float(decay) < math.inf):
             raise ValueError(f"weight_decay must be a number >= 0 or None. Received: {decay!r}")
-        if decay is not None and decay > WEIGHT_DECAY_LIMIT:
+        if decay is not None and float(decay) > WEIGHT_DECAY_LIMIT:
             warnings.warn(
                 f"weight_decay={decay} is multiplied by learning_rate, which is about "
                 f"1 for a policy and not 1e-3: more than {WEIGHT_DECAY_LIMIT} is a lot",
