@@ -1,14 +1,27 @@
-"""What is drawn for trajectories: examples, initial parameters, scales, as l2o draws them."""
+"""What trajectories begin with and see: examples, initial parameters, scales, as l2o draws them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jax_unroll import LAYOUT, SHAPES
 
 BATCH, SCALE_LIMIT = 128, 1.0
+
+
+def read_examples(path: Path, part: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """Pixels uint8 [N, 28, 28] and labels int32 [N] of mnist.npz.
+
+    Args:
+        path: The file.
+        part: "" for the training examples, "validation_" or "test_".
+    """
+    with np.load(path) as arrays:
+        inputs, labels = arrays[f"{part}inputs"], arrays[f"{part}labels"]
+    return inputs.reshape(-1, 28, 28).astype("uint8"), labels.astype("int32")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from draws import BATCH, batch_indices, begin  # noqa: E402
+from draws import BATCH, batch_indices, begin, read_examples  # noqa: E402
 from jax_unroll import LAYOUT, WARMUP_RATE, network_loss  # noqa: E402
 
 import l2o  # noqa: E402
@@ -126,12 +126,10 @@ def main() -> None:
         contenders = {name: optimizer(name) for name in options.optimizer}
     except ValueError as error:  # PolicyError too
         command.error(str(error))
-    with np.load(options.data) as arrays:
-        train, validation, test = (
-            (jnp.asarray(arrays[f"{part}inputs"].reshape(-1, 28, 28)),
-             jnp.asarray(arrays[f"{part}labels"], jnp.int32))
-            for part in ("", "validation_", "test_")
-        )  # fmt: skip
+    train, validation, test = (
+        tuple(map(jnp.asarray, read_examples(options.data, part)))
+        for part in ("", "validation_", "test_")
+    )
     seeds, per_epoch, started = options.seeds, len(train[1]) // BATCH, time.monotonic()
     places, _ = begin([[[s, STREAM, 0]] for s in seeds], False)
     lanes = list(product(options.weight_decay, range(len(seeds))))  # of every optimizer

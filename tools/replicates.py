@@ -33,7 +33,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import jax_unroll as unroll  # noqa: E402
 import numpy as np  # noqa: E402
-from draws import BATCH, Draws, begin  # noqa: E402
+from draws import BATCH, Draws, begin, read_examples  # noqa: E402
 from jax_unroll import LAYOUT, Cut, Job, MetaState  # noqa: E402
 
 import l2o  # noqa: E402
@@ -332,9 +332,8 @@ def main() -> None:
     begin_with = [l2o.load_policy(what) for what in options.finetune or ()]
     if begin_with and (options.strategy == "choice" or len(begin_with) != len(options.seeds)):
         command.error("--finetune takes a policy for each seed, and not the strategy choice")
-    with np.load(options.data) as arrays:
-        inputs, labels = arrays["inputs"].reshape(-1, 28, 28), arrays["labels"]
-    data = (jnp.asarray(inputs, jnp.uint8), jnp.asarray(labels, jnp.int32))
+    inputs, labels = read_examples(options.data)
+    data = (jnp.asarray(inputs), jnp.asarray(labels))
     seeds, begun = options.seeds, time.monotonic()
     phases, draws = phases_of(options), Draws(len(labels), options.held_out)
     workers = ThreadPoolExecutor(os.cpu_count())
