@@ -159,7 +159,7 @@ def test_evaluation_from_nothing_to_table_and_again(here, capsys):
     assert "2 steps of mnist_mlp on mnist are all warm-up" in out
     table = out[out.index("\nmnist_mlp, 1 epoch") :]
     assert "ε is what privacy was spent" in table and "Log train is of" in table
-    assert {line.split()[0] for line in table.splitlines()[3:5]} == {"choice-large", "adam"}
+    assert {line.split()[0] for line in table.splitlines()[3:5]} == {"choice-large+wd0.0003", "adam"}
     results = read_results(here / "results" / "smoke")
     evaluations = by_evaluation(results)
     assert len(evaluations) == 2 * 2 * 2
