@@ -153,6 +153,7 @@ def test_table_keeps_its_width_and_names_substituted_data():
     )  # fmt: skip
     text = summary_table(found)
     assert max(map(len, text.splitlines())) <= 80
+    assert all(f"  a-very-long-name-of-a-policy-{k}\n" in text for k in range(9))
     assert "ON DIGITS FOR MNIST" in text
 
 

@@ -265,8 +265,8 @@ def summary_table(results: Iterable[Result]) -> str:
 
 
 def _line(name: str, count: str, loss: str, spent: str, accuracy: str, seconds: str) -> str:
-    if len(name) > 22:
-        name = name[:21] + "…"
+    if len(name) > 22:  # on a line of its own
+        name = f"{name[:78]}\n{'':24}"
     return f"  {name:<22}{count:>3}  {loss:<24}{spent:>9} {accuracy:>9} {seconds:>7}"
 
 
