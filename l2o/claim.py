@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from pathlib import Path
+
+_LEAVINGS = re.compile(r"\..+\.(\d+|next)\.tmp")  # as `write_atomically` and a run call them
 
 
 class DirectoryError(ValueError):
@@ -13,6 +16,8 @@ class DirectoryError(ValueError):
 
 class Claim:
     """A directory that this process alone writes to, until it is closed.
+
+    Whoever has seen that what it holds is whole should `tidy` it.
 
     Args:
         path: The directory; made if it is not there.
@@ -37,8 +42,6 @@ class Claim:
                 self.close()
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
-            for leavings in self.path.rglob(".*.tmp"):  # of a process that was killed
-                leavings.unlink()
         except OSError as error:
             raise DirectoryError(f"Cannot write {self.path}: {error.strerror}") from error
 
@@ -56,6 +59,12 @@ class Claim:
             number += 1
         os.replace(path, aside)
         self.moved_to = aside
+
+    def tidy(self) -> None:
+        """Removes what a process that was killed left half written."""
+        for file in self.path.rglob(".*.tmp"):
+            if _LEAVINGS.fullmatch(file.name):
+                file.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Gives the directory free."""

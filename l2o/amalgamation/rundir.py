@@ -49,6 +49,7 @@ class RunDirectory(Claim):
                 compare(self.path, config)
             else:
                 write_atomically(self.path / CONFIG, json.dumps(config, indent=2) + "\n")
+            self.tidy()
         except BaseException:
             self.close()
             raise

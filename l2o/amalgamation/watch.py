@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections import deque
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from l2o.amalgamation.plan import Phase, inner_steps_left
 from l2o.amalgamation.rundir import CONFIG
+from l2o.files import write_atomically
 from l2o.progress import Progress, duration
 
 # A step of a validation in steps of training, until there has been one (benchmarks/unroll.py).
@@ -169,7 +171,7 @@ def draw_periods(table: Path, path: Path) -> None:
     title = f"{config['strategy']}, pool {config['pool']}, {config['problem']}, data: {data}"
     figure.suptitle(title, fontsize="small")
     figure.tight_layout()
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=120, format="png")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=120, format="png")
     plt.close(figure)
-    temporary.replace(path)
+    write_atomically(path, buffer.getvalue())

@@ -167,8 +167,9 @@ def tune(
             f"{per_epoch} steps, and the first {warmup} steps are warm-up, the same at every rate. "
             f"Received: {settings.epochs}"
         )
-    with Claim(output, TRIALS, fresh):
+    with Claim(output, TRIALS, fresh) as claim:
         _tune(settings, data, output, jobs)
+        claim.tidy()
 
 
 def _tune(settings: Search, data, output: Path, jobs: int) -> None:

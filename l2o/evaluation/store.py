@@ -48,7 +48,8 @@ class ResultsDirectory(Claim):
         super().__init__(path, TABLE)
         try:
             self.results = read_results(self.table) if self.table.exists() else []
-        except TableError:
+            self.tidy()
+        except BaseException:
             self.close()
             raise
         if not self.results:
