@@ -385,6 +385,13 @@ def test_first_figure_compares_schemes_and_the_oracle_alone():
     assert names == ["choice-large (4)", "oracle: adam (2)"]
 
 
+def test_second_figure_has_learned_baselines_whatever_is_added_to_their_names():
+    names = ("rnnprop+wd0.0003", "scale+ema0.998", "original/2", "adam", "adam+wd0.0003")
+    figure = drawn(rows(*(made_evaluation(name, [2.0, 1.0]) for name in names)), "figure-2")
+    shown = {text.get_text().split(" (")[0] for text in figure.axes[0].get_yticklabels()}
+    assert shown == {*names[:3], "best teacher: adam"}
+
+
 def test_a_teacher_alone_is_not_called_the_oracle(tmp_path, undrawn):
     found = rows(made_evaluation("adam", [2.0, 1.0]), made_evaluation("choice-large", [2.0, 0.9]))
     assert "adam (best teacher)" in summary_table(found)

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from l2o.commands.problem import ALL
 from l2o.commands.terminal import Parser, UserError
+from l2o.evaluation.comparison import evaluations
 from l2o.evaluation.contenders import ORACLE
 from l2o.evaluation.report import write_report
 from l2o.evaluation.results import Result, read_results
@@ -28,7 +29,6 @@ def report(options: argparse.Namespace, parser: Parser) -> int:
         UserError: If there are no such results, or a flag has no use here.
     """
     folders = [path if path.is_dir() else path.parent for path in options.report]
-    output = options.output or folders[0] / "report"
     settings = ("weight_decay", "ema", "preset", "repeats", "seed", "jobs", "data", "data_dir")
     for name in (*settings, "list"):
         if getattr(options, name) != parser.get_default(name):
@@ -40,9 +40,11 @@ def report(options: argparse.Namespace, parser: Parser) -> int:
         results = read_results(*options.report)
         if not results:
             raise UserError(f"{', '.join(map(str, options.report))}: no results yet")
-        results = _chosen(results, options)
+        chosen = _chosen(results, options)
+        selection = _selection(options) if len(chosen) != len(results) else ""
+        output = options.output or folders[0] / ("selection" if selection else "report")
         page, *files = write_report(
-            results, output, read_cards(folders), read_samples(folders), _selection(options)
+            chosen, output, read_cards(folders), read_samples(folders), selection
         )
     except TableError as error:
         raise UserError(str(error)) from error
@@ -68,15 +70,20 @@ def _chosen(results: list[Result], options: argparse.Namespace) -> list[Result]:
     optimizers = options.optimizer or []
     results = _named(results, "problem", options.problem or [], lambda r: [r.problem, ALL])
     results = _named(results, "epochs", epochs, lambda r: [str(r.epochs)])
-    results = _named(results, "optimizer", optimizers, _names_of_optimizer)
-    # A replicate that is named is not pooled with others.
-    return [
-        replace(r, optimizer=name) if (name := _replicate(r)) in optimizers else r for r in results
-    ]
+    labels = {e.key: e.label for e in evaluations(results)}
 
+    def names(r: Result) -> list[str]:
+        if r.optimizer in TEACHERS:
+            return [r.optimizer, ORACLE]
+        return [*dict.fromkeys((r.optimizer, labels[r.key])), _replicate(r)]
 
-def _names_of_optimizer(r: Result) -> list[str]:
-    return [r.optimizer, _replicate(r), *[ORACLE] * (r.optimizer in TEACHERS)]
+    chosen = []
+    for r in _named(results, "optimizer", optimizers, names):
+        if _replicate(r) in optimizers:  # a line of its own, not pooled with other replicates
+            chosen.append(replace(r, optimizer=_replicate(r)))
+        if not optimizers or not {*names(r)}.isdisjoint({*optimizers} - {_replicate(r)}):
+            chosen.append(r)
+    return chosen
 
 
 def _replicate(r: Result) -> str:

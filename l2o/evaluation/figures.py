@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, isnan
@@ -143,7 +144,7 @@ def drawings(
 def is_a(summary: Summary, names: Sequence[str]) -> bool:
     """Whether an optimizer's name is, or starts with, one of the names: "choice-large"."""
     name = summary.evaluations[0].key.optimizer
-    return name.replace("/", "-").split("-")[0] in names and not summary.teacher
+    return re.split(r"[-+/]", name)[0] in names and not summary.teacher
 
 
 def _only(cases, names) -> dict[Case, list[Summary]]:
