@@ -32,7 +32,6 @@ from jax_unroll import LAYOUT, WARMUP_RATE, network_loss  # noqa: E402
 
 import l2o  # noqa: E402
 from l2o.rules import TEACHERS, UpdateRule, get_teacher  # noqa: E402
-from l2o.shipped import pretrained, pretrained_path  # noqa: E402
 
 WARMUP, SCORED_AT_ONCE = 100, 1000
 STREAM = 9  # of random numbers, apart from those of replicates.py
@@ -91,10 +90,10 @@ def score(data, parameters):
 
 def optimizer(name: str) -> tuple[UpdateRule, list]:
     """A rule and its weights: a policy's directory or name, a teacher, or one at another rate."""
-    teacher, _, rate = name.partition("@")
+    teacher, at, rate = name.partition("@")
     if teacher in TEACHERS:
-        return get_teacher(teacher, float(rate) if rate else None), []
-    policy = l2o.load_policy(pretrained_path(name) if name in pretrained() else name)
+        return get_teacher(teacher, float(rate) if at else None), []
+    policy = l2o.AmalgamatedOptimizer.load(name).policy
     return policy.rule, [jnp.asarray(w) for w in policy.weights]
 
 
@@ -159,18 +158,22 @@ def main() -> None:
 
 
 def summary(path: Path) -> str:
-    """Of each optimizer and decay the mean over seeds of the best log validation loss."""
-    best: dict[tuple, dict] = {}
+    """Of each optimizer and decay the mean over seeds of the best log validation loss.
+
+    NaN where one of its fits diverged.
+    """
+    fits: dict[tuple, dict] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            found = best.setdefault((row["optimizer"], row["weight_decay"]), {})
+            found = fits.setdefault((row["optimizer"], row["weight_decay"]), {})
             for kind in ("", "averaged_"):
-                validation = float(row[f"{kind}validation_loss"])
-                mine = found.setdefault((kind, row["seed"]), (np.inf, np.inf))
-                found[kind, row["seed"]] = min(mine, (validation, float(row[f"{kind}test_loss"])))
+                losses = [float(row[f"{kind}{part}_loss"]) for part in ("validation", "test")]
+                found.setdefault((kind, row["seed"]), []).append(losses)
     lines = ["optimizer, weight decay: validation, test; averaged: validation, test"]
-    for (name, decay), found in best.items():
-        means = [np.mean([v for (k, _), v in found.items() if k == kind], axis=0)
+    for (name, decay), found in fits.items():
+        best = {key: min(epochs) if np.isfinite(epochs).all() else [np.nan] * 2
+                for key, epochs in found.items()}  # fmt: skip
+        means = [np.mean([v for (k, _), v in best.items() if k == kind], axis=0)
                  for kind in ("", "averaged_")]  # fmt: skip
         lines.append(f"{name}, {decay}: " + "; ".join(f"{a:.3f}, {b:.3f}" for a, b in means))
     return "\n".join(lines)
