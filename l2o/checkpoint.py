@@ -122,9 +122,9 @@ def load_policy(path: Path | str) -> Policy:
     raise PolicyError(f"{path} lacks the weights: {missing}")
 
 
-def fingerprint(weights: Sequence[np.ndarray]) -> str:
-    """Sixteen digits that tell weights apart."""
-    return _digest({}, weights)[:16]
+def fingerprint(weights: Sequence[np.ndarray], description: Mapping[str, Any] = {}) -> str:  # noqa: B006
+    """Sixteen digits that tell weights, and what is said of them, apart."""
+    return _digest(description, weights)[:16]
 
 
 def _is_free(path: Path) -> bool:
@@ -253,9 +253,9 @@ def _from_hdf5(content: bytes, shapes: list) -> list[np.ndarray]:
     return weights
 
 
-def _digest(description: dict[str, Any], weights: Sequence[np.ndarray]) -> str:
+def _digest(description: Mapping[str, Any], weights: Sequence[np.ndarray]) -> str:
     described = {key: value for key, value in description.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
     for array in weights:
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())

@@ -2,6 +2,7 @@
 
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,14 +11,14 @@ from made_weights import made_weights
 import problems
 from l2o import PolicyError, save_policy
 from l2o.claim import DirectoryError
-from l2o.commands.evaluate import main
+from l2o.commands.evaluate import _run_one, main
 from l2o.commands.forecast import Forecast
 from l2o.evaluation import run as running
 from l2o.evaluation.contenders import ContenderError, get_contenders
 from l2o.evaluation.results import Result, by_evaluation, read_results, write_results
 from l2o.evaluation.run import Plan, Task, evaluate, missing
 from l2o.evaluation.store import ResultsDirectory, steps_file
-from l2o.rules import TEACHERS, TUNED_RATES, Choice, RNNProp, get_pool
+from l2o.rules import SGD, TEACHERS, TUNED_RATES, Choice, RNNProp, get_pool
 from problems import PROBLEMS, Dataset, Split, get_problem
 
 SHAPES = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "svhn_cropped": (32, 32, 3)}
@@ -101,6 +102,7 @@ def test_keras_optimizers_by_name_and_rate():
     (default,), (rated,) = map(get_contenders, ("keras:adamw", "keras:SGD@0.5"))
     assert (default.name, rated.name) == ("keras:AdamW", "keras:SGD@0.5")
     assert default.origin != get_contenders("keras:AdamW@0.5")[0].origin
+    assert default.origin == get_contenders("keras:AdamW")[0].origin  # however many were made
 
 
 def test_a_policy_by_its_directory_its_run_and_a_name_of_ones_own(tmp_path):
@@ -123,6 +125,9 @@ def test_a_policy_does_not_pass_for_a_teacher(tmp_path):
     with pytest.raises(ContenderError, match="cannot be called adam"):
         get_contenders(str(make_policy(tmp_path / "adam")))
     assert get_contenders(f"x={tmp_path / 'adam'}")[0].name == "x"
+    save_policy(tmp_path / "adam", SGD(0.1), [], {}, weight_decay=0.1)
+    with pytest.raises(ContenderError, match="cannot be called adam"):
+        get_contenders(str(tmp_path / "adam"))
 
 
 def test_numbered_runs_are_replicates(tmp_path):
@@ -159,7 +164,8 @@ def test_evaluation_from_nothing_to_table_and_again(here, capsys):
     assert "2 steps of mnist_mlp on mnist are all warm-up" in out
     table = out[out.index("\nmnist_mlp, 1 epoch") :]
     assert "ε is what privacy was spent" in table and "Log train is of" in table
-    assert {line.split()[0] for line in table.splitlines()[3:5]} == {"choice-large+wd0.0003", "adam"}
+    names = {line.split()[0] for line in table.splitlines()[3:5]}
+    assert names == {"choice-large+wd0.0003", "adam"}
     results = read_results(here / "results" / "smoke")
     evaluations = by_evaluation(results)
     assert len(evaluations) == 2 * 2 * 2
@@ -183,6 +189,35 @@ def test_evaluation_from_nothing_to_table_and_again(here, capsys):
     assert "8 of 8 evaluations are there" in out and "Expected" not in out
     assert out[out.index("\nmnist_mlp, 1 epoch") :] == table
     assert (here / "results" / "smoke" / "results.csv").read_text() == before
+
+
+def test_a_process_of_jobs_runs_the_evaluation_that_is_meant(tmp_path):
+    """One policy under two names, and with a decay or without, are different evaluations."""
+    path = make_policy(tmp_path / "mine")
+    contenders = [get_contenders(f"{name}={path}")[0] for name in "ab"]
+    contenders.append(replace(contenders[1], weight_decay=0.1))
+    task = SimpleNamespace(problem=get_problem("mnist_mlp"))
+    bench = SimpleNamespace(run=lambda task, repeat, contender: (contender, repeat))
+    for contender in contenders:
+        key = a_row(
+            problem="mnist_mlp", optimizer=contender.name, origin=contender.origin, repeat=3
+        ).key
+        assert _run_one((bench, [task], contenders), key) == (contender, 3)
+
+
+def test_another_programs_files_stay_where_a_table_is_not_ours(here, capsys):
+    draft = here / "results" / "cpu" / "deep" / ".draft.tmp"
+    draft.parent.mkdir(parents=True)
+    draft.write_text("mine")
+    (here / "results" / "cpu" / "results.csv").write_text("mine,1\n")
+    half = draft.with_name(".results.csv.77.tmp")
+    half.write_text("half")
+    command = ("--problem", "mnist_mlp", "--optimizer", "adam", "--epochs", "1")
+    assert "needs the columns" in error_of(capsys, "--preset", "cpu", *command)
+    assert draft.exists() and half.exists()
+    write_results(here / "results" / "cpu" / "results.csv", [])
+    ResultsDirectory(here / "results" / "cpu").close()
+    assert draft.exists() and not half.exists()
 
 
 def test_a_stopped_evaluation_keeps_what_was_over_and_goes_on(here, capsys, monkeypatch):
@@ -306,12 +341,14 @@ def test_report_has_what_the_evaluation_kept(here, capsys, monkeypatch):
 
 
 def reported(monkeypatch, *words: str) -> list[Result]:
-    """What a report is written of."""
+    """What a report is written of; a part is said to be one, and kept apart."""
     given = []
 
     def write_report(results, output, cards, samples, selection):
         given.extend(results)
-        assert selection == " ".join(words)
+        part = len(results) != len(read_results("results.csv"))
+        assert selection == (" ".join(words) if part else "")
+        assert output.name == ("selection" if part else "report")
         return ["page"]
 
     monkeypatch.setattr("l2o.commands.report.write_report", write_report)
@@ -350,6 +387,19 @@ def test_a_replicate_that_is_named_is_not_pooled(here, monkeypatch):
     write_results("results.csv", sum(fits, []))
     found = reported(monkeypatch, "--optimizer", "mine/1", "mine/3")
     assert [(r.optimizer, r.origin) for r in found[::2]] == [("mine/1", "1"), ("mine/3", "3")]
+    found = reported(monkeypatch, "--optimizer", "mine", "mine/1")
+    pool = [r.origin for r in found if r.optimizer == "mine"]
+    alone = [r.origin for r in found if r.optimizer == "mine/1"]
+    assert (pool, alone) == ([*"112233"], ["1", "1"])
+
+
+def test_a_report_takes_the_names_its_tables_have(here, monkeypatch, capsys):
+    fits = [an_evaluation(1, optimizer="mine", origin=letter * 16) for letter in "ab"]
+    write_results("results.csv", sum(fits, an_evaluation(1, optimizer="adam")))
+    assert reported(monkeypatch, "--optimizer", "mine [bbbbbb]") == fits[1]
+    assert "no results of adam/1. " in error_of(
+        capsys, "--report", "results.csv", "--optimizer", "adam/1"
+    )
 
 
 @pytest.mark.parametrize(

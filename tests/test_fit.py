@@ -186,6 +186,16 @@ def test_divergence_in_an_epochs_last_step_is_dated_to_the_next(fitted):
     assert course.epochs[-1].validation_loss == np.inf
 
 
+def test_a_loss_that_is_no_number_from_the_start_is_a_divergence(fitted):
+    def broken(*arguments):
+        return fit.plain_gradient(*arguments)._replace(loss=tf.constant(np.nan))
+
+    course = fitted(RuleStepper(SGD(0.1)), gradient=broken).run(0, 2)
+    assert [e.diverged_at for e in course.epochs] == [None, 0]
+    assert [e.train_loss for e in course.epochs] == [np.inf, np.inf]
+    assert course.epochs[1].validation_loss == np.inf
+
+
 @pytest.mark.parametrize("name", keras_optimizers())
 def test_keras_stepper_takes_the_optimizers_steps(name):
     kind, generator = keras_optimizers()[name], np.random.default_rng(0)

@@ -153,7 +153,10 @@ def test_only_images_of_bytes_are_divided():
     for inputs, total in ((np.full((8, 2, 2), 255, "uint8"), 4), (np.full((8, 2), 255), 510)):
         examples, _ = as_examples((inputs, TARGETS[:8]))
         optimizee = KerasOptimizee(sequential(inputs.shape[1:], layers.Flatten, adds_up), "mse")
-        outputs = optimizee.predict(*optimizee.initial(0), tf.constant(examples.inputs))
+        parameters, carried = optimizee.initial(0)
+        tensors = optimizee.layout.unflatten(parameters)
+        batch = Batch(tf.constant(examples.inputs), tf.constant(examples.labels))
+        outputs = optimizee.outcome(tensors, carried, batch, training=False)[2]
         np.testing.assert_allclose(outputs, total)
 
 

@@ -114,12 +114,6 @@ class KerasOptimizee:
         loss = tf.reduce_mean(self.losses(batch.labels, outputs))
         return tf.add_n([loss, *penalties]), carried, outputs
 
-    def predict(self, parameters, carried, inputs):
-        """Outputs [B, ...] of the network at rest (no dropout, moving statistics)."""
-        variables = self.layout.unflatten(parameters)
-        mode = self._mode(training=False)
-        return self.model.stateless_call(variables, carried, as_inputs(inputs), **mode)[0]
-
     def _mode(self, training: bool) -> dict[str, bool]:
         """A model of the user's own need not ask for `training`, and then does not bear it."""
         return {"training": training} if self.model._call_has_training_arg else {}

@@ -135,8 +135,9 @@ def parser() -> Parser:
     g.add_argument("--report", nargs="+", type=Path, metavar="RESULTS",
                    help="write tables, figures and a page of these results (tables, or directories "
                    "with one) instead of evaluating; --output is then where, default report/ "
-                   "beside the first. --problem, --optimizer and --epochs say what it is of, by "
-                   "the names in its tables (a replicate as NAME/3); default everything")
+                   "beside the first, and files there of the same names are replaced. --problem, "
+                   "--optimizer and --epochs say what it is of, by the names in its tables (a "
+                   "replicate as NAME/3); default everything. Of a part it goes to selection/")
     # fmt: on
     return p
 
@@ -266,7 +267,8 @@ def _run_one(held: tuple, key):
     bench, tasks, contenders = held
     task = next(t for t in tasks if t.problem.name == key.problem)
     for contender in contenders:
-        if (contender.origin, contender.replicate) == (key.origin, key.replicate):
+        named = (contender.name, contender.origin, contender.replicate)
+        if named == (key.optimizer, key.origin, key.replicate):
             return bench.run(task, key.repeat, contender)
     raise UserError(f"{key.optimizer} has changed since the evaluation began")
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
-from l2o.checkpoint import DESCRIPTION, Policy, PolicyError, load_policy
+from l2o.checkpoint import DESCRIPTION, Policy, PolicyError, fingerprint, load_policy
 from l2o.evaluation.steppers import KerasStepper, RuleStepper, Stepper
 from l2o.rules import TEACHERS, TUNED_RATES, get_teacher
 from l2o.shipped import did_you_mean, pretrained, pretrained_path
@@ -64,8 +61,8 @@ class Contender:
         """A digest of all that makes it what it is."""
         origin = self.bare_origin
         if self.weight_decay:
-            origin = _digest({origin: self.weight_decay, "decays": True})
-        return _digest({origin: self.ema_momentum}) if self.ema_momentum else origin
+            origin = fingerprint((), {origin: self.weight_decay, "decays": True})
+        return fingerprint((), {origin: self.ema_momentum}) if self.ema_momentum else origin
 
 
 def keras_optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:
@@ -111,7 +108,7 @@ def get_contenders(text: str) -> list[Contender]:
             f"Received: '{text}'"
         )
     contenders = _directory(name, Path(path))
-    if (taken := contenders[0].name) in (ORACLE, *TEACHERS):
+    if (taken := contenders[0].bare_name) in (ORACLE, *TEACHERS):
         raise ContenderError(f"A policy cannot be called {taken}; name it, as in other={path}")
     return contenders
 
@@ -133,7 +130,7 @@ def _teacher(name: str, rate: float | None) -> Contender:
     rule = get_teacher(name, rate)
     tuned = rule.learning_rate == TUNED_RATES[name]
     called = name if tuned else f"{name}@{rate:g}"
-    return Contender(called, _digest(rule.get_config()), lambda: RuleStepper(rule))
+    return Contender(called, fingerprint((), rule.get_config()), lambda: RuleStepper(rule))
 
 
 def _keras(name: str, rate: float | None) -> Contender:
@@ -149,11 +146,12 @@ def _keras(name: str, rate: float | None) -> Contender:
 
     called = f"{_KERAS}{kind}" + ("" if rate is None else f"@{rate:g}")
     config = {"optimizer": kind} | build().get_config()
-    return Contender(called, _digest(config), lambda: KerasStepper(build))
+    config["name"] = re.sub(r"_\d+$", "", config["name"])  # Keras counts those it has made
+    return Contender(called, fingerprint((), config), lambda: KerasStepper(build))
 
 
 def _policy(name: str, policy: Policy, replicate: int = 1) -> Contender:
-    origin = _digest(policy.rule.get_config(), policy.weights)
+    origin = fingerprint(policy.weights, policy.rule.get_config())
 
     def stepper() -> Stepper:
         return RuleStepper(policy.rule, policy.weights)
@@ -195,11 +193,3 @@ def _replicates(path: Path) -> list[Path]:
     """The numbered subdirectories of a run with several replicates, in order."""
     numbered = [p for p in path.glob("*") if p.is_dir() and p.name.isdecimal()]
     return sorted(numbered, key=lambda p: int(p.name))
-
-
-def _digest(config: dict, weights=()) -> str:
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for array in weights:
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]

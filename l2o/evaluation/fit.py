@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -166,7 +167,8 @@ class Fit:
             seconds += time.perf_counter() - begun
             records.append(record)
             if not rows:
-                rows.append(Epoch(0, 0.0, *map(float, record[:, 0]), *scores))
+                (loss, accuracy), (judged, *others) = map(float, record[:, 0]), scores
+                rows.append(Epoch(0, 0.0, _loss(loss), accuracy, _loss(judged), *others))
             done += record.shape[1]
             scores = self._scores(held)
             if not np.isfinite(record[0, -1]):
@@ -283,6 +285,11 @@ class Fit:
         loop = tf.while_loop(lambda start, *_: start < count, add, (0, loss, 0))
         accuracy = loop[2] / tf.size(labels) if self._optimizee.classifies else np.nan
         return loop[1] / count, accuracy
+
+
+def _loss(value: float) -> float:
+    """A loss; one that is no number is infinite, as where a fit diverged."""
+    return math.inf if math.isnan(value) else value
 
 
 def correct(outputs, labels):
