@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Real
@@ -28,6 +29,8 @@ from l2o.rules.base import UpdateRule, rule_from_config
 FORMAT = "l2o policy 1"
 DESCRIPTION, WEIGHTS = "policy.json", "weights-{}.h5"
 MOST_BYTES = 2**28  # of a file that is read; a policy has tens of kilobytes
+_WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.h5")
+_LEAVINGS = re.compile(rf"{_WEIGHTS.pattern}|\.({_WEIGHTS.pattern}|policy\.json)\.\d+\.tmp")
 _SUBSTITUTED = "IN PLACE OF"  # in a description of data, as `problems.Dataset` has it
 _TRIES = 5  # to read a policy that is being replaced
 _OVERHEAD = 2**20  # that HDF5 adds, at the very most
@@ -102,7 +105,7 @@ def save_policy(
     write_atomically(path / description["file"], _to_hdf5(weights))
     write_atomically(path / DESCRIPTION, json.dumps(description, indent=2) + "\n")
     for old in path.glob(WEIGHTS.format("*")):
-        if old.name != description["file"]:
+        if _WEIGHTS.fullmatch(old.name) and old.name != description["file"]:
             old.unlink(missing_ok=True)
 
 
@@ -133,8 +136,9 @@ def _is_free(path: Path) -> bool:
         return True
     if not path.is_dir():
         return False
-    ours = (DESCRIPTION, f".{DESCRIPTION}", "weights-", ".weights-")
-    return (path / DESCRIPTION).exists() or all(p.name.startswith(ours) for p in path.iterdir())
+    if (path / DESCRIPTION).is_file():
+        return b'"l2o policy ' in _read_bytes(path / DESCRIPTION)
+    return all(_LEAVINGS.fullmatch(p.name) for p in path.iterdir())
 
 
 def _description(path: Path) -> str:
@@ -215,11 +219,13 @@ def _fits(rule: UpdateRule, shapes: list) -> bool:
     """Whether the rule's weights have these shapes.
 
     They are made to be looked at, but not where a size of the rule is so large that they cannot
-    be these: a layer of n units has more than n squared weights.
+    be these: a layer of n units has more than n squared weights, n layers have more than n.
     """
     elements = sum(math.prod(shape) for shape, _ in shapes)
-    sizes = [getattr(rule, f.name) for f in fields(rule) if f.type == "int"]
-    if any(n * n > elements for n in sizes):
+    sizes = {f.name: n for f in fields(rule) if type(n := getattr(rule, f.name)) is int}
+    if any(n * n > elements for name, n in sizes.items() if name.endswith("units")):
+        return False
+    if sizes.get("layers", 0) > elements or sizes.get("scales", 0) > elements:
         return False
     return [tuple(w.shape) for w in rule.initial_weights(0)] == [shape for shape, _ in shapes]
 

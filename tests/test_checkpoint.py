@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import pickle
 import shutil
+from dataclasses import dataclass
+from typing import ClassVar
 
 import h5py
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 from l2o import checkpoint
 from l2o.checkpoint import Policy, PolicyError, load_policy, save_policy
 from l2o.files import writing
-from l2o.rules import Adam, Choice, RNNProp, get_pool
+from l2o.rules import Adam, Choice, RNNProp, base, get_pool
 
 RULES = [
     RNNProp(units=3, layers=1, bias_correction="constant", scale=0.05),
@@ -220,9 +222,45 @@ def test_a_crash_leaves_the_old_policy(saved, crash_at, monkeypatch):
 
 def test_a_crash_in_a_fresh_directory_does_not_stop_the_next_save(tmp_path):
     (tmp_path / "policy").mkdir()
-    (tmp_path / "policy" / "weights-0123.h5").write_bytes(b"half")
+    (tmp_path / "policy" / "weights-0123456789abcdef.h5").write_bytes(b"half")
+    (tmp_path / "policy" / ".policy.json.77.tmp").write_bytes(b"half")
     save_policy(tmp_path / "policy", Adam(0.1), [], {})
     assert load_policy(tmp_path / "policy").rule == Adam(0.1)
+
+
+@pytest.mark.parametrize("names", [("weights-01.h5", "weights-best.h5"), ("policy.json",)])
+def test_what_only_looks_like_a_policy_is_left_alone(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_text('{"Version": "2012-10-17", "Statement": []}')
+    with pytest.raises(PolicyError, match="holds something that is no policy"):
+        save_policy(tmp_path, Adam(0.1), [], {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
+
+
+def test_a_save_takes_away_no_weights_but_its_own(tmp_path):
+    save_policy(tmp_path, Adam(0.1), [], {})
+    (tmp_path / "weights-01.h5").write_bytes(b"of a model")
+    rule = RNNProp(units=1)
+    save_policy(tmp_path, rule, weights_of(rule), {})
+    assert len(list(tmp_path.iterdir())) == 3 and (tmp_path / "weights-01.h5").exists()
+
+
+def test_a_rule_of_ones_own_comes_back_with_all_its_settings(tmp_path, monkeypatch):
+    """A switch, a zero, and a number that is no size."""
+    monkeypatch.setattr(base, "REGISTRY", dict(base.REGISTRY))  # which takes up the class
+
+    @dataclass(frozen=True)
+    class Timed(RNNProp):
+        name: ClassVar[str] = "timed"
+        nesterov: bool = True
+        delay: int = 0
+        horizon: int = 2000
+
+    rule = Timed(units=1, layers=20)
+    save_policy(tmp_path, rule, weights_of(rule), {})
+    assert load_policy(tmp_path).rule == rule
+    with pytest.raises(ValueError, match="has no settings amsgrad"):
+        base.rule_from_config(rule.get_config() | {"amsgrad": True})
 
 
 def _save_again_and_again(path, stop):

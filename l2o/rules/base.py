@@ -98,21 +98,25 @@ def rule_from_config(config: dict[str, Any]) -> UpdateRule:
     name = settings.pop("rule", None)
     if name not in REGISTRY:
         raise ValueError(f"Unknown rule. Allowed: {', '.join(sorted(REGISTRY))}. Received: {name}")
-    kinds = {f.name: str(f.type) for f in fields(REGISTRY[name])}
+    kinds = {f.name: str(getattr(f.type, "__name__", f.type)) for f in fields(REGISTRY[name])}
+    if unknown := sorted(settings.keys() - kinds.keys()):
+        raise ValueError(f"Rule '{name}' has no settings {', '.join(unknown)}")
     settings = {key: _rich(value) for key, value in settings.items()}
     for key, value in settings.items():
-        if not _fits(value, kinds.get(key, "")):
+        if not _fits(value, kinds[key]):
             raise ValueError(f"{key} of rule '{name}' must be {kinds[key]}. Received: {value!r}")
     try:
         return REGISTRY[name](**settings)
     except TypeError as error:
-        raise ValueError(f"Settings that rule '{name}' does not have: {error}") from error
+        raise ValueError(f"Settings of rule '{name}' cannot be: {error}") from error
 
 
 def _fits(value: Any, kind: str) -> bool:
-    """Whether a setting can be what its field's annotation says; sizes are at least 1."""
+    """Whether a setting can be what its field's annotation says; no whole number is below 0."""
+    if kind == "bool":
+        return type(value) is bool
     if kind == "int":
-        return type(value) is int and value >= 1
+        return type(value) is int and value >= 0
     if kind == "float":
         return type(value) in (int, float) and value == value
     return not isinstance(value, bool) and (kind != "str" or isinstance(value, str))
