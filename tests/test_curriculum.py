@@ -78,14 +78,6 @@ def test_presets():
     assert len(SMOKE.stages) == 4
 
 
-@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
-def test_preset_says_the_same_twice(preset):
-    """The command line makes the stages anew from the preset's unrolls and alphas."""
-    stages = amalgamation_stages(preset.unrolls, preset.alphas, preset.last_validation)
-    assert preset.schedule.stages == stages
-    choice_schedule(preset.schedule, preset.choice_unrolls, preset.choice_validation)
-
-
 def test_smoke_is_over_in_three_minutes():
     """At 40 ms a training step, 15 a validation and 10 a warm-up step, and 25 s to start."""
     preset = PRESETS["smoke"]
@@ -265,12 +257,6 @@ def test_resumed_run_decides_the_same(schedule, seed):
         return lambda progress: generator.choice([nan, inf, -0.1, generator.gauss(-1.5, 0.4)])
 
     assert simulate(schedule, losses(), through_json) == simulate(schedule, losses())
-
-
-@pytest.mark.parametrize("schedule", [PAPER, CPU, SMOKE, choice_schedule(PAPER)])
-def test_schedule_comes_back_from_json(schedule):
-    assert Schedule.from_config(json.loads(json.dumps(asdict(schedule)))) == schedule
-    assert Schedule.from_config(asdict(schedule)) == schedule
 
 
 @pytest.mark.parametrize("schedule", [PAPER, CPU, SMOKE, choice_schedule(CPU)])

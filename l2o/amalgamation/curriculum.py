@@ -8,9 +8,9 @@ whether to undo it, and whether the stage is over.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from math import inf, isfinite
-from typing import Any
 
 UNROLLS, LAST_VALIDATION = (100, 200, 500, 1000), 2000
 ALPHAS = (0.2, 0.1, 0.05, 0.02)
@@ -114,12 +114,6 @@ class Schedule:
             if stage.cold_periods < 0:
                 raise ValueError(f"cold_periods must be at least 0. Received: {stage.cold_periods}")
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Schedule:
-        """The schedule that `dataclasses.asdict` made a dictionary of, by way of JSON or not."""
-        stages = (stage | {"unrolls": tuple(stage["unrolls"])} for stage in config["stages"])
-        return cls(**config | {"stages": tuple(Stage(**stage) for stage in stages)})
-
 
 def amalgamation_stages(
     unrolls: tuple[int, ...] = UNROLLS,
@@ -157,42 +151,40 @@ def choice_schedule(
 
 @dataclass(frozen=True)
 class Preset:
-    """A named schedule.
+    """A named schedule: what of it departs from the paper's.
 
     Attributes:
-        schedule: The policy's; its stages are made of the next three.
+        numbers: Fields of a `Schedule`.
         unrolls, alphas, last_validation: See `amalgamation_stages`.
         choice_unrolls, choice_validation: See `choice_schedule`.
     """
 
-    schedule: Schedule
+    numbers: Mapping[str, int] = field(default_factory=dict)
     unrolls: tuple[int, ...] = UNROLLS
     alphas: tuple[float, ...] = ALPHAS
     last_validation: int = LAST_VALIDATION
     choice_unrolls: tuple[int, ...] = CHOICE_UNROLLS
     choice_validation: int = CHOICE_VALIDATION
 
+    @property
+    def schedule(self) -> Schedule:
+        """The policy's."""
+        stages = amalgamation_stages(self.unrolls, self.alphas, self.last_validation)
+        return Schedule(stages, **self.numbers)
+
 
 # cpu has the paper's stages and about its number of meta-updates, with one trajectory in each.
 # smoke goes through everything there is and learns nothing to speak of.
+_CPU = {"meta_batch": 1, "period": 10, "min_periods": 6, "max_periods": 6, "patience": 6}
+_SMOKE = {
+    "truncation": 20, "meta_batch": 1, "period": 2, "min_periods": 2, "max_periods": 2,
+    "patience": 2, "validation_trajectories": 2,
+}  # fmt: skip
 PRESETS = {
-    "paper": Preset(Schedule(amalgamation_stages())),
-    "cpu": Preset(
-        Schedule(
-            amalgamation_stages(), meta_batch=1, period=10, min_periods=6, max_periods=6, patience=6
-        )
-    ),
+    "paper": Preset(),
+    "cpu": Preset(_CPU),
     "smoke": Preset(
-        Schedule(
-            amalgamation_stages((20, 40, 60, 80), ALPHAS, 100),
-            truncation=20,
-            meta_batch=1,
-            period=2,
-            min_periods=2,
-            max_periods=2,
-            patience=2,
-            validation_trajectories=2,
-        ),
+        _SMOKE,
         unrolls=(20, 40, 60, 80),
         last_validation=100,
         choice_unrolls=(20, 40, 60),

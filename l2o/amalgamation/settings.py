@@ -34,6 +34,8 @@ _KINDS: dict[str, tuple[Any, str]] = {
     "tuple[int, ...]": (Integral, "whole numbers"),
     "tuple[float, ...]": (Real, "numbers"),
 }
+_STAGES = ("unrolls", "alphas", "last_validation", "choice_unrolls", "choice_validation")
+_OF_CHOICE = ("choice_unrolls", "choice_validation", "choice_cold_periods")
 _LONE_PERIOD = ("period", "min_periods", "max_periods", "patience")
 
 
@@ -52,7 +54,8 @@ class Settings:
             any other where the last one does.
         unrolls, alphas, last_validation: See `amalgamation_stages`.
         choice_unrolls, choice_validation, choice_cold_periods: See `choice_schedule`.
-        updates: One stage of so many meta-updates in a single period.
+        updates: One stage of so many meta-updates in a single period, of as many trajectories for
+            the Choice policy.
         truncation, period, meta_batch, min_periods, max_periods, patience: See `Schedule`.
         max_repeats, tolerance, validation_trajectories: See `Schedule`.
         perturbation: "none" or a name in `perturbation.KINDS`, in every phase.
@@ -119,9 +122,18 @@ class Settings:
                     f"Received: {getattr(self, name)}"
                 )
         given = [name for name in _LONE_PERIOD if getattr(self, name) is not None]
-        if self.updates and given:
+        if self.updates is not None:
+            if self.updates < 1:
+                raise ValueError(f"updates must be at least 1. Received: {self.updates}")
+            if given:
+                raise ValueError(
+                    f"updates makes one period of all, so {', '.join(given)} cannot be set"
+                )
+        given = [n for n in _OF_CHOICE if getattr(self, n) != getattr(Settings, n)]
+        if self.strategy != "choice" and given:
             raise ValueError(
-                f"updates makes one period of all, so {', '.join(given)} cannot be set"
+                f"{', '.join(given)} cannot be set with strategy {self.strategy}: there is no "
+                "Choice policy"
             )
         if self.output_scale is not None:
             if self.policy == "scale":
@@ -143,7 +155,10 @@ class Settings:
         for f in fields(cls):
             value = plain.get(f.name)
             if f.type.startswith("tuple") and value is not None:
-                plain[f.name] = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+                value = value if isinstance(value, (list, tuple)) else (value,)
+                plain[f.name] = tuple(map(_own_number, value))
+            elif value is not None:
+                plain[f.name] = _own_number(value)
         return cls(**plain)
 
     def meta(self) -> Meta:
@@ -157,11 +172,12 @@ class Settings:
         preset = PRESETS[self.preset]
         names = {f.name for f in fields(Schedule)} & {f.name for f in fields(self)}
         changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        unrolls, alphas = self.unrolls or preset.unrolls, self.alphas or preset.alphas
-        last = self.last_validation or preset.last_validation
-        if self.updates:
-            unrolls, alphas = unrolls[:1], alphas[:1]
-            last = self.last_validation or unrolls[0]
+        unrolls, alphas, last, choice_unrolls, choice_validation = (
+            getattr(preset if getattr(self, name) is None else self, name) for name in _STAGES
+        )
+        if self.updates is not None and unrolls:
+            unrolls, alphas, choice_unrolls = unrolls[:1], alphas[:1], choice_unrolls[:1]
+            last = unrolls[0] if self.last_validation is None else last
             changes |= self._one_period(unrolls[0])
         stages = amalgamation_stages(unrolls, alphas, last)
         schedule = replace(preset.schedule, stages=stages, **changes)
@@ -170,8 +186,8 @@ class Settings:
         try:
             return schedule, choice_schedule(
                 schedule,
-                self.choice_unrolls or preset.choice_unrolls,
-                self.choice_validation or preset.choice_validation,
+                choice_unrolls,
+                choice_validation,
                 self.choice_cold_periods,
             )
         except ValueError as error:
@@ -233,6 +249,13 @@ class Settings:
             )
         period = self.updates // each * (self.meta_batch or schedule.meta_batch)
         return {"period": period, "min_periods": 1, "max_periods": 1, "patience": 1}
+
+
+def _own_number(value: Any) -> Any:
+    """Python's own number for one of NumPy's, which JSON does not have."""
+    if isinstance(value, (Integral, Real)) and not isinstance(value, (bool, int, float)):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return value
 
 
 def _differing(there: UpdateRule, asked: UpdateRule) -> str:
