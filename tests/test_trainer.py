@@ -17,6 +17,7 @@ from l2o.amalgamation import meta
 from l2o.amalgamation import trainer as module
 from l2o.amalgamation.curriculum import Schedule, Stage, choice_schedule
 from l2o.amalgamation.meta import MetaTraining, initial_state
+from l2o.amalgamation.perturbation import Perturbation
 from l2o.amalgamation.plan import Meta, Phase, plan
 from l2o.amalgamation.rundir import RunDirectory
 from l2o.amalgamation.trainer import Diverged, Stopped, Trainer
@@ -373,6 +374,49 @@ def test_updates_that_are_not_finite_undo_their_period(train, tmp_path, monkeypa
     assert np.isnan(float(found[0]["meta_loss"])) and np.isfinite(float(found[1]["meta_loss"]))
     updates = rows(tmp_path / "run" / "updates.csv")
     assert [row["finite"] for row in updates] == ["0", "0", "1", "1"]
+
+
+def test_the_first_period_of_the_choice_policy_alone_has_no_warm_up(train, tmp_path, monkeypatch):
+    begun, begin = [], MetaTraining.begin
+
+    def spy(self, weights, key, first, warmup):
+        begun.append((key[1], first, warmup))
+        return begin(self, weights, key, first, warmup)
+
+    monkeypatch.setattr(MetaTraining, "begin", spy)
+    train(tmp_path / "run")
+    cold = _SCHEDULE.period  # its trajectories
+    choice = [(first, warmup) for phase, first, warmup in begun if phase == 0]
+    assert choice == [(k, 0 if k < cold else _META.warmup_steps) for k in range(2 * cold)]
+    policy = [warmup for phase, _, warmup in begun if phase == 1]
+    assert policy == [_META.warmup_steps] * (4 * cold)
+
+
+def test_phases_train_by_the_settings(data, tmp_path):
+    noise = Perturbation("gaussian", 0.01)
+    settings = Meta(
+        learning_rate=0.1, clip_ratio=0.2, clip_floor=0.3, warmup_rate=0.4, scale_limit=0.5,
+        first_order=True, recompute=6, held_out=True, meta_loss="difference", perturbation=noise,
+    )  # fmt: skip
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with RunDirectory(tmp_path, {}) as directory:
+        trainer = Trainer(
+            _PHASES, settings, Regression(), data, 4, strategy, directory, {}, lambda *_: None
+        )
+        first, second = (
+            trainer._training(phase, trainer._enter_phase(k, ["taught"], 0.0, 0, 0))
+            for k, phase in enumerate(_PHASES)
+        )
+    for training in (first, second):
+        for name in ("learning_rate", "scale_limit", "clip_ratio", "clip_floor", "held_out"):
+            assert getattr(training, name) == getattr(settings, name)
+        for name in ("warmup_rate", "first_order", "recompute", "meta_loss", "perturbation"):
+            assert getattr(training.job, name) == getattr(settings, name)
+        assert (training.batch_size, training.truncation, training.meta_batch) == (4, 2, 1)
+    assert (first.scaled, second.scaled) == (False, True)
+    assert (first.job.rule, first.job.teachers, first.job.scheme) == (_CHOICE, (), "none")
+    (teacher,) = second.job.teachers
+    assert (teacher.rule, teacher.weights, second.job.scheme) == (_CHOICE, ["taught"], "mean")
 
 
 def test_plans():

@@ -155,11 +155,11 @@ class Trainer:
             teachers,
             scheme,
             self._optimizee,
-            self._meta.warmup_rate,
-            self._meta.first_order,
-            self._meta.recompute,
-            self._meta.perturbation,
-            self._meta.meta_loss,
+            warmup_rate=self._meta.warmup_rate,
+            first_order=self._meta.first_order,
+            recompute=self._meta.recompute,
+            perturbation=self._meta.perturbation,
+            meta_loss=self._meta.meta_loss,
         )
         return MetaTraining(
             job,
@@ -168,13 +168,13 @@ class Trainer:
             phase.schedule.truncation,
             phase.schedule.meta_batch,
             self._strategy,
-            self._meta.learning_rate,
+            learning_rate=self._meta.learning_rate,
             # Random scaling is for RNNProp; the other policies need not bear it.
-            self._meta.scaling and isinstance(phase.rule, RNNProp),
-            self._meta.scale_limit,
-            self._meta.clip_ratio,
-            self._meta.clip_floor,
-            self._meta.held_out,
+            scaled=self._meta.scaling and isinstance(phase.rule, RNNProp),
+            scale_limit=self._meta.scale_limit,
+            clip_ratio=self._meta.clip_ratio,
+            clip_floor=self._meta.clip_floor,
+            held_out=self._meta.held_out,
         )
 
     def _advance(self, phase: Phase, training: MetaTraining, run: Run) -> None:
