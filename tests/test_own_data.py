@@ -49,6 +49,7 @@ _BAD_DATA = {
     "lengths": ((TABLE, TARGETS[:-1]), "differ in length. Received: 40 and 39"),
     "none": ((TABLE[:0], TARGETS[:0]), "no examples"),
     "nan": ((np.where(TABLE > 2, np.nan, TABLE), TARGETS), r"x holds \d+ values that are NaN"),
+    "infinite in float32": ((np.full((40, 2), 1e300), TARGETS), "x holds 80 values .* in float32"),
     "infinite": ((TABLE, TARGETS + np.inf), "y holds 40 values"),
     "words": ((np.array(["a"] * 40), TARGETS), "one array of numbers"),
     "inputs by name": (({"a": TABLE}, TARGETS), "x must be one array of numbers. Received: dict"),

@@ -83,6 +83,8 @@ def test_two_workers_train_as_one_and_go_on_after_a_death(tmp_path):
         status, out, error = end(process)
         assert (status, error) == (0, ""), out
     assert_alike(tmp_path / "killed" / "run", tmp_path / "alone" / "run")
+    for process in start_two(tmp_path / "killed"):  # there is nothing left to do
+        assert end(process)[::2] == (0, "")
 
 
 @pytest.mark.parametrize(

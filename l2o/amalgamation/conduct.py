@@ -90,7 +90,7 @@ def conduct(
             again = ", which is gone on with" * trainer.resumed
             print(f"Run directory: {directory}{again}", flush=True)
         try:
-            trainer.run()
+            policy = trainer.run()
         except tf.errors.OpError as error:
             if not workers():
                 raise
@@ -98,7 +98,10 @@ def conduct(
                 "A worker is gone, so this one ends too. The same commands go on from the last "
                 "checkpoint"
             ) from error
-        policy = load_policy(run.path / phases[-1].name)
+        saved = run.path / phases[-1].name
+        if not saved.exists():  # of another worker, which keeps the files
+            return policy
+        policy = load_policy(saved)
         loss = policy.card["validation"]["validation_loss"]
         if loss > 0:
             print(
@@ -132,7 +135,13 @@ def make_strategy(devices: int | Sequence[str] | None, meta_batch: int) -> tf.di
     cpu = tf.config.list_physical_devices("CPU")[0]
     logical = [tf.config.LogicalDeviceConfiguration()] * len(names)
     if "/cpu:1" in names and not tf.config.get_logical_device_configuration(cpu):
-        tf.config.set_logical_device_configuration(cpu, logical)
+        try:
+            tf.config.set_logical_device_configuration(cpu, logical)
+        except RuntimeError as error:
+            raise RunError(
+                f"--devices: TensorFlow is in use already, with the CPU as one device; ask for "
+                f"{len(names)} before anything is computed"
+            ) from error
     return tf.distribute.MirroredStrategy(names)
 
 

@@ -130,16 +130,19 @@ def _array(part: Any, name: str) -> np.ndarray:
         raise ProblemError(f"{name} must be one array of numbers. Received: {_kind(part)}")
     if array.ndim == 0:
         raise ProblemError(f"{name} must be an array of examples. Received: {array}")
-    bad = array.dtype.kind == "f" and np.count_nonzero(~np.isfinite(array))
-    if bad:
-        raise ProblemError(f"{name} holds {bad:,} values that are NaN or infinite")
+    if array.dtype.kind != "f":
+        return array
+    array = _plain(array)
+    if bad := np.count_nonzero(~np.isfinite(array)):
+        raise ProblemError(f"{name} holds {bad:,} values that are NaN or infinite in {array.dtype}")
     return array
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
     """Numbers in the types that networks and losses take."""
     if array.dtype.kind == "f":
-        return array.astype(keras.config.floatx(), copy=False)
+        with np.errstate(over="ignore"):
+            return array.astype(keras.config.floatx(), copy=False)
     small = not array.size or (array.min() >= -(2**31) and array.max() < 2**31)
     return array.astype("int32" if small else "int64", copy=False)
 

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +149,9 @@ def _train(own: OwnProblem) -> tuple[Examples, int]:
     """The examples to train on, and how many a step."""
     examples, batch_size = as_examples(own.data)
     given = own.batch_size
-    if given is not None and (not isinstance(given, int) or given < 1):
+    if given is not None and (not isinstance(given, Integral) or given < 1):
         raise ProblemError(f"batch_size must be a whole number of at least 1. Received: {given!r}")
+    given = given and int(given)
     if given and batch_size and given != batch_size:
         raise ProblemError(f"data is batched by {batch_size}. Received: batch_size={given}")
     return examples, given or batch_size or BATCH_SIZE
@@ -253,7 +255,8 @@ def amalgamate(
         except Diverged as error:
             raise RunError(str(error)) from error
         except Stopped:
-            kept = f"; the run is kept in {output}, and the same call goes on with it"
+            again = "the same call" + " without fresh=True" * fresh
+            kept = f"; the run is kept in {output}, and {again} goes on with it"
             raise KeyboardInterrupt("Stopped" + kept * (output is not None)) from None
 
 
