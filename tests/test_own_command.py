@@ -52,6 +52,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.delitem(__import__("sys").modules, "mine_own", raising=False)
     Path("mine_own.py").write_text(_MINE)
     Path("broken_own.py").write_text("import nothing_of_the_sort")
+    Path("needs_own.py").write_text("import needs")
 
 
 def call(command, *words) -> int:
@@ -66,6 +67,8 @@ _WRONG = {
     "broken_own:f": "importing broken_own failed: ModuleNotFoundError: No module named 'nothing_of",
     "mine_own:f": "mine_own.py has no function f",
     "mine_own:not_a_function": "has no function not_a_function",
+    "sys:f": "sys has no function f",
+    "needs_own:f": "importing needs_own failed: ModuleNotFoundError: No module named 'needs'",
     "mine_own:raises": "raises failed: RuntimeError: the file is not there",
     "mine_own:number": "number must return an l2o.OwnProblem. Received: a int",
     "mine_own:": "unknown name 'mine_own:'; allowed: mnist_cnn, ",
@@ -82,7 +85,7 @@ def test_wrong_problems(command, words, capfd):
     assert call(command, "--preset", "smoke", *output, "--problem", *words.split()) == 2
     error = capfd.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and _WRONG[words] in error
-    assert sorted(p.suffix for p in Path().iterdir() if p.is_file()) == [".py", ".py"]
+    assert sorted(p.suffix for p in Path().iterdir() if p.is_file()) == [".py"] * 3
     assert not Path("runs").exists() and not Path("results").exists()
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import l2o
 from l2o.amalgamation.curriculum import PRESETS
 from l2o.amalgamation.perturbation import Perturbation
 from l2o.amalgamation.plan import Meta
+from l2o.amalgamation.settings import Settings
 from l2o.checkpoint import fingerprint
 from l2o.commands import train as command
 from l2o.commands.train_options import parser, settings
@@ -135,12 +137,16 @@ _WRONG = {
     "--tune --rates 0.1 -1": "--rates: must be a number above 0, not '-1'",
     "--tune --epochs 0": "--epochs: must be a whole number of at least 1, not '0'",
     "--tune --jobs none": "--jobs: must be",
+    "--tune --strategy mean --no-scaling": "--tune trains no policy, so --strategy, --no-scaling",
+    "--epochs 7 --rates 0.1": "--epochs, --rates has no use without --tune",
+    "--strategy mean --choice-unrolls 100": "choice_unrolls cannot be set with strategy mean",
 }
 
 
 @pytest.mark.parametrize("line", _WRONG)
 def test_wrong_command_line(line, untouched, capfd):
-    assert run(*("--preset", "cpu") * ("--preset" not in line), *line.split()) == 2
+    preset = () if "--preset" in line or "--tune " in line else ("--preset", "cpu")
+    assert run(*preset, *line.split()) == 2
     out, error = capfd.readouterr()
     assert error.startswith("error: ") and error.count("\n") == 1
     assert _WRONG[line] in error
@@ -192,6 +198,27 @@ def test_updates_are_one_period():
     schedule, _ = schedules("--updates 6 --unrolls 200 --alphas 0.3 --meta-batch 2", "paper")
     assert [(s.unrolls, s.alpha) for s in schedule.stages] == [((200,), 0.3)]
     assert (schedule.period, schedule.min_periods, schedule.max_periods) == (6, 1, 1)
+    _, choice = schedules("--updates 6 --unrolls 100 --alphas 0.3", "cpu")
+    assert [(s.unrolls, s.validation_unroll) for s in choice.stages] == [((100,), 1000)]
+    assert (choice.period, choice.min_periods, choice.max_periods) == (6, 1, 1)
+
+
+@pytest.mark.parametrize("name", ["updates", "last_validation", "choice_validation", "truncation"])
+def test_a_zero_is_not_taken_for_the_presets_value(name):
+    with pytest.raises(ValueError, match="must be"):
+        Settings(**{name: 0})
+
+
+@pytest.mark.parametrize("name", ["unrolls", "alphas", "choice_unrolls"])
+def test_nothing_is_not_taken_for_the_presets_values(name):
+    with pytest.raises(ValueError, match=r"Received: (none|0|4 unrolls and 0)\b"):
+        Settings(**{name: ()})
+
+
+def test_numbers_of_numpy_are_numbers():
+    settings = Settings.of({"seed": np.int64(3), "alphas": [np.float32(0.5)], "unrolls": 100})
+    assert json.loads(json.dumps(asdict(settings.meta())))["seed"] == 3
+    assert (settings.seed, settings.alphas, settings.unrolls) == (3, (0.5,), (100,))
 
 
 def test_choice_schedule_is_only_for_choice():

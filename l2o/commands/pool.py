@@ -17,7 +17,7 @@ from l2o.commands.terminal import UserError, quiet_start
 
 _KILLED = (
     "A process of --jobs was killed, perhaps for memory. What was over is kept; the same command, "
-    "with fewer --jobs, goes on"
+    "with fewer --jobs and without --fresh, goes on"
 )
 
 

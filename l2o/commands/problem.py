@@ -96,7 +96,9 @@ def _own(name: str, **needs: bool) -> tuple:
     try:
         found = importlib.import_module(module)
     except Exception as error:
-        missing = isinstance(error, ModuleNotFoundError) and module.startswith(error.name or "?")
+        missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(
+            f"{error.name}."
+        )
         if missing:
             raise UserError(
                 f"--problem {name}: there is no module {module} here or on Python's path"
@@ -104,7 +106,8 @@ def _own(name: str, **needs: bool) -> tuple:
         raise UserError(f"--problem {name}: importing {module} failed: {_line(error)}") from error
     make = getattr(found, function, None)
     if not callable(make):
-        raise UserError(f"--problem {name}: {found.__file__} has no function {function}")
+        place = getattr(found, "__file__", None) or module
+        raise UserError(f"--problem {name}: {place} has no function {function}")
     try:
         own = make()
     except Exception as error:

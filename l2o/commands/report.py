@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from l2o.commands.problem import ALL
-from l2o.commands.terminal import Parser, UserError
+from l2o.commands.terminal import Parser, UserError, given_beside
 from l2o.evaluation.comparison import evaluations
 from l2o.evaluation.contenders import ORACLE
 from l2o.evaluation.report import write_report
@@ -29,13 +29,12 @@ def report(options: argparse.Namespace, parser: Parser) -> int:
         UserError: If there are no such results, or a flag has no use here.
     """
     folders = [path if path.is_dir() else path.parent for path in options.report]
-    settings = ("weight_decay", "ema", "preset", "repeats", "seed", "jobs", "data", "data_dir")
-    for name in (*settings, "list"):
-        if getattr(options, name) != parser.get_default(name):
-            raise UserError(
-                f"--report evaluates nothing, so --{name.replace('_', '-')} has no use; it takes "
-                "--problem, --epochs and, by the names in its tables, --optimizer"
-            )
+    own = ("report", "output", "problem", "optimizer", "epochs")
+    if useless := given_beside(options, parser, own):
+        raise UserError(
+            f"--report evaluates nothing, so {', '.join(useless)} has no use; it takes --output, "
+            "--problem, --epochs and, by the names in its tables, --optimizer"
+        )
     try:
         results = read_results(*options.report)
         if not results:

@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 _MOST = 10**12  # of anything that is counted
@@ -45,6 +45,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         self.exit(2, f"error: {one_line(message)} (see --help)\n")
+
+
+def given_beside(options: argparse.Namespace, parser: Parser, names: Collection[str]) -> list[str]:
+    """The flags whose values are not their defaults, but for those of some names."""
+    return [
+        action.option_strings[-1]
+        for action in parser._actions
+        if action.dest not in names
+        and getattr(options, action.dest, action.default) != action.default
+    ]
 
 
 def one_line(text: str) -> str:

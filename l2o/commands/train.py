@@ -46,8 +46,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _main(arguments: list[str] | None) -> int:
-    options = parser().parse_args(arguments)
-    check(options)
+    command = parser()
+    options = command.parse_args(arguments)
+    check(options, command)
     tf.get_logger().setLevel("ERROR")  # it warns of every second network that is traced
     try:
         return _tune(options) if options.tune else _train(options)
@@ -78,7 +79,7 @@ def _tune(options: argparse.Namespace) -> int:
         jobs = options.jobs or os.cpu_count() or 1
         tune(search, lambda: load_problem(*place), output, jobs, options.fresh)
     except KeyboardInterrupt:
-        print("\nStopped. The fits that ended are kept; the same command goes on.")
+        print(f"\nStopped. The fits that ended are kept; {_again(options)} goes on.")
         return 130
     return 0
 
@@ -161,8 +162,7 @@ def _run(work: Work, task: Task, k: int) -> int:
             options.tensorboard,
         )  # fmt: skip
     except Stopped:
-        again = "the same command" + " without --fresh" * options.fresh
-        print(f"Stopped. The run is kept in {directory}; {again} goes on with it.")
+        print(f"Stopped. The run is kept in {directory}; {_again(options)} goes on with it.")
         return STOPPED
     except Diverged as error:
         there = [p for phase in reversed(work.phases) if (p := directory / phase.name).exists()]
@@ -189,9 +189,13 @@ def _spread(work: Work) -> int:
             print(f"Run {k + 1} of {len(numbers)}: {text}", flush=True)
             status = max(status, ended)
     except KeyboardInterrupt:
-        print("\nStopped. The runs are kept; the same command goes on with them.")
+        print(f"\nStopped. The runs are kept; {_again(options)} goes on with them.")
         return STOPPED
     return status
+
+
+def _again(options: argparse.Namespace) -> str:
+    return "the same command" + " without --fresh" * options.fresh
 
 
 def _start_worker(options: argparse.Namespace) -> tuple[Work, Task]:

@@ -11,10 +11,21 @@ from l2o.amalgamation.perturbation import KINDS
 from l2o.amalgamation.plan import MOST_SEED, POLICIES
 from l2o.amalgamation.settings import RECIPES, STRATEGIES, Settings
 from l2o.commands.problem import OWN, check_data_flags, is_private, problem_name
-from l2o.commands.terminal import Parser, UserError, count, devices, known, positive, weight, whole
+from l2o.commands.terminal import (
+    Parser,
+    UserError,
+    count,
+    devices,
+    given_beside,
+    known,
+    positive,
+    weight,
+    whole,
+)
 from l2o.rules import POOLS, Original, RNNProp
 from problems import PROBLEMS
 
+_SEARCH = ("epochs", "tune_seeds", "rates")  # the flags of --tune
 DESCRIPTION = """\
 Trains one optimizer from a pool of analytical ones (Huang et al., Optimizer
 Amalgamation, ICLR 2022). The result is a policy directory; use it with
@@ -99,7 +110,7 @@ def parser() -> Parser:
                    help="first periods of the Choice policy without warm-up; default 1")
     g.add_argument("--updates", type=count, metavar="U",
                    help="one stage of U meta-updates in a single period, with the first of "
-                   "--unrolls and --alphas")
+                   "--unrolls, --alphas and --choice-unrolls")
     g.add_argument("--truncation", type=count, metavar="T", help="inner steps a meta-update")
     g.add_argument("--period", type=count, metavar="P",
                    help="trajectories a period, after which the policy is validated")
@@ -181,12 +192,22 @@ def parser() -> Parser:
     return p
 
 
-def check(options: argparse.Namespace) -> None:
+def check(options: argparse.Namespace, parser: Parser) -> None:
     """What can be said of a command line before anything else is looked at.
+
+    Args:
+        options: Of the command line.
+        parser: Theirs, for what they are when they are not given.
 
     Raises:
         UserError: If its values do not go together.
     """
+    where = ("problem", "data", "data_dir", "seed", "jobs", "output", "fresh")
+    if options.tune:
+        if useless := given_beside(options, parser, (*where, "tune", *_SEARCH)):
+            raise UserError(f"--tune trains no policy, so {', '.join(useless)} has no use")
+    elif useless := given_beside(options, parser, vars(options).keys() - {*_SEARCH}):
+        raise UserError(f"{', '.join(useless)} has no use without --tune")
     check_data_flags([options.problem], options)
     if is_private(options.problem):
         raise UserError(

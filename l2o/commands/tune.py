@@ -168,6 +168,8 @@ def tune(
             f"Received: {settings.epochs}"
         )
     with Claim(output, TRIALS, fresh) as claim:
+        if claim.moved_to:
+            print(f"The search that was there is now in {claim.moved_to}")
         _tune(settings, data, output, jobs)
         claim.tidy()
 
