@@ -1,7 +1,7 @@
 """How good, and how reliably: statistics of repeated evaluations (Huang et al. 2022, section 5).
 
 The functions take columns of any tidy table. What is not finite (an evaluation that diverged, say)
-is left out of every number and counted in `excluded`.
+is left out of every number and counted.
 """
 
 from __future__ import annotations
@@ -54,8 +54,7 @@ class Difference:
         mean: Over the pairs.
         low, high: Its 95% confidence interval.
         pairs: Number of pairs.
-        unpaired: Number of pairs that one side lacks.
-        notes: What a reader must know, a sentence each.
+        unpaired: Number of pairs that are left out, as one side lacks a value.
     """
 
     mean: float
@@ -63,7 +62,6 @@ class Difference:
     high: float
     pairs: int
     unpaired: int = 0
-    notes: tuple[str, ...] = ()
 
 
 def mixed_effects(values: ArrayLike, replicates: ArrayLike) -> Stability:
@@ -182,34 +180,30 @@ def paired_difference(
     """Mean of first minus second over the pairs that both have, with its 95% interval.
 
     Pairs share what makes evaluations alike (problem and seed). Replicates are averaged within a
-    pair. The standard error adds the variance of the mean over pairs and, for each side with
-    several replicates, that of the mean over replicates; Welch and Satterthwaite's degrees of
-    freedom. As evaluations' noise enters both, the interval is somewhat too long with few
-    evaluations, never too short.
+    pair, so a pair counts only where every replicate of a side has a finite value: else it would be
+    of other replicates than the next. The standard error adds the variance of the mean over pairs
+    and, for each side with several replicates, that of the mean over replicates; Welch and
+    Satterthwaite's degrees of freedom. As evaluations' noise enters both, the interval is somewhat
+    too long with few evaluations, never too short.
 
     Args:
         first, second: A number for each (replicate, pair).
     """
     sides = [_by_pair(side) for side in (first, second)]
     shared = [pair for pair in sides[0] if pair in sides[1]]
-    unpaired = len(sides[0].keys() | sides[1].keys()) - len(shared)
-    notes = [f"{unpaired} pairs are not whole and left out"] if unpaired else []
+    unpaired = len({pair for side in (first, second) for _, pair in side}) - len(shared)
     if not shared:
-        return Difference(nan, nan, nan, 0, unpaired, (*notes, "no pairs"))
+        return Difference(nan, nan, nan, 0, unpaired)
 
     means = [np.array([np.mean(list(side[p].values())) for p in shared]) for side in sides]
     samples = [means[0] - means[1]]
-    for side, name in zip(sides, ("first", "second"), strict=True):
+    for side in sides:
         replicates: dict[Hashable, list[float]] = {}
         for pair in shared:
             for replicate, value in side[pair].items():
                 replicates.setdefault(replicate, []).append(value)
         if len(replicates) > 1:
             samples.append(np.array([np.mean(values) for values in replicates.values()]))
-        else:
-            notes.append(f"one replicate of the {name}: the interval speaks of it alone")
-    if len(shared) == 1:
-        notes.append("one pair: no interval over pairs")
     mean = float(samples[0].mean())
     parts = [(s.var(ddof=1) / len(s), len(s) - 1) for s in samples if len(s) > 1]
     variance = sum(part for part, _ in parts)
@@ -217,19 +211,20 @@ def paired_difference(
         half = nan
     elif variance == 0:
         half = 0.0
-        notes.append("all differences are equal: no variance to estimate")
     else:
         freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
         half = _quantile(freedom) * sqrt(variance)
-    return Difference(mean, mean - half, mean + half, len(shared), unpaired, tuple(notes))
+    return Difference(mean, mean - half, mean + half, len(shared), unpaired)
 
 
 def _by_pair(side) -> dict[Hashable, dict[Hashable, float]]:
-    pairs: dict[Hashable, dict[Hashable, float]] = {}
+    """The values by pair and replicate, of the pairs that have all replicates."""
+    pairs: dict[Hashable, dict[Hashable, float]] = {pair: {} for _, pair in side}
     for (replicate, pair), value in side.items():
         if isfinite(value):
-            pairs.setdefault(pair, {})[replicate] = value
-    return pairs
+            pairs[pair][replicate] = value
+    every = {replicate for replicate, _ in side}
+    return {pair: values for pair, values in pairs.items() if values.keys() == every}
 
 
 def _deviation(values) -> float:
