@@ -33,10 +33,14 @@ _DIGITS = "scikit-learn's 1,797 handwritten digits, 8×8 resized to 28×28"
 
 
 def _damaged(folder: Path, error: Exception) -> DatasetDamaged:
-    said = (str(error).splitlines() or [type(error).__name__])[0]
     return DatasetDamaged(
-        f"The data in {folder} is damaged: {said}. Remove that folder, and it is prepared anew"
+        f"The data in {folder} is damaged: {_line(error)}. "
+        "Remove that folder, and it is prepared anew"
     )
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager
@@ -141,7 +145,7 @@ def _find(
             f"{', '.join(sorted(hosts)) or 'its source'} cannot be reached",
         )
 
-    writable = [place for place in (shared, *folders) if _writable(place)]
+    writable = [place for place in dict.fromkeys((shared, *folders, default)) if _writable(place)]
     if not writable:
         raise _unavailable(name, files, f"{shared} cannot be written, so it cannot be prepared")
     target = writable[0]
@@ -151,7 +155,10 @@ def _find(
     try:
         return _prepare(name, target, raw)
     except Exception as error:  # Whatever TFDS, the network or the disk may come up with.
-        raise _unavailable(name, files, f"preparing it from {origin} failed: {error}") from error
+        said = f"preparing it from {origin} failed: {error}"
+        if raw and not isinstance(error, OSError):
+            raise DatasetDamaged(f"{name} cannot be had: {said}") from error
+        raise _unavailable(name, files, said) from error
 
 
 def _unavailable(name: str, files: dict[str, int], *reasons: str) -> DatasetUnavailable:
@@ -180,9 +187,11 @@ def _builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
         raise ValueError(f"TFDS has no dataset of that name. Received: {name!r}") from None
     except Exception as error:  # it reads what is in the folder
         raise _damaged(folder / name, error) from error
-    features = builder.info.features
+    features, splits = builder.info.features, builder.info.splits
     if not {"image", "label"} <= set(features) or None in features["image"].shape:
         raise ValueError(f"A dataset of labelled images of one shape is needed. Received: {name!r}")
+    if splits and not {"train", "test"} <= set(splits):
+        raise ValueError(f"A dataset with splits train and test is needed. Received: {name!r}")
     return builder
 
 
@@ -275,6 +284,8 @@ def _read(builder: tfds.core.DatasetBuilder, requested: str) -> Dataset:
     Raises:
         DatasetDamaged: It cannot be read.
     """
+    import tensorflow as tf
+
     embedded = builder.name == "digits"
     try:
         train, test = _read_split(builder, "train"), _read_split(builder, "test")
@@ -289,6 +300,8 @@ def _read(builder: tfds.core.DatasetBuilder, requested: str) -> Dataset:
             validation=Split(train.images[held_out:], train.labels[held_out:]),
             test=test,
         )
+    except (MemoryError, PermissionError, tf.errors.PermissionDeniedError) as error:
+        raise DatasetDamaged(f"{builder.data_path} cannot be read: {_line(error)}") from error
     except Exception as error:  # TensorFlow's, TFDS' and NumPy's: there are a dozen kinds
         raise _damaged(builder.data_path, error) from error
 
