@@ -137,9 +137,6 @@ def _pooled() -> list[keras.layers.Layer]:
 
 def _sequence(shape: Shape, stack: Sequence[keras.layers.Layer]) -> keras.Model:
     """Applies layers one after the other to images of the given shape."""
-    from keras import Input, Model
+    from keras import Input, Sequential
 
-    x = inputs = Input(shape)
-    for layer in stack:
-        x = layer(x)
-    return Model(inputs, x)
+    return Sequential([Input(shape), *stack])

@@ -136,7 +136,6 @@ def _query_class() -> type:
     # tensorflow_privacy's own imports fail under Keras 3; it offers this hook to leave them out.
     sys.skip_tf_privacy_import = True  # type: ignore[attr-defined]
     try:
-        import dp_accounting
         from tensorflow_privacy.privacy.dp_query.gaussian_query import GaussianSumQuery
     finally:
         del sys.skip_tf_privacy_import  # type: ignore[attr-defined]
@@ -152,8 +151,6 @@ def _query_class() -> type:
             noise = tf.random.stateless_normal(
                 tf.shape(sample_state), self._key, stddev=global_state.stddev
             )
-            multiplier = global_state.stddev / global_state.l2_norm_clip
-            event = dp_accounting.GaussianDpEvent(multiplier)
-            return sample_state + noise, global_state, event
+            return sample_state + noise, global_state, None
 
     return SeededGaussianSumQuery
