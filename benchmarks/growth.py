@@ -77,10 +77,14 @@ def main() -> None:
 
 
 def tried(case: Case, repeats: int) -> dict:
-    """As `measure`, in a process of its own; empty if it dies."""
+    """As `measure`, in a process of its own; empty if it dies, or memory does not suffice."""
     try:
         return alone(measure, case, repeats)
-    except BrokenProcessPool:
+    except (BrokenProcessPool, MemoryError):
+        return {}
+    except Exception as error:  # TensorFlow's own, which this process does without
+        if type(error).__name__ != "ResourceExhaustedError":
+            raise
         return {}
 
 

@@ -11,7 +11,7 @@ _BAR_COLUMNS = 120  # on a narrower terminal the text has the bar's place
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 45 s, 12 min, 1 h 05 min."""
+    """Seconds as people say them: 45 s, 12 min, 2 h 05 min."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"

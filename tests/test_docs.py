@@ -20,6 +20,7 @@ import pytest
 
 from l2o.amalgamation.losses import SCHEMES
 from l2o.checkpoint import save_policy
+from l2o.commands import evaluate, train_options
 from l2o.rules import Choice, RNNProp, get_pool
 from l2o.rules.base import REGISTRY
 from problems import PROBLEMS, load_dataset
@@ -93,6 +94,20 @@ def reader(tmp_path, monkeypatch):
     for name in set(sys.modules) - modules:
         if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
             del sys.modules[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_commands_it_names_exist(name):
+    """Those too that take too long to be run here, and those in a sentence."""
+    text = re.sub(r"\\\\?\n *", " ", (ROOT / name).read_text())
+    for script, words in re.findall(
+        r"python (train|evaluate)\.py(?! --help)( [^\n`\"#|;&>)]*)", text
+    ):
+        if script == "train":
+            parser = train_options.parser()
+            train_options.check(parser.parse_args(words.split()), parser)
+        else:
+            evaluate.parser().parse_args(words.split())
 
 
 @pytest.mark.parametrize(

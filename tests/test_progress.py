@@ -5,12 +5,19 @@ import sys
 
 import pytest
 
-from l2o.progress import Progress
+from l2o.progress import Progress, duration
 
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+@pytest.mark.parametrize(
+    "seconds, text", [(45, "45 s"), (89.6, "90 s"), (600, "10 min"), (5400, "1 h 30 min")]
+)
+def test_durations_are_rounded_to_what_counts(seconds, text):
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize("columns, shown", [("80", "work  50%  3 min left"), ("12", "work  50%  ")])

@@ -73,8 +73,9 @@ def evaluation(options: argparse.Namespace, problem: str) -> dict:
         if e.key.origin == contender.origin and e.key.problem == problem and e.chosen
     ]
     if len({e.case for e in found}) != 1:
-        raise SystemExit(
-            f"{options.results} must have evaluations of {contender.name} on {problem}, all alike"
+        raise ValueError(
+            f"{', '.join(map(str, options.results))} must have evaluations of {contender.name} on "
+            f"{problem}, all alike"
         )
     case, chosen = found[0].case, [e.chosen for e in found]
     return {
@@ -83,6 +84,7 @@ def evaluation(options: argparse.Namespace, problem: str) -> dict:
         "epochs": case.epochs,
         "weight_decay": options.weight_decay,
         "repeats": len(found),
+        "seeds": sorted(e.key.seed for e in found),
         "log_validation_loss": mean(e.best for e in found),
         "log_test_loss": mean(e.test for e in found),
         "test_accuracy": mean(row.test_accuracy for row in chosen),

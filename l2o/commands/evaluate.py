@@ -317,3 +317,7 @@ def _list() -> int:
     ):
         print(fill(line, 80, subsequent_indent="  ", break_on_hyphens=False))
     return 0
+
+
+if __name__ == "__main__":  # where only the wheel is installed: python -m l2o.commands.evaluate
+    main()

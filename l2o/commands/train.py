@@ -212,3 +212,7 @@ def _run_one(held: tuple[Work, Task], k: int) -> tuple[int, int, str]:
     with redirect_stdout(said), redirect_stderr(said):
         status = _run(*held, k)
     return k, status, said.getvalue().strip().splitlines()[-1].strip()
+
+
+if __name__ == "__main__":  # where only the wheel is installed: python -m l2o.commands.train
+    main()
