@@ -84,8 +84,7 @@ def in_the_backend(folder) -> None:
     np.savez(f"{folder}/there.npz", **results(folder))
     model = keras.saving.load_model(f"{folder}/model.keras")
     losses = train(model)
-    assert losses[-1] < losses[0]
-    np.savez(f"{folder}/trained.npz", *model.get_weights())
+    np.savez(f"{folder}/trained.npz", losses, *model.get_weights())
     model.save(f"{folder}/again.keras")
     again = keras.saving.load_model(f"{folder}/again.keras")
     for _ in range(2):
@@ -124,13 +123,14 @@ def test_the_same_policies_take_the_same_steps(backend, tmp_path):
     done = run(backend, code, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     with np.load(tmp_path / "there.npz") as there:
-        here = results(tmp_path)
+        with pytest.warns(UserWarning, match="gradients were not finite"):
+            here = results(tmp_path)
         assert sorted(there) == sorted(here) and here["skipped"] == 1
         for name, wanted in here.items():
             np.testing.assert_allclose(there[name], wanted, rtol=1e-5, atol=1e-5, err_msg=name)
-    train(model)
+    losses = train(model)
     with np.load(tmp_path / "trained.npz") as trained:
-        for name, wanted in zip(trained, model.get_weights(), strict=True):
+        for name, wanted in zip(trained, [losses, *model.get_weights()], strict=True):
             np.testing.assert_allclose(trained[name], wanted, rtol=1e-4, atol=1e-5)
 
 
