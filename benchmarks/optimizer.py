@@ -28,6 +28,7 @@ import tensorflow as tf
 
 import l2o
 from benchmarks.measuring import report, seconds
+from l2o.commands.terminal import count
 from l2o.rules import RNNProp
 from problems import networks
 
@@ -121,10 +122,10 @@ def compare(arguments, steps_per_execution: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--network", choices=NETWORKS, default="cnn")
-    parser.add_argument("--batch", type=int, default=128, help="examples a step")
-    parser.add_argument("--steps", type=int, default=100, help="steps a block")
-    parser.add_argument("--blocks", type=int, default=7, help="blocks of each optimizer")
-    parser.add_argument("--executions", type=int, nargs="+", default=[1, 20])
+    parser.add_argument("--batch", type=count, default=128, help="examples a step")
+    parser.add_argument("--steps", type=count, default=100, help="steps a block")
+    parser.add_argument("--blocks", type=count, default=5, help="blocks of each optimizer")
+    parser.add_argument("--executions", type=count, nargs="+", default=[1, 20])
     parser.add_argument("--jit", choices=["auto", "on", "off"], default="auto")
     arguments = parser.parse_args()
     results = [compare(arguments, steps) for steps in arguments.executions]

@@ -60,6 +60,9 @@ def _replicates() -> dict[str, list[str]]:
 
 
 def _validation(path: Path) -> float:
-    """The log validation loss that a shipped policy reached, by its card."""
+    """The log validation loss that a shipped policy reached, by its card.
+
+    To the two digits that some fits can tell: the first of those that are level is as good.
+    """
     card = json.loads((path / DESCRIPTION).read_text())["card"]
-    return float(card["evaluation"]["log_validation_loss"])
+    return round(float(card["evaluation"]["log_validation_loss"]), 2)

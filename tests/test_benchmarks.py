@@ -165,6 +165,7 @@ def test_optimizer():
         ("growth.py", "devices --values 3", "must divide the meta-batch, 4. Received: 3"),
         ("growth.py", "teachers --values 7", "from 1 to 6. Received: 7"),
         ("growth.py", "--values 1", "--values goes with one sweep alone"),
+        ("optimizer.py", "--steps 0", "must be a whole number of at least 1, not '0'"),
         ("whole_run.py", "--every 0", "must be a whole number of at least 1, not '0'"),
     ],
 )
@@ -174,11 +175,17 @@ def test_bad_lines(script, line, fault):
     assert fault in done.stderr.splitlines()[-1]
 
 
-def test_a_case_that_dies_leaves_its_row_empty(monkeypatch):
+@pytest.mark.parametrize("error", [MemoryError(), tf.errors.ResourceExhaustedError(None, None, "")])
+def test_a_case_that_dies_leaves_its_row_empty(error):
     growth = runpy.run_path(str(FOLDER / "growth.py"))
     with pytest.raises(BrokenProcessPool):
         growth["alone"](os._exit, 1)
-    assert "died" in growth["row"]({})
+
+    def fails(*arguments):
+        raise error
+
+    growth["tried"].__globals__["alone"] = fails
+    assert growth["tried"](growth["Case"](), 1) == {} and "died" in growth["row"]({})
 
 
 def test_a_case_of_two_teachers_has_the_small_pool():

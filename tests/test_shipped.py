@@ -28,11 +28,14 @@ def shelf(tmp_path, monkeypatch):
 
 
 def test_a_shipped_policy_is_found_by_name_and_others_are_listed(shelf):
-    for name, rate, loss in (("fast/1", 0.5, -3), ("fast/2", 0.4, -4), ("slow/10", 0.1, -1)):
+    shipped = (("fast/1", 0.5, -3), ("fast/2", 0.4, -4.002), ("fast/3", 0.2, -4.004),
+               ("slow/10", 0.1, -1))  # fmt: skip
+    for name, rate, loss in shipped:
         save_policy(shelf / name, SGD(rate), [], {"evaluation": {"log_validation_loss": loss}})
-    assert pretrained() == ("fast", "fast/1", "fast/2", "slow", "slow/10")
+    assert pretrained() == ("fast", "fast/1", "fast/2", "fast/3", "slow", "slow/10")
     for name, rate in (("slow", 0.1), ("slow/10", 0.1), ("fast", 0.4), ("fast/1", 0.5)):
         assert AmalgamatedOptimizer.load(name).policy.rule == SGD(rate)
+    # 2 and 3 are level to two digits, so the first of them is the default.
     (best,), (other,) = get_contenders("fast"), get_contenders("fast/1")
     assert (best.name, best.replicate, other.name, other.replicate) == ("fast", 2, "fast", 1)
     with pytest.raises(PolicyError, match="'medium' is neither .* Shipped: fast, fast/1, fast/2,"):
@@ -45,12 +48,16 @@ def test_a_shipped_policy_is_found_by_name_and_others_are_listed(shelf):
 def test_every_shipped_policy_has_a_whole_card():
     names = [name for name in pretrained() if "/" in name]
     assert names
+    compared = {}
     for name in names:
         policy = AmalgamatedOptimizer.load(name).policy
         assert isinstance(policy.rule.get_config(), dict)
         assert np.isfinite(policy.card["evaluation"]["log_validation_loss"])
         decays = name.split("/")[0] in ("choice-large", "choice-large-cpu")  # as the docs say
         assert policy.weight_decay == (3e-4 if decays else 0), name
+        how = ("problem", "data", "epochs", "repeats")  # one must not be chosen by others' fits
+        alike = [policy.card["evaluation"][key] for key in how]
+        assert alike == compared.setdefault(name.split("/")[0], alike), name
         for key in ("command", "commit", "data", "seed", "schedule", "hours", "licence", "limits"):
             assert policy.card[key] not in ("", None), (name, key)
 
@@ -81,6 +88,11 @@ def test_a_run_is_shipped_with_what_it_reached(shelf, tmp_path, monkeypatch, dec
     card = policy.card
     assert policy.weight_decay == card["evaluation"]["weight_decay"] == decay
     assert (card["seed"], card["hours"], card["command"]) == (3, 2.0, "train.py")
-    assert card["evaluation"]["repeats"] == 2
+    assert (card["evaluation"]["repeats"], card["evaluation"]["seeds"]) == (2, [1001, 1002])
     assert card["evaluation"]["log_validation_loss"] == pytest.approx((log(0.2) + log(0.1)) / 2)
     assert card["evaluation"]["log_test_loss"] == pytest.approx((log(0.22) + log(0.11)) / 2)
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(_SHIP), run_name="__main__")
+    assert end.value.code == 2
+    monkeypatch.setattr(sys, "argv", [*line.split(), "--replace"])
+    runpy.run_path(str(_SHIP), run_name="__main__")

@@ -41,24 +41,31 @@ def main() -> None:
     parser.add_argument("--results", type=Path, nargs="+", required=True)
     parser.add_argument("--commit", required=True, help="of the code that trained it")
     parser.add_argument("--command", required=True, help="that trained it")
+    parser.add_argument("--replace", action="store_true", help="the policy shipped by that name")
     parser.add_argument("--weight-decay", type=float, default=0.0, metavar="W", help="that goes "
                         "with it, and that the results were made with; default 0")  # fmt: skip
     options = parser.parse_args()
     if not re.fullmatch(r"[a-z0-9.-]+/[1-9][0-9]*", options.name):
         parser.error(f"a name is recipe/replicate. Received: {options.name}")
-    policy = load_policy(options.run / "policy")
+    path, decay = DIRECTORY / options.name, options.weight_decay
+    if path.exists() and not options.replace:
+        parser.error(f"{options.name} is shipped already; --replace takes its place")
+    try:
+        policy = load_policy(options.run / "policy")
+        found = evaluation(options, policy.card["problem"])
+    except ValueError as error:  # what cannot be read, too
+        parser.error(str(error))
     with (options.run / "periods.csv").open() as file:
         seconds = float(list(csv.DictReader(file))[-1]["seconds"])
     card = policy.card | {
         "command": options.command,
         "commit": options.commit,
         "hours": round(seconds / 3600, 2),
-        "evaluation": evaluation(options, policy.card["problem"]),
+        "evaluation": found,
         "licence": "MIT",
         "use": USE,
         "limits": LIMITS,
     }
-    path, decay = DIRECTORY / options.name, options.weight_decay
     save_policy(path, policy.rule, policy.weights, card, decay)
     print(f"{path}: {card['evaluation']}")
 
