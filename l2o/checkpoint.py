@@ -56,6 +56,10 @@ class Policy:
     card: dict[str, Any] = field(default_factory=dict)
     weight_decay: float = 0.0
 
+    def save(self, path: Path | str) -> None:
+        """Writes the whole policy as a directory; see `save_policy`."""
+        save_policy(path, self.rule, self.weights, self.card, self.weight_decay)
+
 
 def doubts(card: Mapping[str, Any]) -> list[str]:
     """What a policy's card says against relying on it, each to follow "was trained"."""

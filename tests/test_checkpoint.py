@@ -55,8 +55,10 @@ def test_policy_comes_back(tmp_path, rule):
 
 def test_weight_decay_goes_with_a_policy(saved):
     assert load_policy(saved).weight_decay == 0
-    save_policy(saved, Adam(0.1), [], {}, weight_decay=np.float64(3e-4))
+    save_policy(saved, Adam(0.1), [], {"seed": 3}, weight_decay=np.float64(3e-4))
     assert load_policy(saved).weight_decay == 3e-4
+    load_policy(saved).save(saved.parent / "copy")
+    assert load_policy(saved.parent / "copy") == load_policy(saved)
     for wrong in (-0.1, 1, float("nan"), "much", True, None):
         with pytest.raises(ValueError, match="weight_decay must be from 0 to below 1"):
             save_policy(saved, Adam(0.1), [], {}, weight_decay=wrong)

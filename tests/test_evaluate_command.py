@@ -408,8 +408,8 @@ def test_a_report_takes_the_names_its_tables_have(here, monkeypatch, capsys):
         (("--optimizer", "adan"), "no results of adan. Did you mean adam? Allowed: adam"),
         (("--problem", "mnist_mlp"), "no results of mnist_mlp. "),
         (("--epochs", "3"), "no results of 3. Allowed: 1"),
-        (("--jobs", "2"), "so --jobs has no use"),
-        (("--data-dir", "x"), "so --data-dir has no use"),
+        (("--jobs", "2"), "no use for --jobs; it takes"),
+        (("--data-dir", "x"), "no use for --data-dir; it takes"),
     ],
 )
 def test_a_report_of_nothing_is_one_line(here, capsys, words, said):

@@ -137,8 +137,8 @@ _WRONG = {
     "--tune --rates 0.1 -1": "--rates: must be a number above 0, not '-1'",
     "--tune --epochs 0": "--epochs: must be a whole number of at least 1, not '0'",
     "--tune --jobs none": "--jobs: must be",
-    "--tune --strategy mean --no-scaling": "--tune trains no policy, so --strategy, --no-scaling",
-    "--epochs 7 --rates 0.1": "--epochs, --rates has no use without --tune",
+    "--tune --strategy mean --no-scaling": "no policy: no use for --strategy, --no-scaling",
+    "--epochs 7 --rates 0.1": "Without --tune there is no use for --epochs, --rates",
     "--strategy mean --choice-unrolls 100": "choice_unrolls cannot be set with strategy mean",
 }
 
@@ -216,7 +216,9 @@ def test_nothing_is_not_taken_for_the_presets_values(name):
 
 
 def test_numbers_of_numpy_are_numbers():
-    settings = Settings.of({"seed": np.int64(3), "alphas": [np.float32(0.5)], "unrolls": 100})
+    settings = Settings.of(
+        {"seed": np.int64(3), "alphas": [np.float32(0.5)], "unrolls": np.array([100])}
+    )
     assert json.loads(json.dumps(asdict(settings.meta())))["seed"] == 3
     assert (settings.seed, settings.alphas, settings.unrolls) == (3, (0.5,), (100,))
 

@@ -8,6 +8,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from l2o.amalgamation.curriculum import PRESETS, Schedule, amalgamation_stages, choice_schedule
 from l2o.amalgamation.losses import META_LOSSES
 from l2o.amalgamation.perturbation import KINDS, Perturbation
@@ -155,10 +157,11 @@ class Settings:
         for f in fields(cls):
             value = plain.get(f.name)
             if f.type.startswith("tuple") and value is not None:
+                value = _without_numpy(value)
                 value = value if isinstance(value, (list, tuple)) else (value,)
-                plain[f.name] = tuple(map(_own_number, value))
+                plain[f.name] = tuple(map(_without_numpy, value))
             elif value is not None:
-                plain[f.name] = _own_number(value)
+                plain[f.name] = _without_numpy(value)
         return cls(**plain)
 
     def meta(self) -> Meta:
@@ -251,11 +254,9 @@ class Settings:
         return {"period": period, "min_periods": 1, "max_periods": 1, "patience": 1}
 
 
-def _own_number(value: Any) -> Any:
-    """Python's own number for one of NumPy's, which JSON does not have."""
-    if isinstance(value, (Integral, Real)) and not isinstance(value, (bool, int, float)):
-        return int(value) if isinstance(value, Integral) else float(value)
-    return value
+def _without_numpy(value: Any) -> Any:
+    """Python's own number or list for one of NumPy's, which JSON does not have."""
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
 def _differing(there: UpdateRule, asked: UpdateRule) -> str:

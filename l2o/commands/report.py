@@ -32,7 +32,7 @@ def report(options: argparse.Namespace, parser: Parser) -> int:
     own = ("report", "output", "problem", "optimizer", "epochs")
     if useless := given_beside(options, parser, own):
         raise UserError(
-            f"--report evaluates nothing, so {', '.join(useless)} has no use; it takes --output, "
+            f"--report evaluates nothing: no use for {', '.join(useless)}; it takes --output, "
             "--problem, --epochs and, by the names in its tables, --optimizer"
         )
     try:

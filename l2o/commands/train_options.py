@@ -205,9 +205,9 @@ def check(options: argparse.Namespace, parser: Parser) -> None:
     where = ("problem", "data", "data_dir", "seed", "jobs", "output", "fresh")
     if options.tune:
         if useless := given_beside(options, parser, (*where, "tune", *_SEARCH)):
-            raise UserError(f"--tune trains no policy, so {', '.join(useless)} has no use")
+            raise UserError(f"--tune trains no policy: no use for {', '.join(useless)}")
     elif useless := given_beside(options, parser, vars(options).keys() - {*_SEARCH}):
-        raise UserError(f"{', '.join(useless)} has no use without --tune")
+        raise UserError(f"Without --tune there is no use for {', '.join(useless)}")
     check_data_flags([options.problem], options)
     if is_private(options.problem):
         raise UserError(
