@@ -81,8 +81,8 @@ def test_whole_run(tmp_path):
 
 def test_a_stretch_leaves_out_what_is_measured_between():
     stretches = runpy.run_path(str(FOLDER / "whole_run.py"))["stretches"]
-    # Two seconds of naps, of which a halt lengthens no more than one.
-    program = "import time\nfor _ in range(40): time.sleep(0.05)"
+    # Naps of 2.5 seconds: the first gradient takes half a second of them, a halt one nap at most.
+    program = "import time\nfor _ in range(50): time.sleep(0.05)"
     gradients = iter(range(1, 100))
 
     def gradient() -> float:

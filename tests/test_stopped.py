@@ -20,12 +20,13 @@ from l2o.checkpoint import load_policy
 _HELPER = Path(__file__).parent / "stopped.py"
 _TRAIN = (
     "train.py --data digits --problem mnist_mlp --preset smoke --pool small --truncation 2 "
-    "--warmup-steps 2 --last-validation 4 --choice-unrolls 2 4 --choice-validation 4"
+    "--warmup-steps 2 --last-validation 4"
 ).split()
 _SHORT = [*_TRAIN, *"--strategy none --unrolls 2 --alphas 0.2".split()]
 _LONG = [
     *_TRAIN,
     *"--unrolls 2 4 --alphas 0.2 0.1 --min-periods 14 --max-periods 14 --patience 14".split(),
+    *"--choice-unrolls 2 4 --choice-validation 4".split(),
 ]
 _EVALUATE = (
     "evaluate.py --data digits --problem mnist_mlp --optimizer adam sgd --repeats 16 --epochs 1"
