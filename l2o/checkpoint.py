@@ -16,7 +16,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from l2o.files import write_atomically
+from l2o.rules.averaged import averaged
 from l2o.rules.base import UpdateRule, rule_from_config
 
 FORMAT = "l2o policy 1"
@@ -59,6 +60,14 @@ class Policy:
     def save(self, path: Path | str) -> None:
         """Writes the whole policy as a directory; see `save_policy`."""
         save_policy(path, self.rule, self.weights, self.card, self.weight_decay)
+
+    def averaged(self, share: float) -> Policy:
+        """The policy with this share of averaging in place of its own; see `l2o.rules.Averaged`.
+
+        Raises:
+            ValueError: If `share` is not from 0, which is none, to below 1.
+        """
+        return replace(self, rule=averaged(self.rule, share))
 
 
 def doubts(card: Mapping[str, Any]) -> list[str]:
@@ -225,6 +234,7 @@ def _fits(rule: UpdateRule, shapes: list) -> bool:
     They are made to be looked at, but not where a size of the rule is so large that they cannot
     be these: a layer of n units has more than n squared weights, n layers have more than n.
     """
+    rule = averaged(rule, 0)  # it has the sizes
     elements = sum(math.prod(shape) for shape, _ in shapes)
     sizes = {f.name: n for f in fields(rule) if type(n := getattr(rule, f.name)) is int}
     if any(n * n > elements for name, n in sizes.items() if name.endswith("units")):

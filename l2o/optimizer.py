@@ -63,6 +63,8 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         learning_rate: A float or a Keras schedule. It scales the policy's step, not the warm-up.
         warmup_steps: Number of SGD steps at the start.
         warmup_learning_rate: SGD's rate.
+        averaging: How near the network stays to the moving average of where the policy led, from 0
+            to below 1 (`l2o.rules.Averaged`). The policy's own where it is not given; 0 is none.
         **kwargs: As for every Keras optimizer. `weight_decay` is the policy's own where it is not
             given; None is none. Keras multiplies it by `learning_rate` (here, in the warm-up, by
             the warm-up's), which is about 1: the same number means a thousand times what it means
@@ -78,6 +80,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1.0,
         warmup_steps: int = 100,
         warmup_learning_rate: float = 0.01,
+        averaging: float | None = None,
         **kwargs,
     ):
         if keras.backend.backend() not in BACKENDS:
@@ -86,6 +89,8 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 f"Received: {keras.backend.backend()}"
             )
         policy = policy if isinstance(policy, Policy) else Policy(policy)
+        if averaging is not None:
+            policy = policy.averaged(averaging)
         kwargs.setdefault("weight_decay", policy.weight_decay or None)
         super().__init__(
             float(learning_rate) if isinstance(learning_rate, int) else learning_rate, **kwargs

@@ -15,12 +15,13 @@ import pytest
 from l2o import checkpoint
 from l2o.checkpoint import Policy, PolicyError, load_policy, save_policy
 from l2o.files import writing
-from l2o.rules import Adam, Choice, RNNProp, base, get_pool
+from l2o.rules import Adam, Averaged, Choice, RNNProp, base, get_pool
 
 RULES = [
     RNNProp(units=3, layers=1, bias_correction="constant", scale=0.05),
     Choice(get_pool("small"), units=4, horizon=100.0),
     Adam(0.002, epsilon=1e-7),
+    Averaged(RNNProp(units=3, layers=1), share=0.5),
 ]
 
 

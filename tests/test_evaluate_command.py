@@ -18,7 +18,7 @@ from l2o.evaluation.contenders import ContenderError, get_contenders
 from l2o.evaluation.results import Result, by_evaluation, read_results, write_results
 from l2o.evaluation.run import Plan, Task, evaluate, missing
 from l2o.evaluation.store import ResultsDirectory, steps_file
-from l2o.rules import SGD, TEACHERS, TUNED_RATES, Choice, RNNProp, get_pool
+from l2o.rules import SGD, TEACHERS, TUNED_RATES, Averaged, Choice, RNNProp, get_pool
 from problems import PROBLEMS, Dataset, Split, get_problem
 
 SHAPES = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "svhn_cropped": (32, 32, 3)}
@@ -285,6 +285,25 @@ def test_a_policy_is_evaluated_with_its_own_weight_decay(here, capsys):
     bare = {(r.origin, r.validation_loss) for name, r in last.items() if name in ("mine", "bare")}
     assert len(found) == len(bare) == 1
     assert not {loss for _, loss in found} & {loss for _, loss in bare}
+
+
+def test_a_policy_is_evaluated_with_its_own_averaging(here, capsys):
+    """Unless another is asked for, which teachers can have too, and Keras' optimizers not."""
+    rule, words = RNNProp(units=2), ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer")
+    for name, bare in (("bare", rule), ("mine", Averaged(rule, 0.5))):
+        save_policy(here / name, bare, made_weights(rule), {})
+    assert call(*words, "mine", "adam") == 0
+    assert "Note: mine brings averaging of 0.5; --averaging S gives" in capsys.readouterr().out
+    assert call(*words, "mine", "--averaging", "0") == 0
+    assert call(*words, "bare", "adam", "--averaging", "0.5") == 0
+    last = {r.optimizer: r for r in read_results("results/smoke") if r.epoch == 1}
+    assert list(last) == ["mine+avg0.5", "adam", "mine", "bare+avg0.5", "adam+avg0.5"]
+    kept = ("origin", "validation_loss")
+    ends = {n: tuple(getattr(r, k) for k in kept) for n, r in last.items()}
+    assert ends["mine+avg0.5"] == ends["bare+avg0.5"] and len(set(ends.values())) == 4
+    capsys.readouterr()
+    assert call(*words, "keras:Adam", "--averaging", "0.5") == 2
+    assert "keras:Adam cannot be averaged" in capsys.readouterr().err
 
 
 def test_an_optimizer_scored_at_its_moving_average_is_one_more(here, capsys):

@@ -13,7 +13,7 @@ from l2o.evaluation import fit
 from l2o.evaluation.contenders import keras_optimizers
 from l2o.evaluation.fit import Fit, Warmup
 from l2o.evaluation.steppers import KerasStepper, RuleStepper
-from l2o.rules import SGD, Adam, Layout, RNNProp
+from l2o.rules import SGD, Adam, Averaged, Layout, RNNProp
 
 BATCH, STEPS = 16, 4  # 64 examples
 
@@ -123,8 +123,8 @@ def test_weight_decay_is_that_of_keras(fitted, warmup):
 
 @pytest.mark.filterwarnings("ignore:weight_decay")
 def test_a_fit_takes_the_steps_of_the_optimizer(fitted):
-    """In the warm-up and after it, with weight decay."""
-    rule = RNNProp(units=3)
+    """In the warm-up and after it, with averaging and weight decay."""
+    rule = Averaged(RNNProp(units=3), 0.5)
     weights, warmup = made_weights(rule), STEPS
     ours = fitted(RuleStepper(rule, weights), warmup, weight_decay=0.02).run(3, 2)
     settings = {"warmup_steps": warmup, "warmup_learning_rate": 0.05, "weight_decay": 0.02}

@@ -12,7 +12,7 @@ import pytest
 from made_weights import made_weights
 
 from l2o import AmalgamatedOptimizer, save_policy
-from l2o.rules import SGD, Adam, Choice, Original, RNNProp, Scale
+from l2o.rules import SGD, Adam, Averaged, Choice, Original, RNNProp, Scale
 
 ROOT = Path(__file__).parents[1]
 RULES = {
@@ -21,6 +21,7 @@ RULES = {
     "choice": Choice((Adam(0.02), SGD(0.3)), units=4),
     "original": Original(units=4),
     "scale": Scale(units=4),
+    "averaged": Averaged(Adam(0.05)),
 }
 SETTINGS = {
     "plain": {},

@@ -14,7 +14,7 @@ from l2o import AmalgamatedOptimizer, PolicyError, load_policy, pretrained, save
 from l2o.checkpoint import DESCRIPTION
 from l2o.evaluation.contenders import get_contenders
 from l2o.evaluation.results import TABLE, write_results
-from l2o.rules import SGD, RNNProp
+from l2o.rules import SGD, RNNProp, averaging
 
 _SHIP = Path(__file__).parents[1] / "tools" / "ship.py"
 
@@ -63,13 +63,13 @@ def test_every_shipped_policy_has_a_whole_card():
 
 
 @pytest.mark.skipif(not _SHIP.exists(), reason="the repository's tools are not in the wheel")
-@pytest.mark.parametrize("decay", [0.0, 0.01])
-def test_a_run_is_shipped_with_what_it_reached(shelf, tmp_path, monkeypatch, decay):
+@pytest.mark.parametrize(("share", "decay"), [(0.0, 0.0), (0.0, 0.01), (0.8, 0.01)])
+def test_a_run_is_shipped_with_what_it_reached(shelf, tmp_path, monkeypatch, share, decay):
     rule, run = RNNProp(units=2, layers=1), tmp_path / "run"
     save_policy(run / "policy", rule, rule.initial_weights(0), {"problem": "mnist_cnn", "seed": 3})
     (run / "periods.csv").write_text("seconds\n100\n7200\n")
     bare = get_contenders(str(run))[0]
-    contender, rows = replace(bare, weight_decay=decay), []
+    contender, rows = replace(bare, averaging=share, weight_decay=decay), []
     for problem, repeat, losses in (
         ("mnist_cnn", 1, (2.0, 0.2, 0.4)), ("mnist_cnn", 2, (2.0, 0.4, 0.1)),
         ("mnist_mlp", 1, (2.0, 0.01, 0.01)),
@@ -81,11 +81,13 @@ def test_a_run_is_shipped_with_what_it_reached(shelf, tmp_path, monkeypatch, dec
     write_results(tmp_path / TABLE, rows)
     line = f"ship.py {run} mine/2 --results {tmp_path} --commit abc --command train.py"
     line += f" --weight-decay {decay}" if decay else ""
+    line += f" --averaging {share}" if share else ""
     monkeypatch.setattr(sys, "argv", line.split())
     runpy.run_path(str(_SHIP), run_name="__main__")
     assert (shelf / "mine" / "2" / DESCRIPTION).exists()
     policy = load_policy(shelf / "mine" / "2")
     card = policy.card
+    assert averaging(policy.rule) == card["evaluation"]["averaging"] == share
     assert policy.weight_decay == card["evaluation"]["weight_decay"] == decay
     assert (card["seed"], card["hours"], card["command"]) == (3, 2.0, "train.py")
     assert (card["evaluation"]["repeats"], card["evaluation"]["seeds"]) == (2, [1001, 1002])

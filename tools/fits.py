@@ -5,8 +5,8 @@
 
 What `evaluate.py --problem mnist_cnn` does with `--weight-decay` and `--ema`, for optimizers,
 decays and seeds in every combination, with other initial weights and batches. A policy's own decay
-is left aside. It needs Keras and JAX, but no TensorFlow; mnist.npz holds inputs uint8 [N, 28, 28]
-and labels [N], and the same as validation_inputs, test_labels and so on.
+and averaging are left aside. It needs Keras and JAX, but no TensorFlow; mnist.npz holds inputs
+uint8 [N, 28, 28] and labels [N], and the same as validation_inputs, test_labels and so on.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def optimizer(name: str) -> tuple[UpdateRule, list]:
     teacher, at, rate = name.partition("@")
     if teacher in TEACHERS:
         return get_teacher(teacher, float(rate) if at else None), []
-    policy = l2o.AmalgamatedOptimizer.load(name).policy
+    policy = l2o.AmalgamatedOptimizer.load(name, averaging=0).policy
     return policy.rule, [jnp.asarray(w) for w in policy.weights]
 
 

@@ -21,7 +21,7 @@ from statistics import mean
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from l2o.checkpoint import load_policy, save_policy
+from l2o.checkpoint import load_policy
 from l2o.evaluation.comparison import evaluations
 from l2o.evaluation.contenders import get_contenders
 from l2o.evaluation.results import read_results
@@ -42,16 +42,18 @@ def main() -> None:
     parser.add_argument("--commit", required=True, help="of the code that trained it")
     parser.add_argument("--command", required=True, help="that trained it")
     parser.add_argument("--replace", action="store_true", help="the policy shipped by that name")
+    parser.add_argument("--averaging", type=float, default=0.0, metavar="S", help="that goes "
+                        "with it, and that the results were made with; default 0")  # fmt: skip
     parser.add_argument("--weight-decay", type=float, default=0.0, metavar="W", help="that goes "
                         "with it, and that the results were made with; default 0")  # fmt: skip
     options = parser.parse_args()
     if not re.fullmatch(r"[a-z0-9.-]+/[1-9][0-9]*", options.name):
         parser.error(f"a name is recipe/replicate. Received: {options.name}")
-    path, decay = DIRECTORY / options.name, options.weight_decay
+    path = DIRECTORY / options.name
     if path.exists() and not options.replace:
         parser.error(f"{options.name} is shipped already; --replace takes its place")
     try:
-        policy = load_policy(options.run / "policy")
+        policy = load_policy(options.run / "policy").averaged(options.averaging)
         found = evaluation(options, policy.card["problem"])
     except ValueError as error:  # what cannot be read, too
         parser.error(str(error))
@@ -66,14 +68,15 @@ def main() -> None:
         "use": USE,
         "limits": LIMITS,
     }
-    save_policy(path, policy.rule, policy.weights, card, decay)
+    replace(policy, card=card, weight_decay=options.weight_decay).save(path)
     print(f"{path}: {card['evaluation']}")
 
 
 def evaluation(options: argparse.Namespace, problem: str) -> dict:
     """Means over repeats of what the run's policy reached on the problem, at the chosen epoch."""
     (contender,) = get_contenders(str(options.run))
-    contender = replace(contender, weight_decay=options.weight_decay)
+    how = {"averaging": options.averaging, "weight_decay": options.weight_decay}
+    contender = replace(contender, **how)
     found = [
         e
         for e in evaluations(read_results(*options.results))
@@ -89,7 +92,7 @@ def evaluation(options: argparse.Namespace, problem: str) -> dict:
         "problem": case.problem,
         "data": case.data,
         "epochs": case.epochs,
-        "weight_decay": options.weight_decay,
+        **how,
         "repeats": len(found),
         "seeds": sorted(e.key.seed for e in found),
         "log_validation_loss": mean(e.best for e in found),

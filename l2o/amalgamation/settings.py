@@ -208,7 +208,7 @@ class Settings:
         phases = plan(self.strategy, self.pool, *self.schedules(), rule)
         if self.finetune is None:
             return phases
-        policy = load_policy(self.finetune)
+        policy = load_policy(self.finetune).averaged(0)
         if not any(phase.rule == policy.rule for phase in phases):
             kinds = [p.rule for p in phases if p.rule.name == policy.rule.name]
             trained = " and ".join(p.rule.name for p in phases)

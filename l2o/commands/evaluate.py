@@ -101,6 +101,12 @@ def parser() -> Parser:
                    f"as {OWN}, which returns an l2o.OwnProblem")
     g.add_argument("--optimizer", nargs="+", metavar="WHAT",
                    help="see below; default the shipped policy choice-large, and adam")
+    g.add_argument("--averaging", type=fraction, metavar="S",
+                   help="keep all networks at 1 - S times where their optimizer has led and S "
+                   "times the moving average of that (primal averaging), which are then called "
+                   "adam+avg0.8 and so on, and are no teachers any more; for teachers and "
+                   "policies. In AmalgamatedOptimizer that is averaging=S. Default a policy's own, "
+                   "and 0 for others")
     g.add_argument("--weight-decay", type=fraction, metavar="W",
                    help="subtract W times the parameters with each step of all optimizers, which "
                    "are then called adam+wd0.0003 and so on, and are no teachers any more; beyond "
@@ -198,12 +204,17 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
         (c.name, doubt) for c in contenders for doubt in doubts(c.card)
     ):
         print(f"Note: {name} was trained {doubt}")
-    for name, decay in dict.fromkeys((c.bare_name, c.weight_decay) for c in contenders):
-        if decay and options.weight_decay is None:
-            print(
-                f"Note: {name} brings a weight decay of {decay:g}; --weight-decay W gives all "
-                "optimizers the same, 0 none"
-            )
+    for name, what, flag, own, given in dict.fromkeys(
+        (c.bare_name, what, flag, own, given)
+        for c in contenders
+        for what, flag, own, given in (
+            ("averaging", "--averaging S", c.averaging, options.averaging),
+            ("a weight decay", "--weight-decay W", c.weight_decay, options.weight_decay),
+        )
+    ):
+        if own and given is None:
+            print(f"Note: {name} brings {what} of {own:g}; {flag} gives all optimizers the same, "
+                  "0 none")  # fmt: skip
     for task in tasks:
         if (steps := plan.epochs * task.steps_per_epoch) <= Warmup().steps:
             print(
@@ -277,11 +288,14 @@ def _contenders(options: argparse.Namespace) -> list:
     words = options.optimizer
     try:
         contenders = [contender for word in words for contender in get_contenders(word)]
+        contenders = [replace(c, ema_momentum=options.ema) for c in contenders]
+        for name in ("averaging", "weight_decay"):
+            if (given := getattr(options, name)) is not None:
+                contenders = [replace(c, **{name: given}) for c in contenders]
+        for contender in contenders:
+            contender.stepper()  # not all can be averaged
     except (ContenderError, PolicyError) as error:
         raise UserError(str(error)) from error
-    contenders = [replace(c, ema_momentum=options.ema) for c in contenders]
-    if options.weight_decay is not None:
-        contenders = [replace(c, weight_decay=options.weight_decay) for c in contenders]
     different = {}
     for c in contenders:
         if different.setdefault((c.name, c.replicate), c).origin != c.origin:

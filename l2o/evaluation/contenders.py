@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import keras
 
 from l2o.checkpoint import DESCRIPTION, Policy, PolicyError, fingerprint, load_policy
 from l2o.evaluation.steppers import KerasStepper, RuleStepper, Stepper
-from l2o.rules import TEACHERS, TUNED_RATES, get_teacher
+from l2o.rules import TEACHERS, TUNED_RATES, UpdateRule, averaged, averaging, get_teacher
 from l2o.shipped import did_you_mean, pretrained, pretrained_path
 
 ORACLE = "oracle"
@@ -29,12 +29,13 @@ class Contender:
     """An optimizer that is evaluated.
 
     Attributes:
-        bare_name: In tables and figures, but for what decay and averaging add to it.
-        bare_origin: A digest of rule, settings and weights, but for decay and averaging.
-        stepper: Makes a stepper; one serves one network.
+        bare_name: In tables and figures, but for what averaging and decay add to it.
+        bare_origin: A digest of rule, settings and weights, but for averaging and decay.
+        build: Makes a stepper of a share of averaging; one serves one network.
         replicate: Which training of the policy, from 1.
         learned: Whether it is a policy, which costs far more a coordinate than the others.
         card: The policy's.
+        averaging: The share of `l2o.rules.Averaged`; 0 for none.
         weight_decay: The fraction of the parameters that is subtracted with each step (decoupled
             weight decay; Loshchilov and Hutter 2019).
         ema_momentum: Of the moving average of the parameters that is scored in their place; 0 for
@@ -43,26 +44,33 @@ class Contender:
 
     bare_name: str
     bare_origin: str
-    stepper: Callable[[], Stepper]
+    build: Callable[[float], Stepper]
     replicate: int = 1
     learned: bool = False
     card: dict[str, Any] = field(default_factory=dict, compare=False)
+    averaging: float = 0.0
     weight_decay: float = 0.0
     ema_momentum: float = 0.0
 
     @property
     def name(self) -> str:
         """In tables and figures."""
-        decay = f"+wd{self.weight_decay:g}" if self.weight_decay else ""
-        return self.bare_name + decay + (f"+ema{self.ema_momentum:g}" if self.ema_momentum else "")
+        added = {"avg": self.averaging, "wd": self.weight_decay, "ema": self.ema_momentum}
+        return self.bare_name + "".join(f"+{what}{n:g}" for what, n in added.items() if n)
 
     @property
     def origin(self) -> str:
         """A digest of all that makes it what it is."""
         origin = self.bare_origin
+        if self.averaging:
+            origin = fingerprint((), {origin: self.averaging, "averages": True})
         if self.weight_decay:
             origin = fingerprint((), {origin: self.weight_decay, "decays": True})
         return fingerprint((), {origin: self.ema_momentum}) if self.ema_momentum else origin
+
+    def stepper(self) -> Stepper:
+        """A new stepper; it serves one network."""
+        return self.build(self.averaging)
 
 
 def keras_optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:
@@ -130,7 +138,7 @@ def _teacher(name: str, rate: float | None) -> Contender:
     rule = get_teacher(name, rate)
     tuned = rule.learning_rate == TUNED_RATES[name]
     called = name if tuned else f"{name}@{rate:g}"
-    return Contender(called, fingerprint((), rule.get_config()), lambda: RuleStepper(rule))
+    return Contender(called, fingerprint((), rule.get_config()), _rule_stepper(rule))
 
 
 def _keras(name: str, rate: float | None) -> Contender:
@@ -144,19 +152,25 @@ def _keras(name: str, rate: float | None) -> Contender:
     def build() -> keras.optimizers.Optimizer:
         return keras_optimizers()[kind](**settings)
 
+    def stepper(averaging: float) -> Stepper:
+        if averaging:
+            raise ContenderError(f"{called} cannot be averaged, which is for teachers and policies")
+        return KerasStepper(build)
+
     called = f"{_KERAS}{kind}" + ("" if rate is None else f"@{rate:g}")
     config = {"optimizer": kind} | build().get_config()
     config["name"] = re.sub(r"_\d+$", "", config["name"])  # Keras counts those it has made
-    return Contender(called, fingerprint((), config), lambda: KerasStepper(build))
+    return Contender(called, fingerprint((), config), stepper)
 
 
 def _policy(name: str, policy: Policy, replicate: int = 1) -> Contender:
-    origin = fingerprint(policy.weights, policy.rule.get_config())
+    origin = fingerprint(policy.weights, averaged(policy.rule, 0).get_config())
+    build, share = _rule_stepper(policy.rule, policy.weights), averaging(policy.rule)
+    return Contender(name, origin, build, replicate, True, policy.card, share, policy.weight_decay)
 
-    def stepper() -> Stepper:
-        return RuleStepper(policy.rule, policy.weights)
 
-    return Contender(name, origin, stepper, replicate, True, policy.card, policy.weight_decay)
+def _rule_stepper(rule: UpdateRule, weights: Sequence = ()) -> Callable[[float], Stepper]:
+    return lambda share: RuleStepper(averaged(rule, share), weights)
 
 
 def _directory(name: str, path: Path) -> list[Contender]:

@@ -1,6 +1,7 @@
 """Update rules: analytical teachers and learned policies, in one pure form."""
 
 from l2o.rules.analytical import SGD, Adam, AddSign, Momentum, PowerSign, RMSProp
+from l2o.rules.averaged import Averaged, averaged, averaging
 from l2o.rules.base import State, UpdateRule, rule_from_config
 from l2o.rules.choice import Choice
 from l2o.rules.layout import Layout
@@ -16,6 +17,7 @@ __all__ = [
     "TUNED_RATES",
     "Adam",
     "AddSign",
+    "Averaged",
     "Choice",
     "Layout",
     "Momentum",
@@ -26,6 +28,8 @@ __all__ = [
     "Scale",
     "State",
     "UpdateRule",
+    "averaged",
+    "averaging",
     "get_pool",
     "get_teacher",
     "rule_from_config",
