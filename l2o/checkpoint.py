@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from l2o.files import write_atomically
+from l2o.files import half_written, write_atomically
 from l2o.rules.averaged import averaged
 from l2o.rules.base import UpdateRule, rule_from_config
 
@@ -31,7 +31,6 @@ FORMAT = "l2o policy 1"
 DESCRIPTION, WEIGHTS = "policy.json", "weights-{}.h5"
 MOST_BYTES = 2**28  # of a file that is read; a policy has tens of kilobytes
 _WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.h5")
-_LEAVINGS = re.compile(rf"{_WEIGHTS.pattern}|\.({_WEIGHTS.pattern}|policy\.json)\.\d+\.tmp")
 _SUBSTITUTED = "IN PLACE OF"  # in a description of data, as `problems.Dataset` has it
 _TRIES = 5  # to read a policy that is being replaced
 _OVERHEAD = 2**20  # that HDF5 adds, at the very most
@@ -151,7 +150,13 @@ def _is_free(path: Path) -> bool:
         return False
     if (path / DESCRIPTION).is_file():
         return b'"l2o policy ' in _read_bytes(path / DESCRIPTION)
-    return all(_LEAVINGS.fullmatch(p.name) for p in path.iterdir())
+    return all(_is_leaving(p.name) for p in path.iterdir())
+
+
+def _is_leaving(name: str) -> bool:
+    """Whether a save that was cut short can have left a file of that name alone."""
+    meant = half_written(name)
+    return meant == DESCRIPTION or _WEIGHTS.fullmatch(meant or name) is not None
 
 
 def _description(path: Path) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 from pathlib import Path
 
-_LEAVINGS = re.compile(r"\..+\.(\d+|next)\.tmp")  # as `write_atomically` and a run call them
+from l2o.files import half_written
 
 
 class DirectoryError(ValueError):
@@ -63,7 +62,7 @@ class Claim:
     def tidy(self) -> None:
         """Removes what a process that was killed left half written."""
         for file in self.path.rglob(".*.tmp"):
-            if _LEAVINGS.fullmatch(file.name):
+            if half_written(file.name):
                 file.unlink(missing_ok=True)
 
     def close(self) -> None:

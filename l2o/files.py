@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\.(.+)\.(\d+|next)\.tmp")
+
+
+def temporary(path: Path, mark: str = "") -> Path:
+    """Where a file is written before it is renamed into place; the mark is the process's number."""
+    return path.with_name(f".{path.name}.{mark or os.getpid()}.tmp")
+
+
+def half_written(name: str) -> str:
+    """The name that a file with a temporary name was to have; "" where the name is none."""
+    match = _TEMPORARY.fullmatch(name)
+    return match[1] if match else ""
 
 
 @contextmanager
@@ -20,17 +34,17 @@ def writing(path: Path | str) -> Iterator[None]:
 def write_atomically(path: Path | str, text: str | bytes) -> None:
     """Writes a file under a temporary name, syncs it, renames it into place, syncs that too."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft = temporary(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(temporary, "wb") as file:
+            with open(draft, "wb") as file:
                 file.write(text.encode() if isinstance(text, str) else text)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            os.replace(draft, path)
         finally:
-            temporary.unlink(missing_ok=True)
+            draft.unlink(missing_ok=True)
     sync_directory(path.parent)
 
 

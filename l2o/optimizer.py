@@ -56,7 +56,8 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
     policy's step. A step whose gradients are not all finite is skipped for all variables and
     counted in `skipped_steps`; a warning says so once, at the end of `fit` where it is compiled.
 
-    State is float32 whatever the variables' dtype: for RNNProp 82 numbers a parameter, 328 bytes.
+    State is float32 whatever the variables' dtype: for RNNProp 82 numbers a parameter, 328 bytes,
+    and one more where it is averaged.
 
     Args:
         policy: A `Policy`, as from `l2o.load_policy`, or an `UpdateRule` that has no weights.

@@ -159,6 +159,15 @@ def test_links_to_files_lead_somewhere(page):
     assert [f for f in files if not (page.parent / f).exists()] == []
 
 
+def test_the_tables_of_results_are_fresh():
+    tables = runpy.run_path(str(ROOT / "docs" / "tables.py"))
+    pages = [(path, path.read_text()) for path in tables["PAGES"]]
+    for path, text in pages:
+        assert tables["page"](text) == text, f"{path} is stale: run python docs/tables.py"
+    named = re.findall(r"<!-- table: (\w+) -->\n\n\|", "".join(text for _, text in pages))
+    assert sorted(named) == sorted(tables["TABLES"])
+
+
 def test_the_command_reference_is_fresh():
     reference = runpy.run_path(str(ROOT / "docs" / "reference.py"))
     stale = "docs/commands.md is stale: run python docs/reference.py"

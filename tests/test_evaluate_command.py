@@ -412,6 +412,16 @@ def test_a_replicate_that_is_named_is_not_pooled(here, monkeypatch):
     assert (pool, alone) == ([*"112233"], ["1", "1"])
 
 
+def test_a_report_finds_a_name_by_what_was_added_to_it(here, monkeypatch):
+    names = ("mine+wd0.01", "mine+avg0.8+wd0.01", "adam", "adam+wd0.01")
+    fits = {name: an_evaluation(1, optimizer=name) for name in names}
+    write_results("results.csv", sum(fits.values(), []))
+    assert {r.optimizer for r in reported(monkeypatch, "--optimizer", "mine")} == {*names[:2]}
+    assert reported(monkeypatch, "--optimizer", "adam") == fits["adam"]
+    found = reported(monkeypatch, "--optimizer", "mine/1", "adam")
+    assert {r.optimizer for r in found} == {"mine+wd0.01/1", "mine+avg0.8+wd0.01/1", "adam"}
+
+
 def test_a_report_takes_the_names_its_tables_have(here, monkeypatch, capsys):
     fits = [an_evaluation(1, optimizer="mine", origin=letter * 16) for letter in "ab"]
     write_results("results.csv", sum(fits, an_evaluation(1, optimizer="adam")))

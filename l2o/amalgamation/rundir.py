@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from l2o.claim import Claim, DirectoryError
-from l2o.files import sync_directory, write_atomically, writing
+from l2o.files import sync_directory, temporary, write_atomically, writing
 
 CONFIG = "config.json"
 CHECKPOINT, PREVIOUS = "checkpoint.npz", "checkpoint.previous.npz"
@@ -59,7 +59,8 @@ class RunDirectory(Claim):
         buffer = io.BytesIO()
         names = np.array(sorted(arrays))
         np.savez(buffer, status=np.array(json.dumps(status)), names=names, **arrays)
-        newest, following = self.path / CHECKPOINT, self.path / f".{CHECKPOINT}.next.tmp"
+        newest = self.path / CHECKPOINT
+        following = temporary(newest, "next")
         write_atomically(following, buffer.getvalue())
         if newest.exists():
             os.replace(newest, self.path / PREVIOUS)

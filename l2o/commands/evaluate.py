@@ -86,7 +86,7 @@ examples:
     python evaluate.py --list
   tables, figures and a page, of everything or of some
     python evaluate.py --report results/cpu
-    python evaluate.py --report results/cpu --optimizer choice-large+wd0.0003 adam"""
+    python evaluate.py --report results/cpu --optimizer choice-large adam"""
 
 
 def parser() -> Parser:

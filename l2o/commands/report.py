@@ -66,7 +66,6 @@ def _selection(options: argparse.Namespace) -> str:
 def _chosen(results: list[Result], options: argparse.Namespace) -> list[Result]:
     """The results that --problem, --optimizer and --epochs name, where they are given."""
     epochs = [str(options.epochs)] if options.epochs else []
-    optimizers = options.optimizer or []
     results = _named(results, "problem", options.problem or [], lambda r: [r.problem, ALL])
     results = _named(results, "epochs", epochs, lambda r: [str(r.epochs)])
     labels = {e.key: e.label for e in evaluations(results)}
@@ -76,6 +75,7 @@ def _chosen(results: list[Result], options: argparse.Namespace) -> list[Result]:
             return [r.optimizer, ORACLE]
         return [*dict.fromkeys((r.optimizer, labels[r.key])), _replicate(r)]
 
+    optimizers = _whatever_is_added(options.optimizer or [], {r.optimizer for r in results})
     chosen = []
     for r in _named(results, "optimizer", optimizers, names):
         if _replicate(r) in optimizers:  # a line of its own, not pooled with other replicates
@@ -83,6 +83,16 @@ def _chosen(results: list[Result], options: argparse.Namespace) -> list[Result]:
         if not optimizers or not {*names(r)}.isdisjoint({*optimizers} - {_replicate(r)}):
             chosen.append(r)
     return chosen
+
+
+def _whatever_is_added(words: Sequence[str], there: set[str]) -> list[str]:
+    """The words, but for a name that only has results as NAME+wd0.0003 and so on, all of those."""
+    found = []
+    for word in words:
+        name, slash, number = word.partition("/")
+        longer = [f"{n}{slash}{number}" for n in sorted(there) if n.startswith(f"{name}+")]
+        found += [word] if name in there or not longer else longer
+    return found
 
 
 def _replicate(r: Result) -> str:
