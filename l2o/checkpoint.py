@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from l2o.files import half_written, write_atomically
-from l2o.rules.averaged import averaged
+from l2o.rules.average import averaged
 from l2o.rules.base import UpdateRule, rule_from_config
 
 FORMAT = "l2o policy 1"

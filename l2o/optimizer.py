@@ -66,6 +66,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         warmup_learning_rate: SGD's rate.
         averaging: How near the network stays to the moving average of where the policy led, from 0
             to below 1 (`l2o.rules.Averaged`). The policy's own where it is not given; 0 is none.
+            `learning_rate` scales the averaged step.
         **kwargs: As for every Keras optimizer. `weight_decay` is the policy's own where it is not
             given; None is none. Keras multiplies it by `learning_rate` (here, in the warm-up, by
             the warm-up's), which is about 1: the same number means a thousand times what it means
@@ -90,6 +91,11 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 f"Received: {keras.backend.backend()}"
             )
         policy = policy if isinstance(policy, Policy) else Policy(policy)
+        if not isinstance(policy.rule, UpdateRule):
+            raise ValueError(
+                "policy must be a Policy or an UpdateRule; AmalgamatedOptimizer.load(path) reads "
+                f"one. Received: {policy.rule!r}"
+            )
         if averaging is not None:
             policy = policy.averaged(averaging)
         kwargs.setdefault("weight_decay", policy.weight_decay or None)
@@ -288,7 +294,8 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             raise ValueError(
                 f"The variables saved for the optimizer are not those of '{self.name}', which has "
                 f"{len(here)} where {len(saved)} were saved. They differ in {', '.join(wrong[:5])}"
-                f"{more}{hint}. To load a model's weights alone, do so before compiling it."
+                f"{more}{hint}. Policy and averaging must be the same. To load a model's weights "
+                "alone, do so before compiling it."
             )
         super().load_own_variables(store)
 
@@ -332,11 +339,6 @@ def _initial_state(policy: Policy) -> State:
     Raises:
         ValueError: If the weights do not fit the rule.
     """
-    if not isinstance(policy.rule, UpdateRule):
-        raise ValueError(
-            "policy must be a Policy or an UpdateRule; AmalgamatedOptimizer.load(path) reads one. "
-            f"Received: {policy.rule!r}"
-        )
     fitting = [tuple(w.shape) for w in policy.rule.initial_weights(0)]
     received = [tuple(w.shape) for w in policy.weights]
     if received != fitting:

@@ -272,12 +272,12 @@ def test_a_policy_is_evaluated_with_its_own_weight_decay(here, capsys):
     for name, decay in (("bare", 0.0), ("mine", 0.01)):
         save_policy(here / name, rule, made_weights(rule), {}, decay)
     assert call(*words, "mine", "adam", "also=mine", "bare") == 0
-    note = "Note: {} brings a weight decay of 0.01; --weight-decay W gives"
+    note = "Note: {} brings weight decay of 0.01; --weight-decay gives all"
     out = capsys.readouterr().out
     assert note.format("mine") in out and note.format("also") in out
-    assert out.count(" brings a weight decay") == 2
+    assert out.count(" brings weight decay") == 2
     assert call(*words, "mine", "--weight-decay", "0") == 0
-    assert " brings a weight decay" not in capsys.readouterr().out
+    assert " brings weight decay" not in capsys.readouterr().out
     assert call(*words, "bare", "--weight-decay", "0.01") == 0
     last = {r.optimizer: r for r in read_results("results/smoke") if r.epoch == 1}
     assert list(last) == ["mine+wd0.01", "adam", "also+wd0.01", "bare", "mine", "bare+wd0.01"]
@@ -293,7 +293,7 @@ def test_a_policy_is_evaluated_with_its_own_averaging(here, capsys):
     for name, bare in (("bare", rule), ("mine", Averaged(rule, 0.5))):
         save_policy(here / name, bare, made_weights(rule), {})
     assert call(*words, "mine", "adam") == 0
-    assert "Note: mine brings averaging of 0.5; --averaging S gives" in capsys.readouterr().out
+    assert "Note: mine brings averaging of 0.5; --averaging gives all" in capsys.readouterr().out
     assert call(*words, "mine", "--averaging", "0") == 0
     assert call(*words, "bare", "adam", "--averaging", "0.5") == 0
     last = {r.optimizer: r for r in read_results("results/smoke") if r.epoch == 1}
@@ -415,11 +415,14 @@ def test_a_replicate_that_is_named_is_not_pooled(here, monkeypatch):
 def test_a_report_finds_a_name_by_what_was_added_to_it(here, monkeypatch):
     names = ("mine+wd0.01", "mine+avg0.8+wd0.01", "adam", "adam+wd0.01")
     fits = {name: an_evaluation(1, optimizer=name) for name in names}
-    write_results("results.csv", sum(fits.values(), []))
+    third = an_evaluation(1, optimizer="mine+wd0.01", replicate=3)
+    write_results("results.csv", sum(fits.values(), third))
     assert {r.optimizer for r in reported(monkeypatch, "--optimizer", "mine")} == {*names[:2]}
     assert reported(monkeypatch, "--optimizer", "adam") == fits["adam"]
     found = reported(monkeypatch, "--optimizer", "mine/1", "adam")
     assert {r.optimizer for r in found} == {"mine+wd0.01/1", "mine+avg0.8+wd0.01/1", "adam"}
+    found = reported(monkeypatch, "--optimizer", "mine/3")
+    assert {r.optimizer for r in found} == {"mine+wd0.01/3"}
 
 
 def test_a_report_takes_the_names_its_tables_have(here, monkeypatch, capsys):

@@ -357,6 +357,7 @@ def test_perturbed_from_another_policy_and_held_out(capfd):
     assert "batch of 128 from the held-out tenth. Received: 1250" in capfd.readouterr().err
     line += ["--problem", "mnist_small_batch"]
     assert run(*line, "--output", "first") == 0
+    l2o.load_policy("first/policy").averaged(0.8).save("first/policy")
     line += ["--finetune", "first/policy", "--held-out", "--meta-loss", "difference"]
     assert run(*line, "--perturbation", "gaussian", "--magnitude", "0.1", "--output", "out") == 0
     before, after = (l2o.load_policy(f"{name}/policy") for name in ("first", "out"))

@@ -62,6 +62,7 @@ Optimizer Amalgamation, ICLR 2022, Section 5).
 In each repeat all optimizers start from the same weights and see the same
 batches. What is there is not run again: a stopped evaluation goes on when the
 same command is given again."""
+ADDED = ("averaging", "weight_decay")  # what a policy can bring and a flag can set
 EXAMPLES = """\
 optimizers:
   choice-large         a shipped policy; choice-large/3 is one of its replicates
@@ -103,10 +104,10 @@ def parser() -> Parser:
                    help="see below; default the shipped policy choice-large, and adam")
     g.add_argument("--averaging", type=fraction, metavar="S",
                    help="keep all networks at 1 - S times where their optimizer has led and S "
-                   "times the moving average of that (primal averaging), which are then called "
-                   "adam+avg0.8 and so on, and are no teachers any more; for teachers and "
-                   "policies. In AmalgamatedOptimizer that is averaging=S. Default a policy's own, "
-                   "and 0 for others")
+                   "times the moving average of that; optimizers are then called adam+avg0.8 and "
+                   "so on, and are no teachers any more. Keras' own have none. In "
+                   "AmalgamatedOptimizer that is averaging=S. Default a policy's own, and 0 for "
+                   "others")
     g.add_argument("--weight-decay", type=fraction, metavar="W",
                    help="subtract W times the parameters with each step of all optimizers, which "
                    "are then called adam+wd0.0003 and so on, and are no teachers any more; beyond "
@@ -143,7 +144,8 @@ def parser() -> Parser:
                    "with one) instead of evaluating; --output is then where, default report/ "
                    "beside the first, and files there of the same names are replaced. --problem, "
                    "--optimizer and --epochs say what it is of, by the names in its tables (a "
-                   "replicate as NAME/3); default everything. Of a part it goes to selection/")
+                   "replicate as NAME/3, and NAME alone where all of it are NAME+wd0.0003 and so "
+                   "on); default everything. Of a part it goes to selection/")
     # fmt: on
     return p
 
@@ -204,17 +206,15 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
         (c.name, doubt) for c in contenders for doubt in doubts(c.card)
     ):
         print(f"Note: {name} was trained {doubt}")
-    for name, what, flag, own, given in dict.fromkeys(
-        (c.bare_name, what, flag, own, given)
+    for name, what, own in dict.fromkeys(
+        (c.bare_name, what, getattr(c, what))
         for c in contenders
-        for what, flag, own, given in (
-            ("averaging", "--averaging S", c.averaging, options.averaging),
-            ("a weight decay", "--weight-decay W", c.weight_decay, options.weight_decay),
-        )
+        for what in ADDED
+        if getattr(c, what) and getattr(options, what) is None
     ):
-        if own and given is None:
-            print(f"Note: {name} brings {what} of {own:g}; {flag} gives all optimizers the same, "
-                  "0 none")  # fmt: skip
+        words = what.replace("_", " ")
+        flag = f"--{what.replace('_', '-')}"
+        print(f"Note: {name} brings {words} of {own:g}; {flag} gives all the same, 0 none")
     for task in tasks:
         if (steps := plan.epochs * task.steps_per_epoch) <= Warmup().steps:
             print(
@@ -288,10 +288,8 @@ def _contenders(options: argparse.Namespace) -> list:
     words = options.optimizer
     try:
         contenders = [contender for word in words for contender in get_contenders(word)]
-        contenders = [replace(c, ema_momentum=options.ema) for c in contenders]
-        for name in ("averaging", "weight_decay"):
-            if (given := getattr(options, name)) is not None:
-                contenders = [replace(c, **{name: given}) for c in contenders]
+        given = {what: v for what in ADDED if (v := getattr(options, what)) is not None}
+        contenders = [replace(c, ema_momentum=options.ema, **given) for c in contenders]
         for contender in contenders:
             contender.stepper()  # not all can be averaged
     except (ContenderError, PolicyError) as error:

@@ -75,7 +75,8 @@ def _chosen(results: list[Result], options: argparse.Namespace) -> list[Result]:
             return [r.optimizer, ORACLE]
         return [*dict.fromkeys((r.optimizer, labels[r.key])), _replicate(r)]
 
-    optimizers = _whatever_is_added(options.optimizer or [], {r.optimizer for r in results})
+    there = {name for r in results for name in (r.optimizer, _replicate(r))}
+    optimizers = _whatever_is_added(options.optimizer or [], there)
     chosen = []
     for r in _named(results, "optimizer", optimizers, names):
         if _replicate(r) in optimizers:  # a line of its own, not pooled with other replicates
@@ -89,9 +90,10 @@ def _whatever_is_added(words: Sequence[str], there: set[str]) -> list[str]:
     """The words, but for a name that only has results as NAME+wd0.0003 and so on, all of those."""
     found = []
     for word in words:
-        name, slash, number = word.partition("/")
-        longer = [f"{n}{slash}{number}" for n in sorted(there) if n.startswith(f"{name}+")]
-        found += [word] if name in there or not longer else longer
+        name, *number = word.split("/")
+        longer = [n for n in sorted(there)
+                  if n.startswith(f"{name}+") and n.split("/")[1:] == number]  # fmt: skip
+        found += [word] if word in there or not longer else longer
     return found
 
 

@@ -1,7 +1,7 @@
 """Update rules: analytical teachers and learned policies, in one pure form."""
 
 from l2o.rules.analytical import SGD, Adam, AddSign, Momentum, PowerSign, RMSProp
-from l2o.rules.averaged import Averaged, averaged, averaging
+from l2o.rules.average import Averaged, averaged, averaging
 from l2o.rules.base import State, UpdateRule, rule_from_config
 from l2o.rules.choice import Choice
 from l2o.rules.layout import Layout

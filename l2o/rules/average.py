@@ -1,4 +1,4 @@
-"""Primal averaging: a rule whose network stands near the moving average of where it has been."""
+"""Averaging: a rule whose network stands near the moving average of where the rule has led."""
 
 from __future__ import annotations
 
@@ -22,10 +22,14 @@ class Averaged(UpdateRule):
 
     The rule moves an iterate z, of which x is a moving average; the network stands at
     y = (1 - share) z + share x, where the gradients come from too (Defazio et al. 2024, *The Road
-    Less Scheduled*, Eq. 3-5, who use the x of all steps after training). The average goes over
-    about `WINDOW` steps, in the beginning over fewer: z enters it with the weight
+    Less Scheduled*, Eq. 3-5; they average over all steps, and use x after training). The average
+    goes over about `WINDOW` steps, in the beginning over fewer: z enters it with the weight
     max(1 / WINDOW, 9 / (9 + t)) after the t-th step. The state has one number a coordinate more,
     x - z.
+
+    Attributes:
+        inner: The other rule.
+        share: Above 0 and below 1.
     """
 
     inner: UpdateRule
@@ -35,7 +39,7 @@ class Averaged(UpdateRule):
     def __post_init__(self):
         if not isinstance(self.inner, UpdateRule) or isinstance(self.inner, Averaged):
             raise ValueError(f"Averaged needs another update rule. Received: {self.inner!r}")
-        if not 0 < self.share < 1:
+        if not isinstance(self.share, float) or not 0 < self.share < 1:
             raise ValueError(f"share must be above 0 and below 1. Received: {self.share!r}")
 
     @property

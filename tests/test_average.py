@@ -1,4 +1,4 @@
-"""Primal averaging, against where iterate and average lie by the formula."""
+"""Averaging, against where iterate and average lie by the formula."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,9 @@ def test_averaging_is_put_on_exchanged_and_taken_off():
     for wrong in (-0.1, 1, 1.5, np.nan, "0.8", None):
         with pytest.raises(ValueError, match="averaging must be a number from 0 to below 1"):
             averaged(Adam(0.1), wrong)
-    for rule, share in ((Averaged(Adam(0.1)), 0.8), (None, 0.8), (Adam(0.1), 0.0), (Adam(0.1), 1)):
+    wrong = ((Averaged(Adam(0.1)), 0.8), (None, 0.8), (Adam(0.1), 0.0), (Adam(0.1), 1.0),
+             (Adam(0.1), "0.8"), (Adam(0.1), np.float32(0.8)))  # fmt: skip
+    for rule, share in wrong:
         with pytest.raises(ValueError, match="Averaged needs|share must be"):
             Averaged(rule, share)
 
