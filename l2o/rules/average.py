@@ -14,6 +14,7 @@ from l2o.rules.layout import Layout
 
 WINDOW = 500.0  # steps that the average goes over, once there were so many
 _START = 9.0  # until then it goes over about a ninth of them
+RAMP = 2000.0  # steps over which averaging comes in
 
 
 @dataclass(frozen=True)
@@ -21,15 +22,15 @@ class Averaged(UpdateRule):
     """Another rule's steps, taken by an iterate that the network follows at a distance.
 
     The rule moves an iterate z, of which x is a moving average; the network stands at
-    y = (1 - share) z + share x, where the gradients come from too (Defazio et al. 2024, *The Road
-    Less Scheduled*, Eq. 3-5; they average over all steps, and use x after training). The average
-    goes over about `WINDOW` steps, in the beginning over fewer: z enters it with the weight
-    max(1 / WINDOW, 9 / (9 + t)) after the t-th step. The state has one number a coordinate more,
-    x - z.
+    y = (1 - s) z + s x, where the gradients come from too (Defazio et al. 2024, *The Road Less
+    Scheduled*, Eq. 3-5; they average over all steps, and use x after training). After the t-th
+    step s = share min(t / RAMP, 1): far from the end an average is only behind. It goes over about
+    `WINDOW` steps, in the beginning over fewer: z enters it with the weight
+    max(1 / WINDOW, 9 / (9 + t)). The state has one number a coordinate more, x - z.
 
     Attributes:
         inner: The other rule.
-        share: Above 0 and below 1.
+        share: Of x in the end, above 0 and below 1.
     """
 
     inner: UpdateRule
@@ -59,10 +60,11 @@ class Averaged(UpdateRule):
     def update(self, weights, gradient, state, layout):
         held, lag, count = _parted(state)
         step, held = self.inner.update(weights, gradient, held, layout)
-        count = count + 1
-        weight = ops.cast(ops.maximum(1 / WINDOW, _START / (_START + count)), step.dtype)
+        t = ops.cast(count + 1, step.dtype)
+        weight = ops.maximum(1 / WINDOW, _START / (_START + t))
+        before, now = (self.share * ops.minimum(n / RAMP, 1.0) for n in (t - 1, t))
         moved = (1 - weight) * (lag + step)
-        return step - self.share * (moved - lag), _joined(held, moved, count)
+        return step - (now * moved - before * lag), _joined(held, moved, count + 1)
 
 
 def averaged(rule: UpdateRule, share: float) -> UpdateRule:
