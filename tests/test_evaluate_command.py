@@ -165,7 +165,7 @@ def test_evaluation_from_nothing_to_table_and_again(here, capsys):
     table = out[out.index("\nmnist_mlp, 1 epoch") :]
     assert "ε is what privacy was spent" in table and "Log train is of" in table
     names = {line.split()[0] for line in table.splitlines()[3:5]}
-    assert names == {"choice-large+wd0.0003", "adam"}
+    assert names == {"choice-large+avg0.8+wd0.0003", "adam"}
     results = read_results(here / "results" / "smoke")
     evaluations = by_evaluation(results)
     assert len(evaluations) == 2 * 2 * 2

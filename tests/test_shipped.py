@@ -55,6 +55,8 @@ def test_every_shipped_policy_has_a_whole_card():
         assert np.isfinite(policy.card["evaluation"]["log_validation_loss"])
         decays = name.split("/")[0] in ("choice-large", "choice-large-cpu")  # as the docs say
         assert policy.weight_decay == (3e-4 if decays else 0), name
+        share = 0.8 if name.split("/")[0] == "choice-large" else 0
+        assert averaging(policy.rule) == share, name
         how = ("problem", "data", "epochs", "repeats")  # one must not be chosen by others' fits
         alike = [policy.card["evaluation"][key] for key in how]
         assert alike == compared.setdefault(name.split("/")[0], alike), name
