@@ -22,7 +22,7 @@ import numpy as np
 from keras import ops
 
 from l2o.checkpoint import Policy, PolicyError, load_policy
-from l2o.rules import Layout, State, UpdateRule, rule_from_config
+from l2o.rules import Layout, State, UpdateRule, averaging, rule_from_config
 from l2o.shipped import pretrained_path
 from l2o.step import compiled_step
 
@@ -144,6 +144,11 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             return self._policy
         weights = [ops.convert_to_numpy(v) for v in self._slots.weights]
         return replace(self._policy, weights=weights)
+
+    @property
+    def averaging(self) -> float:
+        """How near the network stays to the average of where the policy led; 0 is not at all."""
+        return averaging(self._policy.rule)
 
     @property
     def skipped_steps(self) -> int:

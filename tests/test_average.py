@@ -61,7 +61,7 @@ def test_averaging_goes_with_a_policy_unless_another_is_given(tmp_path):
     assert load_policy(tmp_path / "p").card == {"seed": 1}
     for given, share in ((None, 0.8), (0, 0.0), (0.5, 0.5)):
         optimizer = AmalgamatedOptimizer.load(tmp_path / "p", averaging=given)
-        assert optimizer.policy.rule == averaged(rule, share)
+        assert optimizer.policy.rule == averaged(rule, share) and optimizer.averaging == share
         again = AmalgamatedOptimizer.from_config(optimizer.get_config())
         assert again.policy.rule == averaged(rule, share)
     with pytest.raises(ValueError, match="averaging must be .* Received: 1.5"):
