@@ -292,6 +292,10 @@ def test_a_policy_is_evaluated_with_its_own_averaging(here, capsys):
     rule, words = RNNProp(units=2), ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer")
     for name, bare in (("bare", rule), ("mine", Averaged(rule, 0.5))):
         save_policy(here / name, bare, made_weights(rule), {})
+    (mine,) = get_contenders("mine")
+    for share, taken in ((0.5, Averaged(rule, 0.5)), (0.0, rule), (0.8, Averaged(rule, 0.8))):
+        assert replace(mine, averaging=share).stepper().rule == taken
+    assert mine.averaging == 0.5
     assert call(*words, "mine", "adam") == 0
     assert "Note: mine brings averaging of 0.5; --averaging gives all" in capsys.readouterr().out
     assert call(*words, "mine", "--averaging", "0") == 0
