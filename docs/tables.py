@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +21,8 @@ import numpy as np
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from l2o.evaluation.comparison import log_loss
-from l2o.evaluation.results import by_evaluation, read_results
+from l2o.evaluation.comparison import Evaluation, evaluations, log_loss
+from l2o.evaluation.results import read_results
 from l2o.evaluation.stability import mixed_effects, paired_difference
 from l2o.rules import TEACHERS
 from l2o.shipped import pretrained, pretrained_path
@@ -48,16 +49,16 @@ class Fit(NamedTuple):
 Fits = dict[tuple[int, int], Fit]  # by replicate and seed
 
 
-def read() -> dict[tuple[str, int, str], dict[tuple[int, int], list]]:
-    """The rows of all evaluations: by problem, epochs and optimizer, by replicate and seed."""
-    found: dict[tuple[str, int, str], dict[tuple[int, int], list]] = {}
-    for key, rows in by_evaluation(read_results(ROOT / "docs" / "results" / "data")).items():
-        fits = found.setdefault((key.problem, key.epochs, key.optimizer), {})
-        fits[key.replicate, key.seed] = list(rows)[1:]
+def read() -> dict[tuple[str, int, str], dict[tuple[int, int], Evaluation]]:
+    """All evaluations: by problem, epochs and optimizer, by replicate and seed."""
+    found: dict[tuple[str, int, str], dict[tuple[int, int], Evaluation]] = {}
+    for e in evaluations(read_results(ROOT / "docs" / "results" / "data")):
+        fits = found.setdefault((e.key.problem, e.key.epochs, e.key.optimizer), {})
+        fits[e.key.replicate, e.key.seed] = e
     return found
 
 
-ROWS = read()
+EVALUATIONS = read()
 
 
 def fits(problem: str, epochs: int, name: str, within: int = 0) -> Fits:
@@ -65,12 +66,11 @@ def fits(problem: str, epochs: int, name: str, within: int = 0) -> Fits:
     head, plus, rest = name.partition("+")
     bare, _, number = head.partition("/")
     found = {}
-    for (replicate, seed), rows in ROWS.get((problem, epochs, bare + plus + rest), {}).items():
+    of_name = EVALUATIONS.get((problem, epochs, bare + plus + rest), {})
+    for (replicate, seed), e in of_name.items():
         if not number or replicate == int(number):
-            rows = rows[:within] if within else rows
-            best = min(rows, key=lambda row: row.validation_loss)
-            losses = (best.validation_loss, best.test_loss, rows[-1].validation_loss)
-            found[replicate, seed] = Fit(*map(log_loss, losses))
+            e = replace(e, rows=e.rows[: within + 1]) if within else e  # from epoch 0 on
+            found[replicate, seed] = Fit(e.best, e.test, log_loss(e.rows[-1].validation_loss))
     return found
 
 
