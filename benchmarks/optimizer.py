@@ -10,7 +10,6 @@ both; then each is applied alone, to gradients that are there. Prints a table an
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import statistics
@@ -27,8 +26,7 @@ import numpy as np
 import tensorflow as tf
 
 import l2o
-from benchmarks.measuring import report, seconds
-from l2o.commands.terminal import count
+from benchmarks.measuring import count, parser, report, seconds
 from l2o.rules import RNNProp
 from problems import networks
 
@@ -89,9 +87,9 @@ class Runner:
         return lambda: seconds(lambda: (apply(), np.asarray(variables[-1])))
 
 
-def in_turns(runs: dict[str, Callable[[], float]], blocks: int) -> dict[str, float]:
+def in_turns(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
     """The median of what each returns; the first round, which compiles and warms up, left out."""
-    rounds = [{name: run() for name, run in runs.items()} for _ in range(blocks + 1)][1:]
+    rounds = [{name: run() for name, run in runs.items()} for _ in range(repeats + 1)][1:]
     return {name: statistics.median(each[name] for each in rounds) for name in runs}
 
 
@@ -101,8 +99,8 @@ def compare(arguments, steps_per_execution: int) -> dict:
         "adam": Runner(arguments, keras.optimizers.Adam(), steps_per_execution),
         "policy": Runner(arguments, policy(), steps_per_execution),
     }
-    fits = in_turns({k: r.seconds_per_step for k, r in runners.items()}, arguments.blocks)
-    alone = in_turns({k: r.alone() for k, r in runners.items()}, arguments.blocks)
+    fits = in_turns({k: r.seconds_per_step for k, r in runners.items()}, arguments.repeats)
+    alone = in_turns({k: r.alone() for k, r in runners.items()}, arguments.repeats)
     optimizer = runners["policy"].model.optimizer
     parameters = sum(int(np.prod(v.shape)) for v in runners["policy"].model.trainable_variables)
     return {
@@ -120,14 +118,24 @@ def compare(arguments, steps_per_execution: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--network", choices=NETWORKS, default="cnn")
-    parser.add_argument("--batch", type=count, default=128, help="examples a step")
-    parser.add_argument("--steps", type=count, default=100, help="steps a block")
-    parser.add_argument("--blocks", type=count, default=5, help="blocks of each optimizer")
-    parser.add_argument("--executions", type=count, nargs="+", default=[1, 20])
-    parser.add_argument("--jit", choices=["auto", "on", "off"], default="auto")
-    arguments = parser.parse_args()
+    command = parser(__doc__)
+    command.add_argument("--network", choices=NETWORKS, default="cnn", help="what is trained")
+    command.add_argument("--batch", type=count, default=128, metavar="N", help="examples a step")
+    command.add_argument(
+        "--steps", type=count, default=100, metavar="S", help="steps a measurement; default 100"
+    )
+    command.add_argument(
+        "--executions",
+        type=count,
+        nargs="+",
+        default=[1, 20],
+        metavar="K",
+        help="steps_per_execution, one measurement each; default 1 20",
+    )
+    command.add_argument(
+        "--jit", choices=["auto", "on", "off"], default="auto", help="jit_compile, as for compile"
+    )
+    arguments = command.parse_args()
     results = [compare(arguments, steps) for steps in arguments.executions]
     print(
         "network    parameters  batch  steps/execution  Adam ms  policy ms  ratio  alone: Adam ms  "

@@ -122,7 +122,7 @@ def save_policy(
 
 
 def load_policy(path: Path | str) -> Policy:
-    """Reads a policy directory.
+    """Reads a policy directory; `AmalgamatedOptimizer.load(name).policy` is a shipped one.
 
     Raises:
         PolicyError: If it is missing, damaged, altered or no policy.
@@ -161,7 +161,10 @@ def _is_leaving(name: str) -> bool:
 
 def _description(path: Path) -> str:
     if not path.is_dir():
-        raise PolicyError(f"There is no policy directory at {path}")
+        raise PolicyError(
+            f"There is no policy directory at {path}; shipped policies go by name to "
+            "AmalgamatedOptimizer.load"
+        )
     if not (path / DESCRIPTION).exists():
         inside = [p.parent for p in sorted(path.glob(f"*/{DESCRIPTION}"))]
         hint = f"; there is one in {' and in '.join(map(str, inside))}" if inside else ""

@@ -23,7 +23,7 @@ from keras import ops
 
 from l2o.checkpoint import Policy, PolicyError, load_policy
 from l2o.rules import Layout, State, UpdateRule, averaging, rule_from_config
-from l2o.shipped import pretrained_path
+from l2o.shipped import policy_path
 from l2o.step import compiled_step
 
 WEIGHT_DECAY_LIMIT = 1e-3
@@ -133,9 +133,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         Raises:
             PolicyError: If the directory cannot be read, or there is neither that nor such a name.
         """
-        path = Path(path_or_name)
-        path = path if path.exists() else pretrained_path(str(path_or_name))
-        return cls(load_policy(path), **kwargs)
+        return cls(load_policy(policy_path(path_or_name)), **kwargs)
 
     @property
     def policy(self) -> Policy:

@@ -45,6 +45,16 @@ def pretrained_path(name: str) -> Path:
     return DIRECTORY / recipe / number
 
 
+def policy_path(path_or_name: Path | str) -> Path:
+    """The policy directory that is meant: the one at that path, else the shipped one of that name.
+
+    Raises:
+        PolicyError: If there is neither.
+    """
+    path = Path(path_or_name)
+    return path if path.exists() else pretrained_path(str(path_or_name))
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """A question for a message about a wrong name, with a space behind it; "" if none is near."""
     return "".join(f"Did you mean {near}? " for near in get_close_matches(name, names, 1))

@@ -145,7 +145,7 @@ def test_evaluation():
 
 @pytest.mark.slow
 def test_optimizer():
-    (result,) = report("optimizer.py", "--steps 1 --blocks 1 --executions 1 --jit off")["results"]
+    (result,) = report("optimizer.py", "--steps 1 --repeats 1 --executions 1 --jit off")["results"]
     assert result["parameters"] == 18_122
     for name in ("adam", "policy"):
         assert 0 < result[f"{name}_alone_ms"] and 0 < result[f"{name}_ms"]

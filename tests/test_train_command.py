@@ -93,7 +93,7 @@ _WRONG = {
     "--perturbation pgd --magnitude 1 --absolute": "Only 'gaussian' can be absolute",
     "--magnitude 0.1": "magnitude, absolute and attack_steps need a perturbation",
     "--meta-loss linear": "'linear'; allowed: log, difference",
-    "--finetune nowhere": "There is no policy directory at nowhere",
+    "--finetune nowhere": "'nowhere' is neither a policy directory nor a shipped policy",
     "--strategy best": "'best'; allowed: choice, mean, minmax, none",
     "--pool huge": "'huge'; allowed: adam, small, large",
     "--problem mnist_cmn": "'mnist_cmn'; allowed: mnist_cnn, mnist_mlp",
@@ -244,6 +244,14 @@ def test_every_policy_can_be_distilled():
     assert directory == Path("runs/choice-large-scale-pgd-0.001")
     assert [phase.rule.name for phase in one.phases()] == ["choice", "scale"]
     assert one.meta().perturbation == Perturbation("pgd", 1e-3)
+
+
+def test_a_shipped_policy_can_be_where_a_run_begins():
+    ((_, one),) = chosen("--finetune choice-large/2")
+    first, last = one.phases()
+    assert first.start is None
+    shipped = l2o.AmalgamatedOptimizer.load("choice-large/2").policy.weights
+    assert fingerprint(last.start) == fingerprint(shipped)
 
 
 def test_the_smoke_preset_is_not_in_the_real_runs_way():

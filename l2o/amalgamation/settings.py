@@ -17,6 +17,7 @@ from l2o.amalgamation.plan import POLICIES, Meta, Phase, plan
 from l2o.amalgamation.rundir import differences
 from l2o.checkpoint import load_policy
 from l2o.rules import POOLS, UpdateRule
+from l2o.shipped import policy_path
 
 STRATEGIES = ("choice", "mean", "minmax", "none")
 # The learned optimizers that the paper compares with (Section 5).
@@ -52,8 +53,8 @@ class Settings:
         policy: A name in `POLICIES`: what is trained, and what "choice" distils into.
         output_scale: The policy's largest step for RNNProp, the factor of its output for Original;
             their own by default.
-        finetune: Directory of a policy to begin with: a Choice policy is where that phase begins,
-            any other where the last one does.
+        finetune: Directory of a policy to begin with, or a shipped policy's name: a Choice policy
+            is where that phase begins, any other where the last one does.
         unrolls, alphas, last_validation: See `amalgamation_stages`.
         choice_unrolls, choice_validation, choice_cold_periods: See `choice_schedule`.
         updates: One stage of so many meta-updates in a single period, of as many trajectories for
@@ -208,7 +209,7 @@ class Settings:
         phases = plan(self.strategy, self.pool, *self.schedules(), rule)
         if self.finetune is None:
             return phases
-        policy = load_policy(self.finetune).averaged(0)
+        policy = load_policy(policy_path(self.finetune)).averaged(0)
         if not any(phase.rule == policy.rule for phase in phases):
             kinds = [p.rule for p in phases if p.rule.name == policy.rule.name]
             trained = " and ".join(p.rule.name for p in phases)
