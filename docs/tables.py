@@ -61,7 +61,7 @@ def read() -> dict[tuple[str, int, str], dict[tuple[int, int], Evaluation]]:
 EVALUATIONS = read()
 
 
-def fits(problem: str, epochs: int, name: str, within: int = 0) -> Fits:
+def fits(name: str, problem: str, epochs: int, within: int = 0) -> Fits:
     """Of an optimizer, all fits or a replicate's: "choice-large", "choice-large/2+wd0.0003"."""
     head, plus, rest = name.partition("+")
     bare, _, number = head.partition("/")
@@ -107,7 +107,7 @@ def replicate() -> int:
 
 def default(problem: str, epochs: int, within: int = 0) -> Fits:
     """The default's fits, counted as of one replicate, so that they pair with others'."""
-    found = fits(problem, epochs, f"{DEFAULT}/{replicate()}{ADDED}", within)
+    found = fits(f"{DEFAULT}/{replicate()}{ADDED}", problem, epochs, within)
     return {(1, seed): fit for (_, seed), fit in found.items()}
 
 
@@ -116,30 +116,44 @@ def readme() -> Iterator[list[str]]:
     yield ["", "epochs", DEFAULT, "tuned Adam", "tuned RMSProp", "Keras' Adam"]
     for problem, epochs in SETTINGS:
         values = [mean(default(problem, epochs))]
-        values += [mean(fits(problem, epochs, name)) for name in others]
+        values += [mean(fits(name, problem, epochs)) for name in others]
         title = problem + (" (DP-SGD)" if problem.endswith("_dp") else "")
         yield [title, str(epochs), *bold_least(values, [*map(shown, values)])]
+
+
+def compared() -> Iterator[tuple[str, tuple[str, int, int]]]:
+    """Titles, with problem, epochs, and within how many of them; long fits have short ones."""
+    for problem, epochs in SETTINGS:
+        if epochs < 25 and (problem, 25) in SETTINGS:
+            yield f"{problem}, {epochs} of 25", (problem, 25, epochs)
+        else:
+            yield f"{problem}, {epochs}", (problem, epochs, epochs)
 
 
 def against() -> Iterator[list[str]]:
     """The default beside tuned Adam, the best teacher and Keras' Adam."""
     yield ["problem, epochs", "fits", DEFAULT, "Adam", "difference [95%]", "best teacher",
            "difference [95%]", "Keras' Adam", "difference [95%]"]  # fmt: skip
-    for problem, epochs in SETTINGS:
-        short = (problem, epochs) in (("mnist_cnn", 5), ("fmnist_cnn", 5))
-        how = (25, 5) if short else (epochs, 0)
-        ours, adam = default(problem, *how), fits(problem, how[0], "adam", how[1])
-        keras = fits(problem, how[0], "keras:Adam", how[1])
-        teachers = {name: fits(problem, how[0], name, how[1]) for name in TEACHERS}
-        whole = all(teachers.values())
-        name = min((n for n, f in teachers.items() if f), key=lambda n: mean(teachers[n]))
-        best = f"{mean(teachers[name]):.2f} {name}" + ("" if whole else " *")
-        yield [
-            f"{problem}, 5 of 25" if short else f"{problem}, {epochs}", str(len(ours)),
-            shown(mean(ours)), shown(mean(adam)), ahead(ours, adam), best,
-            "" if name == "adam" else ahead(ours, teachers[name]), shown(mean(keras)),
-            ahead(ours, keras),
-        ]  # fmt: skip
+    for title, where in compared():
+        ours, keras = default(*where), fits("keras:Adam", *where)
+        teachers = {name: found for name in TEACHERS if (found := fits(name, *where))}
+        name = min(teachers, key=lambda n: mean(teachers[n]))
+        best = f"{shown(mean(teachers[name]))} {name}" + " *" * (len(teachers) < len(TEACHERS))
+        cells = [shown(mean(teachers["adam"])), ahead(ours, teachers["adam"]), best,
+                 "" if name == "adam" else ahead(ours, teachers[name]), shown(mean(keras)),
+                 ahead(ours, keras)]  # fmt: skip
+        yield [title, str(len(ours)), shown(mean(ours)), *cells]
+
+
+def same() -> Iterator[list[str]]:
+    """The default beside Adam and RMSProp with the averaging and decay that it brings."""
+    yield ["problem, epochs", "fits", DEFAULT, "Adam, both", "difference [95%]", "RMSProp, both",
+           "difference [95%]"]  # fmt: skip
+    for title, where in compared():
+        ours, others = default(*where), [fits(name + ADDED, *where) for name in ("adam", "rmsprop")]
+        if all(others):
+            cells = [cell for other in others for cell in (shown(mean(other)), ahead(ours, other))]
+            yield [title, str(len(ours)), shown(mean(ours)), *cells]
 
 
 def added() -> Iterator[list[str]]:
@@ -154,7 +168,7 @@ def added() -> Iterator[list[str]]:
             continue
         title = f"{problem}, {epochs}"
         for name in names:
-            sides = [fits(problem, epochs, name + kind) for kind in kinds]
+            sides = [fits(name + kind, problem, epochs) for kind in kinds]
             if not sides[1] and not sides[2]:
                 continue
             shared = set.intersection(*(set(side) for side in sides if side))
@@ -174,9 +188,9 @@ def every() -> Iterator[list[str]]:
     for problem, epochs in SETTINGS:
         values, cells = [], []
         for name in names:
-            found, star = fits(problem, epochs, name), ""
+            found, star = fits(name, problem, epochs), ""
             if not found and epochs == 5:
-                found, star = fits(problem, 25, name, 5), " *"
+                found, star = fits(name, problem, 25, 5), " *"
             values.append(mean(found))
             cells.append(shown(values[-1]) + star * bool(found))
         columns.append(bold_least(values, cells))
@@ -196,7 +210,7 @@ def moving() -> Iterator[list[str]]:
         title = [f"{problem}, {within}" + (" of 25" if within < epochs else ""), str(momentum)]
         for name in (f"{DEFAULT}/1", "rmsprop", "adam", "choice-large-cpu"):
             bare, averaged = (
-                fits(problem, epochs, name + kind, within) for kind in ("", f"+ema{momentum}")
+                fits(name + kind, problem, epochs, within) for kind in ("", f"+ema{momentum}")
             )
             if averaged:
                 bare = {key: bare[key] for key in averaged}
@@ -222,14 +236,14 @@ def authors() -> Iterator[list[str]]:
     ):  # fmt: skip
         cells = []
         for within in (5, 25):
-            found = fits("benchmarks.published:mnist_cnn", 25, name, within)
+            found = fits(name, "benchmarks.published:mnist_cnn", 25, within)
             s = mixed_effects([f.best for f in found.values()], [k for k, _ in found])
             interval = f" [{s.low:.2f}, {s.high:.2f}]" if s.replicates > 1 else ""
             cells.append(shown(s.mean) + interval)
         yield [title, str(len(found)), *cells]
 
 
-TABLES = {table.__name__: table for table in (readme, against, added, every, moving, authors)}
+TABLES = {table.__name__: table for table in (readme, against, same, added, every, moving, authors)}
 
 
 def markdown(rows: Iterable[list[str]]) -> str:
