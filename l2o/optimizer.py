@@ -193,6 +193,13 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         """Called by `fit` at its end."""
         super().finalize_variable_values(var_list)
         self._warn_of_skipped_steps()
+        steps = int(ops.convert_to_numpy(self._iterations))
+        if 0 < steps <= self.warmup_steps:
+            warnings.warn(
+                f"{self.name}: all {steps} steps so far were warm-up, which is plain SGD; the "
+                f"policy takes over after warmup_steps={self.warmup_steps}",
+                stacklevel=3,
+            )
 
     def _warn_of_skipped_steps(self) -> None:
         if not self._warned and self.skipped_steps:

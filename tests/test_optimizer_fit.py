@@ -248,7 +248,15 @@ def test_a_compiled_optimizer_may_be_a_dictionary(eager):
 
 
 def test_another_model_needs_another_optimizer():
-    used = AmalgamatedOptimizer(SGD(0.1))
+    used = AmalgamatedOptimizer(SGD(0.1), warmup_steps=0)
     fitted(used, 1)
     with pytest.raises(ValueError, match="Unknown variable"):
         fitted(used, 1, run_eagerly=True)
+
+
+def test_a_fit_that_is_all_warm_up_says_so(recwarn):
+    network = fitted(AmalgamatedOptimizer(SGD(0.1), warmup_steps=8), 1)
+    (warning,) = [str(w.message) for w in recwarn.list]
+    assert "all 8 steps so far were warm-up, which is plain SGD" in warning
+    network.fit(*data(), 8, verbose=0)  # the policy has taken over
+    assert len(recwarn) == 1
