@@ -237,7 +237,7 @@ def authors() -> Iterator[list[str]]:
         cells = []
         for within in (5, 25):
             found = fits(name, "benchmarks.published:mnist_cnn", 25, within)
-            s = mixed_effects([f.best for f in found.values()], [k for k, _ in found])
+            s = mixed_effects([f.best for f in found.values()], *zip(*found, strict=True))
             interval = f" [{s.low:.2f}, {s.high:.2f}]" if s.replicates > 1 else ""
             cells.append(shown(s.mean) + interval)
         yield [title, str(len(found)), *cells]

@@ -4,7 +4,7 @@ import csv
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from math import inf, isnan, log
+from math import inf, isnan, log, sqrt
 
 import numpy as np
 import pytest
@@ -99,6 +99,19 @@ def test_replicates_stand_together_and_give_meta_stability():
     assert isnan(by["adam"].performance.meta)
 
 
+def test_what_seeds_have_in_common_is_not_taken_for_noise():
+    losses = [0.1 * 2**i * 4**j for i in range(2) for j in range(3)]  # 2 a replicate, 4 a seed
+    found = rows(
+        *(
+            made_evaluation("policy", [3.0, loss], replicate=k // 3 + 1, repeat=k % 3 + 1)
+            for k, loss in enumerate(losses)
+        )
+    )
+    ((policy,),) = summarize(found).values()
+    assert policy.performance.meta == pytest.approx(log(2) / sqrt(2))
+    assert policy.performance.evaluation == pytest.approx(log(4))
+
+
 def test_a_name_that_meant_two_things_is_told_apart_by_origin():
     found = rows(
         made_evaluation("policy", [3.0, 1.0], origin="aaaaaaaa"),
@@ -139,7 +152,7 @@ def test_table_says_what_it_must():
     mean = (log(0.22) + log(0.24)) / 2
     assert re.search(rf"\b2  {mean:.2f} \[", adam) and "6.0" in adam
     assert "adam@0.5: 1 of 1 DIVERGED (at step 107)" in text
-    assert "Intervals are over replicates for choice-large" in text
+    assert "Intervals are over replicates and seeds for choice-large" in text
     plain, private = text.split("\n\n")
     assert "ε" not in plain
     assert "0.600" in private and "ε at δ = 1e-05: RDP, Poisson" in private

@@ -4,6 +4,7 @@ from math import inf, isnan, nan
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
 from l2o.evaluation.stability import (
     mixed_effects,
@@ -57,14 +58,88 @@ def test_balanced_tables_agree_with_the_closed_form(meta, replicates):
         assert (fit.high - fit.low) / 2 == pytest.approx(half, rel=1e-4)
 
 
-def restricted_likelihood(values, groups, meta, evaluation):
-    """Minus the logarithm, from the definition: dense covariance, mean profiled out."""
+def simulated_crossed(generator, replicates, repeats, meta, shared, evaluation):
+    """As `simulated`, with what evaluations of one seed share; and their seeds [n]."""
+    values, groups = simulated(generator, replicates, repeats, meta, evaluation)
+    seeds = np.tile(np.arange(repeats), replicates)
+    return values + shared * generator.normal(size=repeats)[seeds], groups, seeds
+
+
+def test_200_simulated_tables_of_shared_seeds_give_their_parameters_back():
+    """As `evaluate.py` makes them: seeds differ more than replicates, and all have the same."""
+    generator = np.random.default_rng(0)
+    tables = [simulated_crossed(generator, 4, 3, 0.1, 0.3, 0.1) for _ in range(200)]
+    fits = [mixed_effects(*table) for table in tables]
+    covered = np.mean([fit.low < -2 < fit.high for fit in fits])
+    assert 0.904 < covered < 0.996
+    assert np.mean([fit.mean for fit in fits]) == pytest.approx(-2, abs=0.05)
+    assert np.mean([fit.meta**2 for fit in fits]) == pytest.approx(0.01, rel=0.2)
+    assert np.mean([fit.evaluation**2 for fit in fits]) == pytest.approx(0.1, rel=0.2)
+
+
+@pytest.mark.parametrize("replicates", [3, 8])
+def test_balanced_tables_of_shared_seeds_agree_with_the_closed_form(replicates):
+    generator = np.random.default_rng(replicates)
+    for _ in range(5):
+        values, groups, seeds = simulated_crossed(generator, replicates, 5, 1.0, 2.0, 0.1)
+        fit, table = mixed_effects(values, groups, seeds), values.reshape(replicates, 5)
+        means, others = table.mean(1, keepdims=True), table.mean(0, keepdims=True)
+        within = ((table - means - others + table.mean()) ** 2).sum() / (replicates - 1) / 4
+        assert fit.mean == pytest.approx(values.mean())
+        assert fit.meta == pytest.approx(np.sqrt(means.var(ddof=1) - within / 5), rel=2e-3)
+        shared = others.var(ddof=1) - within / replicates
+        assert fit.evaluation == pytest.approx(np.sqrt(shared + within), rel=2e-3)
+        # Of the same kind as a difference to what does not vary at all.
+        nothing = {(0, j): 0.0 for j in range(5)}
+        difference = paired_difference(pairs(table), nothing)
+        assert (fit.low, fit.high) == pytest.approx((difference.low, difference.high), rel=1e-3)
+
+
+def test_seeds_that_no_two_replicates_share_change_nothing():
+    values, groups = simulated(np.random.default_rng(0), 4, 3, 0.3, 0.2)
+    assert mixed_effects(values, groups, np.arange(12)) == mixed_effects(values, groups)
+
+
+def test_a_table_that_is_the_sum_of_its_replicates_and_seeds():
+    table = np.array([[1.0], [2.0], [6.0]]) + [10.0, 20.0]
+    groups, seeds = np.repeat(np.arange(3), 2), np.tile(np.arange(2), 3)
+    fit = mixed_effects(table.ravel(), groups, seeds)
+    assert fit.mean == pytest.approx(18)
+    assert fit.meta == pytest.approx(np.sqrt(7)) and fit.evaluation == pytest.approx(np.sqrt(50))
+
+
+def restricted_likelihood(values, groups, meta, evaluation, design=None):
+    """Minus the logarithm, from the definition: dense covariance, fixed effects profiled out."""
+    design = np.ones((len(values), 1)) if design is None else design
     covariance = evaluation**2 * np.eye(len(values)) + meta**2 * (groups[:, None] == groups)
     inverse = np.linalg.inv(covariance)
-    total = inverse.sum()
-    residual = values - (inverse @ values).sum() / total
-    logarithms = np.linalg.slogdet(covariance)[1] + np.log(total)
+    total = design.T @ inverse @ design
+    residual = values - design @ np.linalg.solve(total, design.T @ inverse @ values)
+    logarithms = np.linalg.slogdet(covariance)[1] + np.linalg.slogdet(total)[1]
     return (logarithms + residual @ inverse @ residual) / 2
+
+
+def test_unbalanced_tables_of_shared_seeds_against_a_direct_search():
+    generator = np.random.default_rng(4)
+    groups = np.repeat(np.arange(4), (2, 3, 5, 4))
+    seeds = np.array([0, 1, 0, 2, 3, 0, 1, 2, 3, 4, 1, 2, 3, 4])
+    design = np.equal.outer(seeds, np.arange(5)).astype(float)  # μ + b of each seed
+    values = generator.normal(size=4)[groups] + generator.normal(size=5)[seeds] - 2
+    values += 0.3 * generator.normal(size=14)
+    fit = mixed_effects(values, groups, seeds)
+    found = minimize(
+        lambda x: restricted_likelihood(values, groups, *np.exp(x), design), [0.0, -1.0],
+        method="Nelder-Mead", options={"xatol": 1e-8, "fatol": 1e-12},
+    )  # fmt: skip
+    meta, evaluation = np.exp(found.x)
+    covariance = evaluation**2 * np.eye(14) + meta**2 * (groups[:, None] == groups)
+    errors = np.linalg.inv(design.T @ np.linalg.solve(covariance, design))
+    fitted = errors @ design.T @ np.linalg.solve(covariance, values)
+    centring = np.eye(5) - 0.2
+    shared = fitted.var(ddof=1) - np.trace(centring @ errors) / 4
+    assert fit.mean == pytest.approx(fitted.mean(), rel=1e-3)
+    assert fit.meta == pytest.approx(meta, rel=2e-3)
+    assert fit.evaluation == pytest.approx(np.sqrt(shared + evaluation**2), rel=2e-3)
 
 
 def test_unbalanced_tables_are_at_the_restricted_likelihoods_peak():

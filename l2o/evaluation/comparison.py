@@ -179,15 +179,15 @@ def summarize(results: Iterable[Result]) -> dict[Case, list[Summary]]:
 
 
 def _summary(case: Case, label: str, members: Sequence[Evaluation]) -> Summary:
-    replicates = [e.key.replicate for e in members]
+    replicates, seeds = [e.key.replicate for e in members], [e.key.seed for e in members]
     whole = [e for e in members if e.chosen is not None]
     chosen = [e.chosen for e in members if e.chosen is not None]
     return Summary(
         case=case,
         label=label,
         evaluations=tuple(members),
-        performance=mixed_effects([e.best for e in members], replicates),
-        optimization=mixed_effects([e.jitter for e in members], replicates),
+        performance=mixed_effects([e.best for e in members], replicates, seeds),
+        optimization=mixed_effects([e.jitter for e in members], replicates, seeds),
         test=_mean(e.test for e in whole),
         best_test=_mean(e.best_test for e in whole),
         final_train=_mean(e.final_train for e in whole),
@@ -294,7 +294,7 @@ def notes(summaries: Sequence[Summary]) -> list[str]:
             )
     several = [s.label for s in summaries if s.performance.replicates > 1]
     if several:
-        lines.append(f"Intervals are over replicates for {', '.join(several)}")
+        lines.append(f"Intervals are over replicates and seeds for {', '.join(several)}")
     privacy = {(e.rows[-1].delta, e.rows[-1].privacy) for s in summaries for e in s.evaluations
                if isfinite(e.rows[-1].epsilon)}  # fmt: skip
     lines += [f"ε at δ = {delta:g}: {how}" for delta, how in sorted(privacy)]

@@ -263,9 +263,10 @@ def _stability(cases) -> list[Block]:
     blocks: list[Block] = [
         "Meta-stability is the standard deviation between replicates (trainings of the policy), "
         "evaluation stability that between evaluations of one replicate, both of the best log "
-        "validation loss by the mixed-effects model y = μ + a + e. Optimization stability is the "
-        "standard deviation of the log validation loss, from epoch 1, about its smoothed curve: "
-        "its mean by the same model, with an interval. Lower is steadier everywhere.",
+        "validation loss by the mixed-effects model y = μ + a + b + e: a of the replicate, b of "
+        "the seed, which replicates share. Optimization stability is the standard deviation of "
+        "the log validation loss, from epoch 1, about its smoothed curve: its mean by the same "
+        "model, with an interval. Lower is steadier everywhere.",
     ]
     remarks = defaultdict(list)
     for case, found in cases.items():

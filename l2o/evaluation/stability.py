@@ -64,22 +64,31 @@ class Difference:
     unpaired: int = 0
 
 
-def mixed_effects(values: ArrayLike, replicates: ArrayLike) -> Stability:
-    """Fits y_ij = μ + a_i + e_ij, replicate i, evaluation j (Eq. 9), by restricted likelihood.
+def mixed_effects(
+    values: ArrayLike, replicates: ArrayLike, seeds: ArrayLike | None = None
+) -> Stability:
+    """Fits y_ij = μ + a_i + b_j + e_ij, replicate i, evaluation j, by restricted likelihood.
 
-    The interval is Hartung and Knapp's (2001): μ ± t s with replicates - 1 degrees of freedom, s
-    from how the replicates' means scatter about μ. Where replicates have equally many evaluations
-    it covers μ exactly as often as it says, however few they are; a normal distribution's would
-    be too short. With one replicate the interval is over its evaluations and speaks of it alone.
+    Eq. 9 has no b: what evaluations of one seed (initial weights, batches) have in common. Where
+    replicates share seeds the scatter of their means does not show it, and without b μ would look
+    surer than it is and a smaller. Where no two share one, or `seeds` is not given, it is Eq. 9.
+
+    The variance of μ is what the replicates' means show, as Hartung and Knapp (2001) have it, plus
+    what the seeds' show, with Welch and Satterthwaite's degrees of freedom. Without seeds the
+    interval covers μ exactly as often as it says where replicates have equally many evaluations;
+    with them it is somewhat too long, as e is in both parts. With one replicate it is over its
+    evaluations and speaks of it alone.
 
     Args:
         values: One number an evaluation, [n].
         replicates: The replicate each belongs to, [n]; anything that can be told apart.
+        seeds: The seed of each, [n]; likewise.
     """
     values = np.asarray(values, float)
     kept = np.isfinite(values)
     excluded = int((~kept).sum())
-    _, group = np.unique(np.asarray(replicates)[kept], return_inverse=True)
+    group = _numbered(replicates, kept)
+    seed = np.zeros_like(group) if seeds is None else _numbered(seeds, kept)
     values = values[kept]
     notes = [f"{excluded} of {len(kept)} values are not finite and left out"] if excluded else []
     if not len(values):
@@ -89,67 +98,104 @@ def mixed_effects(values: ArrayLike, replicates: ArrayLike) -> Stability:
     if len(counts) == 1:
         mean, meta, evaluation = float(values.mean()), nan, _deviation(values)
         notes.append("one replicate: no meta-stability, and the interval speaks of it alone")
-        error, freedom = evaluation / sqrt(len(values)), len(values) - 1
+        parts = [_of_the_mean(values)]
     elif counts.max() == 1:
         mean, meta, evaluation = float(values.mean()), nan, nan
         notes.append("one evaluation a replicate: meta- and evaluation stability not told apart")
-        error, freedom = _deviation(values) / sqrt(len(values)), len(values) - 1
+        parts = [_of_the_mean(values)]
     else:
-        mean, meta, evaluation, error = _fit(values, group, counts)
-        freedom = len(counts) - 1
+        mean, meta, evaluation, parts = _fit(values, group, seed)
     if len(values) == 1:
         notes.append("one value: no interval")
     elif np.ptp(values) == 0:
         notes.append("all values are equal: no variance to estimate")
-    half = _quantile(freedom) * error
+    half = _half_width(parts)
     return Stability(mean, mean - half, mean + half, meta, evaluation, len(counts), len(values),
                      excluded, tuple(notes))  # fmt: skip
 
 
-def _fit(values, group, counts) -> tuple[float, float, float, float]:
-    """μ, standard deviations of a and e, standard error of μ."""
-    centre, scale = values.mean(), values.std()
+def _fit(values, group, seed) -> tuple[float, float, float, list[tuple[float, int]]]:
+    """μ, standard deviations of a and of b + e, and the parts of μ's variance."""
+    centre, scale, counts = values.mean(), values.std(), np.bincount(group)
     if scale < _NEGLIGIBLE * abs(centre) or scale == 0:
-        return float(centre), 0.0, 0.0, 0.0
+        return float(centre), 0.0, 0.0, [(0.0, len(counts) - 1)]
     z = (values - centre) / scale
-    means = np.bincount(group, z) / counts
-    mean, between, within = _components(z, group, counts, means)
-    # Weights of the means by the variance of each, up to a factor.
+    seeds, pairs = len(set(seed)), len(set(zip(group, seed, strict=True)))
+    if seeds == pairs or len(z) < seeds + len(counts):
+        seed, seeds = np.zeros_like(seed), 1  # none is shared, or nothing would be left for e
+    fitted, covariance, between, within = _components(z, group, seed)
+    mean, contrasts = fitted[0], _coded(np.arange(seeds))
+    effects = contrasts @ fitted[1:]  # b of each seed
+    # Weights of the replicates' means by the variance of each, up to a factor.
+    means = np.bincount(group, z - effects[seed]) / counts
     weights = 1 / (between + within / counts)
-    error = sqrt((weights * (means - mean) ** 2).sum() / (len(counts) - 1) / weights.sum())
+    parts = [((weights * (means - mean) ** 2).sum() / (len(counts) - 1) / weights.sum(),
+              len(counts) - 1)]  # fmt: skip
+    if seeds > 1:
+        parts.append((effects.var(ddof=1) / seeds, seeds - 1))
+        errors = np.trace(contrasts @ covariance[1:, 1:] @ contrasts.T)
+        within += max(0.0, (effects @ effects - errors) / (seeds - 1))
     return (float(centre + scale * mean), scale * sqrt(between), scale * sqrt(within),
-            scale * error)  # fmt: skip
+            [(scale**2 * part, freedom) for part, freedom in parts])  # fmt: skip
 
 
-def _components(z, group, counts, means) -> tuple[float, float, float]:
-    """μ and the variances of a and e, of values with mean 0 and variance 1.
+def _components(z, group, seed):
+    """Of values with mean 0 and variance 1, with a at random and b as fixed effects of sum 0.
 
     Statsmodels' own starting point leaves its optimizers stranded where a's variance is near zero
     or far above e's. So zero is decided by the sign of the restricted likelihood's slope there,
     and the search starts at the analysis of variance's estimate, which is the solution itself
     where replicates have equally many evaluations.
+
+    Returns:
+        μ and the contrasts of b, their covariance, the variances of a and e.
     """
-    n, k = len(z), len(counts)
-    between = (counts * means**2).sum() / (k - 1)
-    within = ((z - means[group]) ** 2).sum() / (n - k)
+    design = np.hstack([np.ones((len(z), 1)), _coded(seed)])
+    fitted, left, within = _least_squares(design, z)
+    sums = np.bincount(group, left)  # by replicate
+    indicators = np.equal.outer(group, np.arange(group.max() + 1)).astype(float)
+    inverse = np.linalg.inv(design.T @ design)
+    across = design.T @ indicators
+    spread = indicators.T @ indicators - across.T @ inverse @ across
+    if sums @ sums <= within * np.trace(spread):
+        return fitted, within * inverse, 0.0, within
+    both, _, within = _least_squares(np.hstack([design, _coded(group)]), z)
+    size = design.shape[1]
     if within < _NEGLIGIBLE:
-        return float(means.mean()), float(means.var(ddof=1)), 0.0
-    spread = n - (counts**2).sum() / n
-    if ((counts * means) ** 2).sum() <= spread * n / (n - 1):
-        return 0.0, 0.0, n / (n - 1)
-    ratio = max((between - within) / (spread / (k - 1)) / within, 1e-3)
-    return _restricted_likelihood(z, group, ratio)
+        between = (_coded(np.arange(group.max() + 1)) @ both[size:]).var(ddof=1)
+        return both[:size], np.zeros((size, size)), between, 0.0
+    ratio = max((sums @ sums / within - np.trace(spread)) / np.trace(spread @ spread), 1e-3)
+    return _restricted_likelihood(z, design, group, ratio)
 
 
-def _restricted_likelihood(z, group, ratio: float) -> tuple[float, float, float]:
-    """μ and the variances of a and e, by statsmodels' mixed model; starts at their ratio."""
+def _restricted_likelihood(z, design, group, ratio: float):
+    """As `_components`, by statsmodels' mixed model; starts at the ratio of a's variance to e's."""
     from statsmodels.regression.mixed_linear_model import MixedLM, MixedLMParams
 
-    start = MixedLMParams.from_components(fe_params=np.zeros(1), cov_re=np.array([[ratio]]))
+    size = design.shape[1]
+    start = MixedLMParams.from_components(fe_params=np.zeros(size), cov_re=np.array([[ratio]]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on the boundary, which has been looked at already
-        fit = MixedLM(z, np.ones(len(z)), groups=group).fit(start_params=start, method=["nm"])
-    return float(fit.fe_params[0]), float(fit.cov_re[0, 0]), float(fit.scale)
+        fit = MixedLM(z, design, groups=group).fit(start_params=start, method=["nm"])
+    return fit.fe_params, fit.cov_params()[:size, :size], fit.cov_re[0, 0], fit.scale
+
+
+def _least_squares(design, z) -> tuple[Any, Any, float]:
+    """Coefficients, residuals and the variance of these."""
+    fitted, _, rank, _ = np.linalg.lstsq(design, z, rcond=None)
+    left = z - design @ fitted
+    return fitted, left, left @ left / (len(z) - rank)
+
+
+def _coded(number) -> np.ndarray:
+    """Contrasts of factor levels numbered from 0, whose effects then sum to 0: [n, levels - 1]."""
+    levels = np.arange(1, number.max() + 1)
+    return np.equal.outer(number, levels) - np.equal.outer(number, [0]).astype(float)
+
+
+def _numbered(labels: ArrayLike, kept) -> np.ndarray:
+    """Whole numbers from 0 on in place of labels."""
+    return np.unique(np.asarray(labels)[kept], return_inverse=True)[1]
 
 
 def optimization_stability(losses: ArrayLike) -> float:
@@ -204,16 +250,7 @@ def paired_difference(
                 replicates.setdefault(replicate, []).append(value)
         if len(replicates) > 1:
             samples.append(np.array([np.mean(values) for values in replicates.values()]))
-    mean = float(samples[0].mean())
-    parts = [(s.var(ddof=1) / len(s), len(s) - 1) for s in samples if len(s) > 1]
-    variance = sum(part for part, _ in parts)
-    if len(shared) == 1:
-        half = nan
-    elif variance == 0:
-        half = 0.0
-    else:
-        freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
-        half = _quantile(freedom) * sqrt(variance)
+    mean, half = float(samples[0].mean()), _half_width([_of_the_mean(s) for s in samples])
     return Difference(mean, mean - half, mean + half, len(shared), unpaired)
 
 
@@ -231,8 +268,23 @@ def _deviation(values) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else nan
 
 
-def _quantile(freedom: float) -> float:
-    """Half width of a 95% interval in standard errors, by Student's t distribution."""
+def _of_the_mean(sample) -> tuple[float, int]:
+    """Variance of a sample's mean, and its degrees of freedom."""
+    return _deviation(sample) ** 2 / len(sample), len(sample) - 1
+
+
+def _half_width(parts) -> float:
+    """Of a 95% interval: by Student's t, of Welch and Satterthwaite's degrees of freedom.
+
+    Args:
+        parts: What the variance is the sum of, each with its degrees of freedom.
+    """
     from scipy.stats import t
 
-    return float(t.ppf(0.975, freedom)) if freedom > 0 else nan
+    if not all(freedom for _, freedom in parts):
+        return nan
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return 0.0
+    freedom = variance**2 / sum(part**2 / freedom for part, freedom in parts)
+    return float(t.ppf(0.975, freedom)) * sqrt(variance)
