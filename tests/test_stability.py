@@ -108,6 +108,13 @@ def test_a_table_that_is_the_sum_of_its_replicates_and_seeds():
     assert fit.meta == pytest.approx(np.sqrt(7)) and fit.evaluation == pytest.approx(np.sqrt(50))
 
 
+def test_replicates_that_are_alike_on_every_seed():
+    fit = mixed_effects([1.0, 2.0, 1.0, 2.0], [1, 1, 2, 2], [0, 1, 0, 1])
+    assert (fit.mean, fit.meta) == (1.5, 0) and fit.evaluation == pytest.approx(np.sqrt(0.5))
+    # Two seeds tell what they tell, however many replicates say the same.
+    assert fit.high - 1.5 == pytest.approx(12.70620474 / 2)
+
+
 def restricted_likelihood(values, groups, meta, evaluation, design=None):
     """Minus the logarithm, from the definition: dense covariance, fixed effects profiled out."""
     design = np.ones((len(values), 1)) if design is None else design

@@ -28,7 +28,7 @@ class Stability:
         low, high: Its 95% confidence interval.
         meta: Meta-stability: standard deviation between replicates, a's.
         evaluation: Evaluation stability: standard deviation between evaluations of one replicate,
-            e's.
+            of b + e.
         replicates: Number of replicates.
         evaluations: Number of values.
         excluded: Number of values that were not finite.
@@ -128,7 +128,7 @@ def _fit(values, group, seed) -> tuple[float, float, float, list[tuple[float, in
     effects = contrasts @ fitted[1:]  # b of each seed
     # Weights of the replicates' means by the variance of each, up to a factor.
     means = np.bincount(group, z - effects[seed]) / counts
-    weights = 1 / (between + within / counts)
+    weights = 1 / (between + within / counts + _NEGLIGIBLE**2)  # both may be zero
     parts = [((weights * (means - mean) ** 2).sum() / (len(counts) - 1) / weights.sum(),
               len(counts) - 1)]  # fmt: skip
     if seeds > 1:
