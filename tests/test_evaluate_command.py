@@ -363,15 +363,14 @@ def test_report_has_what_the_evaluation_kept(here, capsys, monkeypatch):
     assert given["samples"]["mnist"].shape == (7, 28, 28, 1)
 
 
-def reported(monkeypatch, *words: str) -> list[Result]:
-    """What a report is written of; a part is said to be one, and kept apart."""
+def reported(monkeypatch, *words: str, whole: bool = False) -> list[Result]:
+    """What a report is written of; unless it is the whole, that is said, and it is kept apart."""
     given = []
 
     def write_report(results, output, cards, samples, selection):
         given.extend(results)
-        part = len(results) != len(read_results("results.csv"))
-        assert selection == (" ".join(words) if part else "")
-        assert output.name == ("selection" if part else "report")
+        assert selection == ("" if whole else " ".join(words))
+        assert output.name == ("report" if whole else "selection")
         return ["page"]
 
     monkeypatch.setattr("l2o.commands.report.write_report", write_report)
@@ -402,7 +401,8 @@ def test_a_report_is_of_what_is_named(here, monkeypatch, words, kept):
         )
     ]
     write_results("results.csv", sum(fits, []))
-    assert reported(monkeypatch, *words) == [row for k in sorted(kept) for row in fits[k]]
+    found = reported(monkeypatch, *words, whole=len(kept) == 5)
+    assert found == [row for k in sorted(kept) for row in fits[k]]
 
 
 def test_a_replicate_that_is_named_is_not_pooled(here, monkeypatch):
@@ -414,6 +414,9 @@ def test_a_replicate_that_is_named_is_not_pooled(here, monkeypatch):
     pool = [r.origin for r in found if r.optimizer == "mine"]
     alone = [r.origin for r in found if r.optimizer == "mine/1"]
     assert (pool, alone) == ([*"112233"], ["1", "1"])
+    write_results("results.csv", sum(fits, an_evaluation(1, optimizer="adam")))
+    found = reported(monkeypatch, "--optimizer", "mine", "mine/1")  # as many rows as there are
+    assert {r.optimizer for r in found} == {"mine", "mine/1"}
 
 
 def test_a_report_finds_a_name_by_what_was_added_to_it(here, monkeypatch):

@@ -40,7 +40,7 @@ def report(options: argparse.Namespace, parser: Parser) -> int:
         if not results:
             raise UserError(f"{', '.join(map(str, options.report))}: no results yet")
         chosen = _chosen(results, options)
-        selection = _selection(options) if len(chosen) != len(results) else ""
+        selection = _selection(options) if chosen != results else ""
         output = options.output or folders[0] / ("selection" if selection else "report")
         page, *files = write_report(
             chosen, output, read_cards(folders), read_samples(folders), selection
