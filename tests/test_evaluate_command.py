@@ -457,6 +457,16 @@ def test_a_report_of_nothing_is_one_line(here, capsys, words, said):
     assert not Path("report").exists()
 
 
+def test_results_that_cannot_be_looked_at_are_not_said_to_be_unwritable(here, monkeypatch, capsys):
+    def read_results(*paths):
+        raise PermissionError(13, "Permission denied", str(paths[0] / "results.csv"))
+
+    monkeypatch.setattr("l2o.commands.report.read_results", read_results)
+    (here / "closed").mkdir()
+    said = error_of(capsys, "--report", "closed")
+    assert "Permission denied: 'closed/results.csv'" in said and "write" not in said
+
+
 # --- what is wrong ------------------------------------------------------------------------------
 
 

@@ -41,12 +41,12 @@ def report(options: argparse.Namespace, parser: Parser) -> int:
             raise UserError(f"{', '.join(map(str, options.report))}: no results yet")
         chosen = _chosen(results, options)
         selection = _selection(options) if chosen != results else ""
-        output = options.output or folders[0] / ("selection" if selection else "report")
-        page, *files = write_report(
-            chosen, output, read_cards(folders), read_samples(folders), selection
-        )
+        cards, samples = read_cards(folders), read_samples(folders)
     except TableError as error:
         raise UserError(str(error)) from error
+    output = options.output or folders[0] / ("selection" if selection else "report")
+    try:
+        page, *files = write_report(chosen, output, cards, samples, selection)
     except OSError as error:
         raise UserError(f"Cannot write {output}: {error.strerror}") from error
     print(f"Written: {page} and {len(files)} files beside it")
