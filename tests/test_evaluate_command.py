@@ -19,6 +19,7 @@ from l2o.evaluation.results import Result, by_evaluation, read_results, write_re
 from l2o.evaluation.run import Plan, Task, evaluate, missing
 from l2o.evaluation.store import ResultsDirectory, steps_file
 from l2o.rules import SGD, TEACHERS, TUNED_RATES, Averaged, Choice, RNNProp, get_pool
+from l2o.shipped import pretrained_path
 from problems import PROBLEMS, Dataset, Split, get_problem
 
 SHAPES = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "svhn_cropped": (32, 32, 3)}
@@ -136,6 +137,19 @@ def test_numbered_runs_are_replicates(tmp_path):
     contenders = get_contenders(str(tmp_path / "mine"))
     assert [(c.name, c.replicate) for c in contenders] == [("mine", k) for k in (1, 2, 10)]
     assert len({c.origin for c in contenders}) == 3
+    for path in ("mine/2", "mine/2/policy"):
+        (one,) = get_contenders(str(tmp_path / path))
+        assert (one.name, one.replicate, one.origin) == ("mine", 2, contenders[1].origin)
+    (named,) = get_contenders(f"other={tmp_path / 'mine' / '2'}")
+    assert (named.name, named.replicate) == ("other", 1)
+
+
+def test_a_shipped_replicate_is_the_same_by_its_directory():
+    (named,), (found,) = map(
+        get_contenders, ("choice-large/3", str(pretrained_path("choice-large/3")))
+    )
+    assert (found.name, found.replicate) == (named.name, named.replicate)
+    assert found.origin == named.origin
 
 
 @pytest.mark.parametrize("text", ["adan", "keras:Adan", "adam@", "adam@-1", "keras:Adam@x", "no/x"])

@@ -186,10 +186,12 @@ def _directory(name: str, path: Path) -> list[Contender]:
     replicates = _replicates(path)
     if replicates:
         name = name or path.name
-        return [_policy(name, load_policy(_policy_of(p)), int(p.name)) for p in replicates]
+        return [_policy(name, load_policy(_policy_of(p)), _number(p)) for p in replicates]
     run = path.parent if path.name in ("policy", "choice") else path
     suffix = "-choice" if path.name == "choice" else ""
-    return [_policy(name or run.name + suffix, load_policy(_policy_of(path)))]
+    replicate = 0 if name else _number(run)
+    named = run.parent if replicate else run
+    return [_policy(name or named.name + suffix, load_policy(_policy_of(path)), replicate or 1)]
 
 
 def _policy_of(path: Path) -> Path:
@@ -205,5 +207,9 @@ def _policy_of(path: Path) -> Path:
 
 def _replicates(path: Path) -> list[Path]:
     """The numbered subdirectories of a run with several replicates, in order."""
-    numbered = [p for p in path.glob("*") if p.is_dir() and p.name.isdecimal()]
-    return sorted(numbered, key=lambda p: int(p.name))
+    return sorted((p for p in path.glob("*") if p.is_dir() and _number(p)), key=_number)
+
+
+def _number(run: Path) -> int:
+    """The number that a run's directory has for a name; 0 if it has none."""
+    return int(run.name) if run.name.isdecimal() else 0
