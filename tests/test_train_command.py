@@ -263,8 +263,8 @@ def test_a_sweep_is_a_run_for_each_magnitude_and_seed():
     line = "--perturbation gaussian --magnitude 5e-4 1e-3 --replicates 2 --seed 7 --output out"
     found = [(str(d), s.meta().perturbation.magnitude, s.seed) for d, s in chosen(line)]
     assert found == [
-        ("out/0.0005/1", 5e-4, 7), ("out/0.0005/2", 5e-4, 8),
-        ("out/0.001/1", 1e-3, 7), ("out/0.001/2", 1e-3, 8),
+        ("out/magnitude-0.0005/1", 5e-4, 7), ("out/magnitude-0.0005/2", 5e-4, 8),
+        ("out/magnitude-0.001/1", 1e-3, 7), ("out/magnitude-0.001/2", 1e-3, 8),
     ]  # fmt: skip
 
 

@@ -245,7 +245,7 @@ def settings(options: argparse.Namespace, preset: str) -> list[tuple[Path, Setti
         for k in range(options.replicates):
             directory = root
             if len(magnitudes) > 1:
-                directory /= f"{magnitude:g}"
+                directory /= f"magnitude-{magnitude:g}"
             if options.replicates > 1:
                 directory /= str(k + 1)
             one = choices | {"magnitude": magnitude, "seed": options.seed + k}
