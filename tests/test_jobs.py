@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from l2o.checkpoint import load_policy
+from l2o.checkpoint import PolicyError, load_policy
+from l2o.commands.pool import spread
 from l2o.evaluation.results import by_evaluation, read_results
 
 _ROOT = Path(__file__).parent.parent
@@ -49,6 +50,11 @@ def test_replicates_in_two_processes(tmp_path):
         load_policy(tmp_path / "out" / "2" / "policy").weights, expected.weights, strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)  # threads sum in another order
+
+
+def test_why_a_process_could_not_start_is_told():
+    with pytest.raises(PolicyError, match="nowhere"):
+        list(spread(print, [()], 1, load_policy, ("nowhere",)))
 
 
 def wait_for(process: subprocess.Popen, *paths: Path) -> None:

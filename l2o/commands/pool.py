@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
 from l2o.commands.terminal import UserError, quiet_start
@@ -33,7 +34,7 @@ def spread(
         call: A function of a module: of what `start` returned in its process, and its arguments.
         arguments: The others, of each call.
         jobs: Processes at most.
-        start: Called with `settings` as each process starts; what it returns is held there.
+        start: Called with `settings` before a process' first call; what it returns is held there.
         settings: Anything that can be pickled.
 
     Yields:
@@ -41,6 +42,7 @@ def spread(
 
     Raises:
         UserError: If a process died.
+        Exception: What `start` or `call` raised.
     """
     if not arguments:
         return
@@ -65,11 +67,11 @@ def spread(
             raise
 
 
-_held: list = []  # in a process of the pool: what its start returned
+_held: list = []  # in a process of the pool: a function that gives what its start returned
 
 
 def _call(call: Callable, *arguments):
-    return call(_held[0], *arguments)
+    return call(_held[0](), *arguments)
 
 
 @contextmanager
@@ -91,7 +93,7 @@ def _start(start: Callable, settings: tuple) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.experimental.enable_op_determinism()
     tf.get_logger().setLevel("ERROR")
-    _held.append(start(*settings))
+    _held.append(cache(partial(start, *settings)))  # an error here would pass for a kill
 
 
 def _end_with_parent() -> None:
