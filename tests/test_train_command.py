@@ -153,6 +153,19 @@ def test_wrong_command_line(line, untouched, capfd):
     assert out == ""
 
 
+def test_jobs_do_not_share_a_gpu(monkeypatch, capfd):
+    tuned = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+    monkeypatch.setattr(command, "tune", lambda *words: tuned.append(words))
+    for line in ("--replicates 2", "--tune"):
+        assert run(*line.split(), "--jobs", 2) == 2
+        said = "error: --jobs spreads runs over the cores of a machine without a GPU\n"
+        assert capfd.readouterr().err == said
+    assert run("--tune") == 0
+    ((_, _, _, jobs, _),) = tuned
+    assert jobs == 1
+
+
 def test_data_that_cannot_be_had(capfd, monkeypatch):
     from problems import DatasetUnavailable
 

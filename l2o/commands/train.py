@@ -75,8 +75,9 @@ def _tune(options: argparse.Namespace) -> int:
     )
     place, output = (search.problem, search.data, search.data_dir), options.output
     output = output or Path("runs/tuning")
+    gpus = _gpus(options)
+    jobs = options.jobs or (1 if gpus else os.cpu_count() or 1)
     try:
-        jobs = options.jobs or os.cpu_count() or 1
         tune(search, lambda: load_problem(*place), output, jobs, options.fresh)
     except KeyboardInterrupt:
         print(f"\nStopped. The fits that ended are kept; {_again(options)} goes on.")
@@ -123,15 +124,21 @@ class Work:
     strategy: tf.distribute.Strategy
 
 
-def _prepare(options: argparse.Namespace) -> Work:
+def _gpus(options: argparse.Namespace) -> list:
+    """The GPUs that there are, which --jobs do not share."""
     with quiet_start():
         gpus = tf.config.list_physical_devices("GPU")
+    if gpus and (options.jobs or 1) > 1:
+        raise UserError("--jobs spreads runs over the cores of a machine without a GPU")
+    return gpus
+
+
+def _prepare(options: argparse.Namespace) -> Work:
+    gpus = _gpus(options)
     preset, reason = options.preset, ""
     if preset is None:
         preset, reason = ("paper", "there is a GPU") if gpus else ("cpu", "there is no GPU")
         reason = f", because {reason}"
-    if gpus and (options.jobs or 1) > 1:
-        raise UserError("--jobs spreads runs over the cores of a machine without a GPU")
     runs = settings(options, preset)
     first = runs[0][1]
     strategy = make_strategy(options.devices, first.schedules()[0].meta_batch)

@@ -172,8 +172,8 @@ def parser() -> Parser:
     g.add_argument("--replicates", type=count, default=1, metavar="R",
                    help="run seeds SEED to SEED + R - 1, each in a subdirectory; default 1")
     g.add_argument("--jobs", type=count, metavar="J",
-                   help="processes of one thread each, for several runs or for --tune; default one "
-                   "a core for --tune, else 1, which uses all cores")
+                   help="processes of one thread each, for several runs or for --tune, where there "
+                   "is no GPU; default one a core there for --tune, else 1, which uses all cores")
     g.add_argument("--output", metavar="DIR", type=Path,
                    help="run directory; default runs/ and a name such as choice-large that says "
                    "what is trained, or runs/tuning for --tune")
