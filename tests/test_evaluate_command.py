@@ -205,6 +205,14 @@ def test_evaluation_from_nothing_to_table_and_again(here, capsys):
     assert (here / "results" / "smoke" / "results.csv").read_text() == before
 
 
+def test_with_jobs_no_time_is_measured_before(here, capsys, monkeypatch):
+    monkeypatch.setattr("l2o.commands.evaluate.spread", lambda *_: [])
+    monkeypatch.setattr("l2o.commands.evaluate.Forecast", None)
+    words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "adam", "--jobs", "2")
+    assert call(*words) == 0
+    assert "Expected" not in capsys.readouterr().out
+
+
 def test_a_process_of_jobs_runs_the_evaluation_that_is_meant(tmp_path):
     """One policy under two names, and with a decay or without, are different evaluations."""
     path = make_policy(tmp_path / "mine")

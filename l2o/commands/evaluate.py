@@ -222,22 +222,12 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
                 f"{Warmup().steps} steps of SGD: optimizers cannot differ; give more --epochs"
             )
     if todo:
-        forecast = Forecast(todo, plan)
-        device = f"{gpus} GPU" if gpus else "the CPU"
-        print(f"Expected time: about {duration(forecast.total)} on {device} as it is now",
-              flush=True)  # fmt: skip
         bar = Progress("evaluating")
-
-        def watch(task, contender, repeat, steps) -> None:
-            done, left = forecast.at(task, contender, repeat, steps)
-            text = f"{task.problem.name}, {contender.name}, repeat {repeat}: step {steps}"
-            bar.show(done, forecast.total, f"{text}, {duration(left)} left")
-
         try:
             if options.jobs > 1:
                 _spread(options, todo, plan, directory, bar)
             else:
-                evaluate(todo, plan, directory, watch)
+                _in_turn(todo, plan, directory, bar, f"{gpus} GPU" if gpus else "the CPU")
         except KeyboardInterrupt:
             bar.close()
             print(f"Stopped. What was over is kept in {directory.path}; the same command goes on.")
@@ -252,6 +242,19 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
         print("ε is what privacy was spent.")
     print(f"Figures and a page: python evaluate.py --report {directory.path}")
     return 0
+
+
+def _in_turn(todo, plan, directory, bar: Progress, device: str) -> None:
+    """Evaluates in this process, and says before how long that may take."""
+    forecast = Forecast(todo, plan)
+    print(f"Expected time: about {duration(forecast.total)} on {device} as it is now", flush=True)
+
+    def watch(task, contender, repeat, steps) -> None:
+        done, left = forecast.at(task, contender, repeat, steps)
+        text = f"{task.problem.name}, {contender.name}, repeat {repeat}: step {steps}"
+        bar.show(done, forecast.total, f"{text}, {duration(left)} left")
+
+    evaluate(todo, plan, directory, watch)
 
 
 def _spread(options: argparse.Namespace, todo, plan, directory, bar: Progress) -> None:
