@@ -20,6 +20,7 @@ import start
 with start.quiet():
     import tensorflow as tf
 
+    from l2o.commands.report import counted
     from l2o.evaluation.comparison import summarize
     from l2o.evaluation.contenders import get_contenders
     from l2o.evaluation.figures import drawings
@@ -55,8 +56,8 @@ def main() -> None:
     with ResultsDirectory(Path("results/figure-3")) as directory:
         todo = missing([task], contenders, plan, directory)
         evaluate(todo, plan, directory, announce)
-    keys = {plan.key(task, c, r + 1) for c in contenders for r in range(plan.repeats)}
-    cases = summarize(result for result in directory.results if result.key in keys)
+    fits = {plan.key(task, c, r + 1).fit for c in contenders for r in range(plan.repeats)}
+    cases = summarize(counted(r for r in directory.results if r.key.fit in fits))
     figure = next(drawing for drawing in drawings(cases) if drawing.file == "figure-3")
     if figure.draw is None:
         parser.exit(2, f"error: Figure 3 needs {figure.lacking}\n")

@@ -270,6 +270,28 @@ def test_a_stopped_evaluation_keeps_what_was_over_and_goes_on(here, capsys, monk
     assert {r.optimizer for r in read_results("results/smoke")} == {"adam", "sgd", "rmsprop"}
 
 
+def test_a_seed_is_one_fit_whichever_repeat_it_is(here, capsys):
+    words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "adam", "--repeats", "2")
+    assert call(*words) == 0
+    capsys.readouterr()
+    assert call(*words, "--seed", "1") == 0
+    out = capsys.readouterr().out
+    assert "1 of 2 evaluations are there" in out and "left out" not in out
+    rows = read_results("results/smoke")
+    assert [r.seed for r in rows if r.epoch == 1] == [0, 1, 2]
+    again = [replace(r, repeat=9, seconds=7.0) for r in rows if r.seed == 1]
+    write_results("results/smoke/results.csv", rows + again)
+    assert call(*words, "--seed", "1") == 0
+    once = capsys.readouterr().out
+    assert "as other repeats: 1\n" in once
+    assert once[once.index("\nmnist_mlp, 1 epoch") :] == out[out.index("\nmnist_mlp, 1 epoch") :]
+    assert read_results("results/smoke") == rows + again  # nothing that was found is thrown away
+    write_results("again.csv", again)
+    assert call("--report", "results/smoke", "again.csv") == 0
+    assert "as other repeats: 1\n" in capsys.readouterr().out
+    assert "Evaluations: 3, of 1 optimizers" in Path("results/smoke/report/report.md").read_text()
+
+
 def test_divergence_is_a_result(here, capsys):
     words = ("--preset", "smoke", "--epochs", "60", "--problem", "mnist_mlp")
     assert call(*words, "--optimizer", "sgd@1e38") == 0

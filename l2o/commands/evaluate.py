@@ -26,7 +26,7 @@ from l2o.commands.problem import (
     load_problem,
     problem_name,
 )
-from l2o.commands.report import report
+from l2o.commands.report import counted, report
 from l2o.commands.terminal import (
     Parser,
     UserError,
@@ -233,8 +233,11 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
             print(f"Stopped. What was over is kept in {directory.path}; the same command goes on.")
             return 130
         bar.close()
-    keys = {plan.key(t, c, r + 1) for t in tasks for c in contenders for r in range(plan.repeats)}
-    print(f"\n{summary_table(row for row in directory.results if row.key in keys)}")
+    fits = {
+        plan.key(t, c, r + 1).fit for t in tasks for c in contenders for r in range(plan.repeats)
+    }
+    found = counted(row for row in directory.results if row.key.fit in fits)
+    print(f"\n{summary_table(found)}")
     print("Means over n evaluations. Test accuracy is at the epoch chosen on validation.")
     if not all(task.problem.private for task in tasks):
         print("Log train is of the last epoch's mean loss, each batch's before its step.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from l2o.commands.problem import ALL
@@ -11,7 +11,7 @@ from l2o.commands.terminal import Parser, UserError, given_beside
 from l2o.evaluation.comparison import evaluations
 from l2o.evaluation.contenders import ORACLE
 from l2o.evaluation.report import write_report
-from l2o.evaluation.results import Result, read_results
+from l2o.evaluation.results import Result, by_evaluation, distinct, read_results
 from l2o.evaluation.store import read_cards, read_samples
 from l2o.evaluation.tables import TableError
 from l2o.rules import TEACHERS
@@ -39,6 +39,7 @@ def report(options: argparse.Namespace, parser: Parser) -> int:
         results = read_results(*options.report)
         if not results:
             raise UserError(f"{', '.join(map(str, options.report))}: no results yet")
+        results = counted(results)
         chosen = _chosen(results, options)
         selection = _selection(options) if chosen != results else ""
         cards, samples = read_cards(folders), read_samples(folders)
@@ -51,6 +52,15 @@ def report(options: argparse.Namespace, parser: Parser) -> int:
         raise UserError(f"Cannot write {output}: {error.strerror}") from error
     print(f"Written: {page} and {len(files)} files beside it")
     return 0
+
+
+def counted(results: Iterable[Result]) -> list[Result]:
+    """The results of each fit once; says how many evaluations that leaves out."""
+    results = list(results)
+    found = distinct(results)
+    if left_out := len(by_evaluation(results)) - len(by_evaluation(found)):
+        print(f"Note: evaluations left out, their seeds being there as other repeats: {left_out}")
+    return found
 
 
 def _selection(options: argparse.Namespace) -> str:

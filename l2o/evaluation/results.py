@@ -26,6 +26,11 @@ class Key(NamedTuple):
     seed: int
     epochs: int
 
+    @property
+    def fit(self) -> Key:
+        """What is evaluated: the seed alone makes two repeats differ."""
+        return self._replace(repeat=1)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -133,6 +138,12 @@ def by_evaluation(results: Iterable[Result]) -> dict[Key, list[Result]]:
     for result in results:
         evaluations.setdefault(result.key, []).append(result)
     return {key: sorted(rows, key=lambda r: r.epoch) for key, rows in evaluations.items()}
+
+
+def distinct(results: Iterable[Result]) -> list[Result]:
+    """The results, of evaluations alike in all but the repeat the first one's: it is one fit."""
+    first: dict[Key, int] = {}
+    return [r for r in results if first.setdefault(r.key.fit, r.repeat) == r.repeat]
 
 
 def describe(key: Key) -> str:

@@ -18,7 +18,6 @@ from l2o.evaluation.results import (
     TABLE,
     Key,
     Result,
-    by_evaluation,
     read_results,
     write_results,
 )
@@ -54,7 +53,7 @@ class ResultsDirectory(Claim):
             raise
         if not self.results:
             write_results(self.table, [])
-        self._known = set(by_evaluation(self.results))
+        self._known = {result.key.fit for result in self.results}
 
     @property
     def table(self) -> Path:
@@ -62,7 +61,7 @@ class ResultsDirectory(Claim):
         return self.path / TABLE
 
     def __contains__(self, key: Key) -> bool:
-        return key in self._known
+        return key.fit in self._known
 
     def add(self, key: Key, results: Sequence[Result], course: Course) -> None:
         """Adds an evaluation: first its steps, then its rows, each in one piece."""
@@ -71,7 +70,7 @@ class ResultsDirectory(Claim):
         write_atomically(self.path / "steps" / steps_file(key), buffer.getvalue())
         write_results(self.table, [*self.results, *results])
         self.results += results
-        self._known.add(key)
+        self._known.add(key.fit)
 
     def keep_card(self, origin: str, card: dict[str, Any]) -> None:
         """Keeps a policy's card."""
