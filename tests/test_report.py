@@ -424,6 +424,34 @@ def test_fits_that_are_all_warm_up_are_said_first(steps, tmp_path, undrawn):
     assert ("mnist_cnn, 1 epoch: 100 steps are all warm-up" in overview) == (steps == 100)
 
 
+def test_figure_6_has_a_line_for_each_way_of_training():
+    found, cards = [], {}
+    for k, (added, strategy, noise) in enumerate((
+        ("", "choice", {}), ("", "minmax", {}), ("", "choice", {"absolute": True}),
+        ("", "choice", {"attack_steps": 3}), ("+wd0.01", "choice", {}),
+    )):  # fmt: skip
+        for magnitude in (1e-3, 1e-2):
+            for replicate in (1, 2):
+                origin = f"{k}/{magnitude}/{replicate}"
+                perturbation = {"kind": "gaussian", "magnitude": magnitude} | noise
+                cards[origin] = {"strategy": strategy, "pool": "large",
+                                 "perturbation": perturbation}  # fmt: skip
+                for repeat in (1, 2):
+                    losses = [2.0, 0.1 * replicate + 0.03 * repeat]
+                    found += made_evaluation(f"p{k}-{magnitude}{added}", losses, origin=origin,
+                                             replicate=replicate, repeat=repeat)  # fmt: skip
+    (figure,) = (d for d in drawings(summarize(found), cards) if d.file == "figure-6")
+    (axes,) = figure.draw().axes
+    assert all(len(line.get_xdata()) == 2 for line in axes.lines)
+    assert {text.get_text().split(" (n = ")[0] for text in axes.get_legend().get_texts()} == {
+        "gaussian, attack steps 1, choice",
+        "gaussian, attack steps 1, minmax",
+        "gaussian, absolute, attack steps 1, choice",
+        "gaussian, attack steps 3, choice",
+        "gaussian, attack steps 1, choice, +wd0.01",
+    }
+
+
 def test_styles_differ_and_do_not_depend_on_other_figures():
     cases = summarize(rows(*(made_evaluation(f"policy-{k}", [2.0, 1.0]) for k in range(20))))
     look = plots.look(cases).styles

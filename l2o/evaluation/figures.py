@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle
 from math import isfinite, isnan
 from typing import Any
 
@@ -115,7 +117,7 @@ def drawings(
                                     "optimization stability (standard deviation)"),
          "an evaluation of more than one epoch"),
         ("figure-6", "Figure 6: meta-stability by perturbation's magnitude",
-         "One line a kind of perturbation; lower is steadier.", perturbed,
+         "One line a way of training, but for the magnitude; lower is steadier.", perturbed,
          lambda: _by_magnitude(perturbed),
          "replicates of policies trained under perturbation, with their cards"),
         ("figure-7", "Figure 7: samples of the datasets", "The first test images of each.", samples,
@@ -174,26 +176,46 @@ def perturbation(
     return (str(found["kind"]), float(found["magnitude"])) if isinstance(found, Mapping) else None
 
 
-def _perturbed(cases, cards) -> dict[Case, dict[str, list[tuple[float, Summary]]]]:
-    found: dict[Case, dict[str, list[tuple[float, Summary]]]] = {}
+def _perturbed(cases, cards) -> dict[Case, dict[tuple[str, ...], list[tuple[float, Summary]]]]:
+    """Of each case, lines of magnitudes and policies by the words that tell them apart."""
+    found: dict[Case, dict[tuple[str, ...], list[tuple[float, Summary]]]] = {}
     for case, summaries in cases.items():
         for s in summaries:
             of = perturbation(s, cards)
             if of and isfinite(s.performance.meta):
-                found.setdefault(case, {}).setdefault(of[0], []).append((of[1], s))
+                key = s.evaluations[0].key
+                words = _but_for_magnitude(key.optimizer, cards[key.origin])
+                found.setdefault(case, {}).setdefault(words, []).append((of[1], s))
     return found
+
+
+def _but_for_magnitude(name: str, card: Mapping[str, Any]) -> tuple[str, ...]:
+    """How a perturbed policy was trained and is used, in words; the first is the kind."""
+    noise, rule = card["perturbation"], ""
+    with suppress(LookupError, TypeError):  # of a card that is not of our own making
+        rule = str(card["phases"][-1]["rule"]["rule"])
+    return (
+        str(noise["kind"]),
+        "absolute" if noise.get("absolute") else "",
+        f"attack steps {noise.get('attack_steps', 1)}",
+        *(str(card.get(what, "")) for what in ("strategy", "pool", "problem", "preset")),
+        rule,
+        "".join(name.partition("+")[1:]),  # averaging, weight decay, EMA
+    )
 
 
 def _by_magnitude(perturbed) -> Figure:
     figure, grid = plots.panels(perturbed, 2.75)
-    for axes, kinds in zip(grid, perturbed.values(), strict=True):
-        looks = zip(sorted(kinds.items()), plots.COLOURS, "osD^vP", strict=False)
-        for (kind, points), colour, marker in looks:
+    for axes, lines in zip(grid, perturbed.values(), strict=True):
+        differing = [i for i, words in enumerate(zip(*lines, strict=True)) if len({*words}) > 1]
+        looks = zip(sorted(lines.items()), cycle(plots.COLOURS), cycle("osD^vPX"), strict=False)
+        for (words, points), colour, marker in looks:
             points = sorted(points, key=lambda point: point[0])
+            name = ", ".join(words[i] for i in sorted({0, *differing}) if words[i])
             n = "/".join(map(str, sorted({s.performance.replicates for _, s in points})))
             axes.plot([m for m, _ in points], [s.performance.meta for _, s in points],
                       color=colour, marker=marker,
-                      label=f"{kind} (n = {n} replicates each)")  # fmt: skip
+                      label=f"{name} (n = {n} replicates each)")  # fmt: skip
         axes.set_xscale("symlog", linthresh=1e-5)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("magnitude of the perturbation")
