@@ -9,7 +9,6 @@ that are there are not run again. `evaluate.py --report` draws all the figures t
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -20,14 +19,20 @@ import start
 with start.quiet():
     import tensorflow as tf
 
+    from l2o import PolicyError
+    from l2o.claim import DirectoryError
+    from l2o.commands.problem import load_problem, problem_name
     from l2o.commands.report import counted
+    from l2o.commands.terminal import Parser, UserError, count, run_command
     from l2o.evaluation.comparison import summarize
-    from l2o.evaluation.contenders import get_contenders
+    from l2o.evaluation.contenders import ContenderError, get_contenders
     from l2o.evaluation.figures import drawings
     from l2o.evaluation.plots import png
+    from l2o.evaluation.privacy import PrivacyError
     from l2o.evaluation.run import Plan, Task, evaluate, missing
     from l2o.evaluation.store import ResultsDirectory
-    from problems import get_problem, load_dataset
+    from l2o.evaluation.tables import TableError
+    from l2o.files import write_atomically
 
 
 def announce(task, contender, repeat: int, steps: int) -> None:
@@ -36,35 +41,35 @@ def announce(task, contender, repeat: int, steps: int) -> None:
         print(f"{task.problem.name} with {contender.name}, repeat {repeat}", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main() -> int:
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("policy", help="a run's or a policy's directory, or a shipped policy")
-    parser.add_argument("--problem", default="mnist_cnn", help="a problem's name")
-    parser.add_argument("--epochs", type=int, default=25, help="epochs of each fit")
-    parser.add_argument("--repeats", type=int, default=1, help="fits of each optimizer")
+    parser.add_argument("--problem", type=problem_name, default="mnist_cnn", help="its name")
+    parser.add_argument("--epochs", type=count, default=25, help="epochs of each fit")
+    parser.add_argument("--repeats", type=count, default=1, help="fits of each optimizer")
     arguments = parser.parse_args()
     if arguments.epochs < 2:
         parser.error(f"--epochs must be at least 2. Received: {arguments.epochs}")
+    tf.get_logger().setLevel("ERROR")  # each optimizer is traced anew, which it warns of
+    plan = Plan(arguments.repeats, arguments.epochs)
     try:
         contenders = [c for name in (arguments.policy, "oracle") for c in get_contenders(name)]
-        problem = get_problem(arguments.problem)
-    except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
-    tf.get_logger().setLevel("ERROR")  # each optimizer is traced anew, which it warns of
-    task = Task(problem, load_dataset(problem.dataset))
-    plan = Plan(arguments.repeats, arguments.epochs)
-    with ResultsDirectory(Path("results/figure-3")) as directory:
-        todo = missing([task], contenders, plan, directory)
-        evaluate(todo, plan, directory, announce)
+        task = Task(*load_problem(arguments.problem, None, None))
+        with ResultsDirectory(Path("results/figure-3")) as directory:
+            todo = missing([task], contenders, plan, directory)
+            evaluate(todo, plan, directory, announce)
+    except (ContenderError, PolicyError, DirectoryError, TableError, PrivacyError) as error:
+        raise UserError(str(error)) from error
     fits = {plan.key(task, c, r + 1).fit for c in contenders for r in range(plan.repeats)}
     cases = summarize(counted(r for r in directory.results if r.key.fit in fits))
     figure = next(drawing for drawing in drawings(cases) if drawing.file == "figure-3")
     if figure.draw is None:
-        parser.exit(2, f"error: Figure 3 needs {figure.lacking}\n")
+        raise UserError(f"Figure 3 needs {figure.lacking}")
     path = directory.path / "figure-3.png"
-    path.write_bytes(png(figure.draw))
-    print(f"{path}: {figure.title}, of {problem.name} on {task.data}")
+    write_atomically(path, png(figure.draw))
+    print(f"{path}: {figure.title}, of {task.problem.name} on {task.data}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

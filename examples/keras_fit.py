@@ -3,12 +3,11 @@
     python examples/keras_fit.py choice-large
     python examples/keras_fit.py runs/choice-large/policy --examples 12800 --networks cnn
 
-Prints a table. Nothing here but the optimizer is l2o's: it is a plain `compile` and `fit`.
+Prints a table. Nothing of a fit but the optimizer is l2o's: it is a plain `compile` and `fit`.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ with start.quiet():
     import numpy as np
 
     import l2o
+    from l2o.commands.terminal import Parser, count
     from problems import datasets, networks
 
 
@@ -64,11 +64,11 @@ def train(name: str, optimizer, data: datasets.Dataset, settings) -> list[float]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("policy", help="a policy directory, or the name of a shipped policy")
-    parser.add_argument("--examples", type=int, default=51200, help="training examples, at most")
-    parser.add_argument("--epochs", type=int, default=1, help="times that they are seen")
-    parser.add_argument("--batch", type=int, default=128, help="examples a step")
+    parser.add_argument("--examples", type=count, default=51200, help="training examples, at most")
+    parser.add_argument("--epochs", type=count, default=1, help="times that they are seen")
+    parser.add_argument("--batch", type=count, default=128, help="examples a step")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     arguments = parser.parse_args()
     try:
