@@ -53,7 +53,8 @@ def main() -> int:
     tf.get_logger().setLevel("ERROR")  # each optimizer is traced anew, which it warns of
     plan = Plan(arguments.repeats, arguments.epochs)
     try:
-        contenders = [c for name in (arguments.policy, "oracle") for c in get_contenders(name)]
+        named = [c for name in (arguments.policy, "oracle") for c in get_contenders(name)]
+        contenders = list({(c.name, c.replicate): c for c in named}.values())
         task = Task(*load_problem(arguments.problem, None, None))
         with ResultsDirectory(Path("results/figure-3")) as directory:
             todo = missing([task], contenders, plan, directory)

@@ -62,10 +62,16 @@ _FIGURE = "figure_3.py choice-large --problem digits_cnn --epochs 2"
 
 def made(todo, plan, directory, watch):
     """In place of the fits."""
+    assert len({contender.name for _, _, contender in todo}) == len(todo)
     for task, repeat, contender in todo:
         key = plan.key(task, contender, repeat)
         for row in made_evaluation("x", [2.0, 1.0, 0.5]):
             directory.results.append(replace(row, **key._asdict()))
+
+
+def test_a_teacher_is_not_fitted_twice_for_figure_3(monkeypatch):
+    monkeypatch.setattr(run, "evaluate", made)
+    assert call(monkeypatch, _FIGURE.replace("choice-large", "adam")) == 0
 
 
 def test_figure_3_is_written_in_one_piece_or_not_at_all(here, monkeypatch, capsys):
