@@ -23,13 +23,11 @@ class Target:
 
     Attributes:
         name: "best" for the oracle's best loss, "95% of the fall" from epoch 0 to it.
-        oracle: The teacher it comes from.
         loss: The loss. The best is that at the mean of the oracle's best log losses, the fall's
             start the mean of its losses at epoch 0.
     """
 
     name: str
-    oracle: str
     loss: float
 
 
@@ -84,8 +82,8 @@ def targets(summaries: Sequence[Summary]) -> tuple[Target, ...]:
     if not goal < start:
         return ()
     return (
-        Target(f"{FALL:.0%} of the fall", best.label, start - FALL * (start - goal)),
-        Target("best", best.label, goal),
+        Target(f"{FALL:.0%} of the fall", start - FALL * (start - goal)),
+        Target("best", goal),
     )
 
 
