@@ -134,10 +134,10 @@ def parser() -> Parser:
                    f"default {Settings.clip_ratio:g}")
     g.add_argument("--clip-floor", type=positive, default=Settings.clip_floor, metavar="L",
                    help=f"a shorter tensor counts as this long; default {Settings.clip_floor:g}")
-    g.add_argument("--warmup-steps", type=whole, default=100, metavar="W",
-                   help="plain SGD steps before an unroll; default 100")
-    g.add_argument("--warmup-rate", type=positive, default=0.01, metavar="RATE",
-                   help="their learning rate; default 0.01")
+    g.add_argument("--warmup-steps", type=whole, default=Settings.warmup_steps, metavar="W",
+                   help=f"plain SGD steps before an unroll; default {Settings.warmup_steps}")
+    g.add_argument("--warmup-rate", type=positive, default=Settings.warmup_rate, metavar="RATE",
+                   help=f"their learning rate; default {Settings.warmup_rate:g}")
     g.add_argument("--scale-limit", type=positive, default=Settings.scale_limit, metavar="S",
                    help="random scaling of the coordinates by exp(U(-S, S)) with a random sign "
                    f"(after Lv et al. 2017, where S is 3); default {Settings.scale_limit:g}")
