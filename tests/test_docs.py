@@ -117,6 +117,7 @@ def test_the_commands_it_names_exist(name):
         for name, page in zip(NAMES, PAGES, strict=True)
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*steps so far were warm-up")  # the reader has few images
 def test_blocks_run(page, reader):
     for block in blocks(page):
         if block.note.startswith("skip, "):
