@@ -193,7 +193,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         """Called by `fit` at its end."""
         super().finalize_variable_values(var_list)
         self._warn_of_skipped_steps()
-        steps = int(ops.convert_to_numpy(self._iterations))
+        steps = int(ops.convert_to_numpy(self.iterations))
         if 0 < steps <= self.warmup_steps:
             warnings.warn(
                 f"{self.name}: all {steps} steps so far were warm-up, which is plain SGD; the "
@@ -204,7 +204,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
     def _warn_of_skipped_steps(self) -> None:
         if not self._warned and self.skipped_steps:
             self._warned = True
-            steps = int(ops.convert_to_numpy(self._iterations))
+            steps = int(ops.convert_to_numpy(self.iterations))
             warnings.warn(
                 f"{self.name}: gradients were not finite; {self.skipped_steps} of {steps} steps "
                 "so far were skipped (see skipped_steps)",

@@ -205,6 +205,14 @@ def test_skipped_steps_are_warned_of_once(recwarn):
     assert sum("were skipped" in str(w.message) for w in recwarn.list) == 1
 
 
+def test_skipped_steps_are_counted_among_steps_of_accumulated_gradients():
+    optimizer = AmalgamatedOptimizer(SGD(1.0), gradient_accumulation_steps=2)
+    variable = keras.Variable([1.0])
+    with pytest.warns(UserWarning, match="1 of 1 steps so far were skipped"):
+        for _ in range(2):
+            optimizer.apply([np.array([np.nan], "float32")], [variable])
+
+
 def test_huge_but_finite_gradients_do_not_poison_the_state(any_rule):
     optimizer, size = AmalgamatedOptimizer(policy(any_rule), warmup_steps=0), LAYOUT.size
     path = walk(optimizer, np.full((3, size), [[1], [1e15], [1]], "float32"))

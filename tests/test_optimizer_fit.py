@@ -254,9 +254,12 @@ def test_another_model_needs_another_optimizer():
         fitted(used, 1, run_eagerly=True)
 
 
-def test_a_fit_that_is_all_warm_up_says_so(recwarn):
-    network = fitted(AmalgamatedOptimizer(SGD(0.1), warmup_steps=8), 1)
+@pytest.mark.parametrize("accumulated", [None, 2])
+def test_a_fit_that_is_all_warm_up_says_so(accumulated, recwarn):
+    steps = 8 // (accumulated or 1)
+    settings = {"warmup_steps": steps, "gradient_accumulation_steps": accumulated}
+    network = fitted(AmalgamatedOptimizer(SGD(0.1), **settings), 1)
     (warning,) = [str(w.message) for w in recwarn.list]
-    assert "all 8 steps so far were warm-up, which is plain SGD" in warning
+    assert f"all {steps} steps so far were warm-up, which is plain SGD" in warning
     network.fit(*data(), 8, verbose=0)  # the policy has taken over
     assert len(recwarn) == 1
