@@ -56,8 +56,8 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
     policy's step. A step whose gradients are not all finite is skipped for all variables and
     counted in `skipped_steps`; a warning says so once, at the end of `fit` where it is compiled.
 
-    State is float32 whatever the variables' dtype: for RNNProp 82 numbers a parameter, 328 bytes,
-    and one more where it is averaged.
+    State is float32 whatever the variables' dtype (float64 where that is Keras' floatx): for
+    RNNProp 82 numbers a parameter, 328 bytes, and one more where it is averaged.
 
     Args:
         policy: A `Policy`, as from `l2o.load_policy`, or an `UpdateRule` that has no weights.
@@ -357,7 +357,14 @@ def _initial_state(policy: Policy) -> State:
             f"trained policy with its weights. Received: {received}"
         )
     state = policy.rule.initial_state(Layout(("",), ((),)))
-    return State(*({k: ops.convert_to_numpy(v) for k, v in part.items()} for part in state))
+    return keras.tree.map_structure(_at_rest, state)
+
+
+def _at_rest(tensor) -> np.ndarray:
+    """A tensor of a rule's state, which has it in Keras' floatx."""
+    if keras.backend.is_float_dtype(tensor.dtype):
+        tensor = ops.cast(tensor, _dtype())
+    return ops.convert_to_numpy(tensor)
 
 
 def _native(variable):

@@ -235,6 +235,21 @@ def test_state_is_float32_whatever_the_variables_are(dtype):
     close(np.asarray(variable, "float32"), twin.numpy(), 1e-6 if dtype == "float32" else 1e-2)
 
 
+@pytest.mark.parametrize(
+    ("floatx", "rule"), [("float16", RNNProp(units=4)), ("bfloat16", Adam(0.1))]
+)
+def test_state_is_float32_whatever_keras_makes_by_default(floatx, rule, request):
+    weighty = policy(rule)
+    request.addfinalizer(lambda: keras.config.set_floatx("float32"))
+    keras.config.set_floatx(floatx)
+    optimizer = AmalgamatedOptimizer(weighty, warmup_steps=1)
+    variable = keras.Variable(np.ones((4,)), dtype=floatx)
+    for _ in range(3):
+        optimizer.apply([keras.ops.full((4,), 0.5)], [variable])
+    assert {v.dtype for v in optimizer.variables[2:]} <= {"float32", "int32"}
+    assert (np.asarray(variable, "float32") < 1).all()
+
+
 def test_float64_is_exact(float64):
     optimizer = AmalgamatedOptimizer(Adam(0.1), 0.7, warmup_steps=1, warmup_learning_rate=0.01)
     variable, g = keras.Variable(np.zeros(1)), np.array([0.3])
