@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from l2o.amalgamation.batches import held_out
+from l2o.amalgamation.draws import held_out
 from l2o.amalgamation.meta import MetaTraining
 from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.unroll import (
@@ -89,12 +89,11 @@ def test_an_unknown_meta_loss_is_an_error():
 
 
 def test_a_tenth_is_held_out_anew_for_each_trajectory():
-    data = Batch(np.zeros(205), np.zeros(205))
-    kept, tenth = held_out(data, (7, 0))
+    kept, tenth = held_out(205, (7, 0))
     assert (len(kept), len(tenth)) == (185, 20)
     np.testing.assert_array_equal(np.sort([*kept, *tenth]), np.arange(205))
-    np.testing.assert_array_equal(held_out(data, (7, 0))[1], tenth)
-    assert set(held_out(data, (7, 1))[1]) != set(tenth)
+    np.testing.assert_array_equal(held_out(205, (7, 0))[1], tenth)
+    assert set(held_out(205, (7, 1))[1]) != set(tenth)
 
 
 def test_an_unroll_never_trains_on_what_is_held_out():

@@ -52,13 +52,14 @@ import sys
 import jax.numpy as jnp, numpy as np
 import draws, fits
 from l2o.rules import RNNProp
+assert "tensorflow" not in sys.modules
 arrays = {k: jnp.asarray(v) for k, v in np.load(sys.argv[1] + "/in.npz").items()}
-draws.BATCH, fits.WARMUP, fits.SCORED_AT_ONCE = 16, 4, 50
+fits.WARMUP, fits.SCORED_AT_ONCE = 4, 50
 weights = [v for k, v in sorted(arrays.items()) if k.startswith("weight")]
 data, rule = (arrays["inputs"], arrays["labels"]), RNNProp()
 fit, found = fits.begun(rule, arrays["theta"]), []
 for start in (0, 12):
-    chosen = draws.batch_indices([3], len(data[1]), start, 12)
+    chosen = fits.batch_indices([3], len(data[1]), 16, start, 12)
     fit = fits.advance(rule, weights, 0.01, 0.7, data, fit, chosen)
     found.append(fits.score(data, jnp.stack([fit.parameters, fit.average])))
 np.savez(sys.argv[1] + "/out.npz", found=np.stack(found))
@@ -79,7 +80,8 @@ def test_the_truncation_is_that_of_l2o(name, tmp_path):
     import tensorflow as tf
     from made_weights import made_weights
 
-    from l2o.amalgamation.batches import batch_indices, held_out, take
+    from l2o.amalgamation.batches import take
+    from l2o.amalgamation.draws import batch_indices, held_out
     from l2o.amalgamation.optimizee import Batch, KerasOptimizee
     from l2o.amalgamation.perturbation import Perturbation
     from l2o.amalgamation.unroll import Amalgamation, Teacher, begin, truncation, warm_up
@@ -109,7 +111,7 @@ def test_the_truncation_is_that_of_l2o(name, tmp_path):
         generator.integers(10, size=EXAMPLES).astype("int32"),
     )
     key = [SEED, 1, 0, 7]
-    kept, tenth = held_out(data, key) if attack else (np.arange(EXAMPLES), None)
+    kept, tenth = held_out(EXAMPLES, key) if attack else (np.arange(EXAMPLES), None)
 
     def indices(start, steps, among=kept, stream=1):
         return among[batch_indices([*key, stream], len(among), BATCH, start, steps)]

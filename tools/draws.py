@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from jax_unroll import LAYOUT, SHAPES
 
+from l2o.amalgamation.draws import batch_indices, held_out
+
 BATCH, SCALE_LIMIT = 128, 1.0
 
 
@@ -38,28 +40,13 @@ class Draws:
 
     def steps(self, key: list[int], start: int, steps: int) -> np.ndarray:
         """int32 [steps, B] to train on."""
-        kept = self._parts(key)[0] if self.held_out else np.arange(self.examples)
-        return kept[batch_indices([*key, 1], len(kept), start, steps)].astype("int32")
+        kept = held_out(self.examples, key)[0] if self.held_out else np.arange(self.examples)
+        return kept[batch_indices([*key, 1], len(kept), BATCH, start, steps)].astype("int32")
 
     def judged(self, key: list[int], start: int, steps: int) -> np.ndarray:
         """int32 [steps, B] of the meta loss, where that is on held-out examples."""
-        tenth = self._parts(key)[1]
-        return tenth[batch_indices([*key, 4], len(tenth), start, steps)].astype("int32")
-
-    def _parts(self, key: list[int]) -> list[np.ndarray]:
-        order = np.random.default_rng([*key, 3]).permutation(self.examples)
-        return np.split(order, [self.examples - self.examples // 10])
-
-
-def batch_indices(seed: list[int], examples: int, start: int, steps: int) -> np.ndarray:
-    """Slices [steps, B] of a permutation that is fresh every epoch."""
-    per_epoch, rows, order = examples // BATCH, [], (None, None)
-    for step in range(start, start + steps):
-        epoch, place = divmod(step, per_epoch)
-        if epoch != order[0]:
-            order = epoch, np.random.default_rng([*seed, epoch]).permutation(examples)
-        rows.append(order[1][place * BATCH : (place + 1) * BATCH])
-    return np.reshape(rows, (steps, BATCH)).astype("int32")
+        tenth = held_out(self.examples, key)[1]
+        return tenth[batch_indices([*key, 4], len(tenth), BATCH, start, steps)].astype("int32")
 
 
 def begin(keys: list, scaled: bool) -> tuple[np.ndarray, np.ndarray]:

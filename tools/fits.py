@@ -27,10 +27,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from draws import BATCH, batch_indices, begin, read_examples  # noqa: E402
+from draws import BATCH, begin, read_examples  # noqa: E402
 from jax_unroll import LAYOUT, WARMUP_RATE, network_loss  # noqa: E402
 
 import l2o  # noqa: E402
+from l2o.amalgamation.draws import batch_indices  # noqa: E402
 from l2o.rules import TEACHERS, UpdateRule, get_teacher  # noqa: E402
 
 WARMUP, SCORED_AT_ONCE = 100, 1000
@@ -145,7 +146,7 @@ def main() -> None:
         for epoch in range(options.epochs):
             start = epoch * per_epoch
             keys, examples = [[s, STREAM, 1] for s in seeds], len(train[1])
-            batches = [batch_indices(key, examples, start, per_epoch) for key in keys]
+            batches = [batch_indices(key, examples, BATCH, start, per_epoch) for key in keys]
             batches = jnp.asarray(np.stack(batches))
             for name, proceed in programs.items():
                 fits[name] = proceed(decays, fits[name], batches, which)

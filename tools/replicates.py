@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.metadata
-import importlib.util
 import math
 import os
 import sys
@@ -26,8 +25,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["KERAS_BACKEND"] = "jax"
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -37,21 +35,15 @@ from draws import BATCH, Draws, begin, read_examples  # noqa: E402
 from jax_unroll import LAYOUT, Cut, Job, MetaState  # noqa: E402
 
 import l2o  # noqa: E402
+from l2o.amalgamation import curriculum  # noqa: E402
+from l2o.amalgamation.draws import INITIAL, TRAINING, VALIDATION  # noqa: E402
 from l2o.rules import Choice, Layout, Original, RNNProp, Scale, get_pool  # noqa: E402
 from l2o.rules.analytical import Adam  # noqa: E402
 from l2o.rules.pools import POOLS  # noqa: E402
 
-# By its path, as the package around it wants TensorFlow.
-_SPEC = importlib.util.spec_from_file_location(
-    "curriculum", ROOT / "l2o/amalgamation/curriculum.py"
-)
-curriculum = sys.modules["curriculum"] = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(curriculum)
-
 WARMUP, RATE = 100, 1e-3
 PLACES = ("data", "output", "seeds")  # of the options, what a card does not repeat
 POLICIES = {rule.name: rule for rule in (RNNProp, Original, Scale)}
-TRAINING, VALIDATION, INITIAL = 0, 1, 2  # streams of random numbers, as in l2o's trainer
 COLUMNS = ("phase", "stage", "period", "repeats", "unroll", "alpha", "meta_loss", "distance",
            "validation_unroll", "incoming", "validation_loss", "validation_error", "verdict",
            "skipped", "updates", "seconds")  # fmt: skip

@@ -12,7 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.batches import batches, held_out
+from l2o.amalgamation.batches import batches
+from l2o.amalgamation.draws import held_out
 from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.unroll import (
     SCALE_LIMIT,
@@ -220,12 +221,12 @@ class MetaTraining:
 
     def _early(self, key: Sequence[int], warmup: int) -> Batch:
         """What the warm-up of a trajectory sees."""
-        kept = held_out(self.data, key)[0] if self.held_out else None
+        kept = held_out(len(self.data.labels), key)[0] if self.held_out else None
         return _tensors(batches(self.data, key, self.batch_size, 0, warmup, kept))
 
     def _cut(self, key: Sequence[int], behind: int) -> Cut:
         """What one truncation of a trajectory sees."""
-        kept, tenth = held_out(self.data, key) if self.held_out else (None, None)
+        kept, tenth = held_out(len(self.data.labels), key) if self.held_out else (None, None)
         some = partial(batches, self.data, key, self.batch_size, behind, self.truncation)
         return _tensors(Cut(some(kept), some(tenth, stream=4) if self.held_out else ()))
 

@@ -15,6 +15,13 @@ from l2o.amalgamation.keras_loss import Loss, per_example, takes_class_indices
 from l2o.amalgamation.second_order import second_derivatives
 from l2o.rules.layout import Layout
 
+# Here, where all comes through that needs TensorFlow; curriculum.py and draws.py need none.
+if keras.backend.backend() != "tensorflow":
+    raise ImportError(
+        "l2o trains and evaluates policies on Keras' tensorflow backend alone; trained ones run on "
+        f"any. Received: KERAS_BACKEND={keras.backend.backend()}"
+    )
+
 _SEED = "seed_generator_state"  # what Keras calls the variable of a dropout's seed
 
 

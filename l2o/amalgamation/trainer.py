@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from l2o.amalgamation.curriculum import Progress, Stage, enter, judge
+from l2o.amalgamation.draws import INITIAL, TRAINING, VALIDATION
 from l2o.amalgamation.meta import MetaState, MetaTraining, initial_state
 from l2o.amalgamation.optimizee import Batch, Optimizee
 from l2o.amalgamation.plan import Meta, Phase
@@ -29,7 +30,6 @@ from l2o.checkpoint import Policy, save_policy
 from l2o.claim import DirectoryError
 from l2o.rules import RNNProp
 
-TRAINING, VALIDATION, INITIAL = 0, 1, 2  # streams of random numbers of a phase
 CHECKPOINT_SECONDS = 60
 UPDATES = ("phase", "stage", "period", "update", "unroll", "step", "meta_loss", "distance",
            "finite", "seconds")  # fmt: skip
