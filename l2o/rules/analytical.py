@@ -55,7 +55,7 @@ def check_correction(correction: str) -> None:
 
 
 @dataclass(frozen=True)
-class Teacher(UpdateRule):
+class AnalyticalRule(UpdateRule):
     """An analytical rule: `_step` gives the step and the moments from gradient and state."""
 
     learning_rate: float
@@ -78,7 +78,7 @@ class Teacher(UpdateRule):
 
 
 @dataclass(frozen=True)
-class SGD(Teacher):
+class SGD(AnalyticalRule):
     """lr g."""
 
     name: ClassVar[str] = "sgd"
@@ -88,7 +88,7 @@ class SGD(Teacher):
 
 
 @dataclass(frozen=True)
-class Momentum(Teacher):
+class Momentum(AnalyticalRule):
     """lr m."""
 
     beta: float = 0.9
@@ -101,7 +101,7 @@ class Momentum(Teacher):
 
 
 @dataclass(frozen=True)
-class RMSProp(Teacher):
+class RMSProp(AnalyticalRule):
     """lr g / sqrt(v + epsilon)."""
 
     decay: float = 0.9
@@ -116,7 +116,7 @@ class RMSProp(Teacher):
 
 
 @dataclass(frozen=True)
-class Adam(Teacher):
+class Adam(AnalyticalRule):
     """lr m^ / sqrt(v^ + epsilon), moments bias-corrected."""
 
     beta1: float = 0.9
@@ -137,7 +137,7 @@ class Adam(Teacher):
 
 
 @dataclass(frozen=True)
-class _SignTeacher(Teacher):
+class _SignTeacher(AnalyticalRule):
     """Rules that weigh g by its agreement with m: tanh(g/s) tanh(m/s), s = sqrt(v + epsilon).
 
     Bello et al. 2017 with sign(.) replaced by the scaled tanh, to be differentiable.

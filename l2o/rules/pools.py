@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from l2o.rules.analytical import SGD, Adam, AddSign, Momentum, PowerSign, RMSProp, Teacher
+from l2o.rules.analytical import SGD, Adam, AddSign, AnalyticalRule, Momentum, PowerSign, RMSProp
 
-TEACHERS: dict[str, type[Teacher]] = {
+TEACHERS: dict[str, type[AnalyticalRule]] = {
     rule.name: rule for rule in (Adam, RMSProp, SGD, Momentum, AddSign, PowerSign)
 }
 POOLS: dict[str, tuple[str, ...]] = {
@@ -23,7 +23,7 @@ TUNED_RATES: dict[str, float] = {
 }
 
 
-def get_teacher(name: str, learning_rate: float | None = None) -> Teacher:
+def get_teacher(name: str, learning_rate: float | None = None) -> AnalyticalRule:
     """The teacher of that name, at its tuned rate unless one is given.
 
     Raises:
@@ -34,7 +34,7 @@ def get_teacher(name: str, learning_rate: float | None = None) -> Teacher:
     return TEACHERS[name](TUNED_RATES[name] if learning_rate is None else learning_rate)
 
 
-def get_pool(name: str) -> tuple[Teacher, ...]:
+def get_pool(name: str) -> tuple[AnalyticalRule, ...]:
     """The teachers of a pool, at their tuned rates.
 
     Raises:
