@@ -42,7 +42,7 @@ class PolicyError(ValueError):
 
 @dataclass(frozen=True)
 class Policy:
-    """A rule with its weights: what can be wrapped as an optimizer or frozen as a teacher.
+    """A rule with its weights: what can be wrapped as an optimizer.
 
     Attributes:
         rule: The update rule.

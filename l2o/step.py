@@ -22,8 +22,8 @@ BLOCK = 2**18
 # A longer tensor goes by parts of this many, whose activations stay in the cache: 1.6 s in place of
 # 2.1 for RNNProp on 10 million coordinates and two cores.
 PART = 2**14
-# Tensors of so many coordinates are blocks by themselves; at most so many are, as each is
-# compiled.
+# Tensors of so many coordinates are blocks by themselves; as each is compiled, at most so many
+# shorter than `BLOCK` are.
 ALONE, MOST_ALONE = 2**12, 32
 
 
