@@ -64,6 +64,25 @@ for start in (0, 12):
     found.append(fits.score(data, jnp.stack([fit.parameters, fit.average])))
 np.savez(sys.argv[1] + "/out.npz", found=np.stack(found))
 """
+UNROLL_IN_JAX = """
+import jax.numpy as jnp, numpy as np
+import jax_unroll
+from l2o.rules import SGD
+data = (jnp.full((4, 28, 28), 200, "uint8"), jnp.arange(4))
+theta = jnp.full(jax_unroll.LAYOUT.size, 0.01)
+job = jax_unroll.Job(SGD(1.0), (SGD(1e30), SGD(1e-3)))
+begun = tuple(jax_unroll.Runner(theta, t.initial_state(jax_unroll.LAYOUT)) for t in job.teachers)
+_, path = jax_unroll.follow(job, [[], []], data, begun, np.zeros((2, 4), "int32"))
+waited = (path == theta).all(axis=-1)  # where squared distances would not be finite
+assert waited.tolist() == [[True, False]] * 2, waited
+jax_unroll.truncation = lambda job, weights, *_: (weights, 0.0, (0.0, 0.0, True))
+weights = [jnp.ones(2)]
+state = jax_unroll.MetaState(weights, jax_unroll.Adam(1.0).initial_state(
+    jax_unroll.Layout.of(weights)), jnp.zeros((), "int32"))
+lane = jnp.zeros(1)
+state, _, report = jax_unroll.meta_update(job, np.inf, state, [], data, lane, lane, 0.0)
+assert state.skipped == 1 and report[2] == 0, "an update that is left out is reported"
+"""
 
 
 def run_in_jax(code: str, *words) -> None:
@@ -191,3 +210,7 @@ def test_the_fit_is_that_of_evaluate(tmp_path):
     run_in_jax(FITS_IN_JAX, tmp_path)
     with np.load(tmp_path / "out.npz") as arrays:
         np.testing.assert_allclose(arrays["found"].T, wanted, rtol=1e-3)
+
+
+def test_what_is_not_finite_is_not_taken_and_said():
+    run_in_jax(UNROLL_IN_JAX)

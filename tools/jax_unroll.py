@@ -2,7 +2,8 @@
 
 A transcription of `l2o.amalgamation.unroll` and `meta`, whose docstrings say what each function is;
 the rules are l2o's own, which run on any backend of Keras. tests/test_replicates.py holds the one
-against the other.
+against the other. What departs: a warm-up that is not finite is not undone, and Gaussian noise is
+drawn by JAX.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from l2o.rules.layout import Layout
 SHAPES = ((3, 3, 1, 16), (16,), (5, 5, 16, 32), (32,), (512, 10), (10,))
 LAYOUT = Layout(tuple(f"tensor_{k}" for k in range(len(SHAPES))), SHAPES)
 WARMUP_RATE, CLIP_RATIO, CLIP_FLOOR, LOG_FLOOR = 0.01, 0.1, 1e-3, 1e-10
+DISTANCE_MARGIN = 1e3
 
 
 class Job(NamedTuple):
@@ -139,7 +141,8 @@ def follow(job: Job, weights: list, data, runners: tuple, indices):
         for k, (rule, runner) in enumerate(zip(job.teachers, runners, strict=True)):
             move, state = rule.update(weights[k], gradients[k], runner.state, LAYOUT)
             new = Runner(runner.parameters - move, state)
-            moved.append(_choose(_all_finite(new), new, runner))
+            reach = jnp.sum(jnp.square(DISTANCE_MARGIN * new.parameters))
+            moved.append(_choose(_all_finite((new, reach)), new, runner))
         return tuple(moved), jnp.stack([runner.parameters for runner in moved])
 
     return jax.lax.scan(step, runners, indices)
@@ -245,14 +248,14 @@ def meta_update(
     each = lambda t, cut: truncation(job, state.weights, teachers, data, t, cut, alpha)  # noqa: E731
     gradients, trajectories, (loss, distance, finite) = jax.vmap(each)(trajectories, cuts)
     gradient = [jnp.mean(g, axis=0) for g in gradients]
-    layout, finite = Layout.of(state.weights), jnp.all(finite)
+    layout = Layout.of(state.weights)
     clipped = layout.flatten([_clip(g, w) for g, w in zip(gradient, state.weights, strict=True)])
     adam = Adam(rate, epsilon=1e-14)
     move, optimizer = adam.update([], clipped, state.optimizer, layout)
     weights = list(layout.unflatten(layout.flatten(state.weights) - move))
     new = MetaState(weights, optimizer, state.skipped)
-    left_out = state._replace(skipped=state.skipped + 1)
-    state = _choose(finite & _all_finite(new), new, left_out)
+    finite = jnp.all(finite) & _all_finite(new)
+    state = _choose(finite, new, state._replace(skipped=state.skipped + 1))
     return state, trajectories, jnp.stack([loss.mean(), distance.mean(), 1.0 * finite])
 
 
