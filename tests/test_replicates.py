@@ -64,6 +64,36 @@ for start in (0, 12):
     found.append(fits.score(data, jnp.stack([fit.parameters, fit.average])))
 np.savez(sys.argv[1] + "/out.npz", found=np.stack(found))
 """
+REPLICATES_IN_JAX = """
+import jax.numpy as jnp, numpy as np
+import replicates
+options = ["in", "out", "--strategy", "none", "--preset", "smoke"]
+phase, = replicates.phases_of(replicates.parser().parse_args(options))
+periods = []
+
+class Stubbed(replicates.Replicates):
+    def _practise(self, state, stage, period, progress):
+        reports = np.ones((10, 2, 3))
+        reports[0, :, 2] = reports[:, 1, 2] = 0  # the second replicate loses all its updates
+        return state._replace(skipped=state.skipped + jnp.array([1, 10])), reports
+
+    def _validate(self, weights, stage):
+        return np.array([[0.0, 2.0], [np.inf, 1.0]]) if len(periods) != 6 else np.full((2, 2), 9.0)
+
+note = lambda phase, r, facts, weights: periods.append((r, facts))
+run = Stubbed(phase, None, [5, 6], None, None, [], None, note)
+try:
+    run.run(replicates.fresh(phase.job.rule, [0, 1]))
+except SystemExit as stop:
+    assert str(stop) == "policy diverged with seeds 6, in all of their tries", stop
+else:
+    raise AssertionError("a replicate diverged and nobody said so")
+first, second = ([facts for who, facts in periods if who == r] for r in (0, 1))
+assert [f["verdict"] for f in first[:3]] == ["best", "exploded, undone", "kept"], first
+assert [f["skipped"] for f in first] == list(range(1, len(first) + 1))
+assert first[0]["validation_error"] == 1 and np.isnan(second[0]["validation_error"])
+assert [f["verdict"] for f in second] == ["exploded, undone"] * 4 + ["diverged"]
+"""
 UNROLL_IN_JAX = """
 import jax.numpy as jnp, numpy as np
 import jax_unroll
@@ -210,6 +240,11 @@ def test_the_fit_is_that_of_evaluate(tmp_path):
     run_in_jax(FITS_IN_JAX, tmp_path)
     with np.load(tmp_path / "out.npz") as arrays:
         np.testing.assert_allclose(arrays["found"].T, wanted, rtol=1e-3)
+
+
+def test_replicates_go_on_and_end_as_a_run_does():
+    """What was left out stays counted; one that diverges is named, and not carried on."""
+    run_in_jax(REPLICATES_IN_JAX)
 
 
 def test_what_is_not_finite_is_not_taken_and_said():

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib.metadata
-import math
 import os
 import sys
 import time
@@ -190,7 +189,11 @@ class Replicates:
     note: Callable[[Phase, int, dict, list], None]
 
     def run(self, state: MetaState) -> MetaState:
-        """Their best states."""
+        """Their best states.
+
+        Raises:
+            SystemExit: If a replicate diverged, once the others are through.
+        """
         schedule, n = self.phase.schedule, range(len(self.seeds))
         progress = [curriculum.Progress() for _ in n]
         kept = best = state
@@ -212,7 +215,8 @@ class Replicates:
                 )
                 mine = _row(now if verdict.keep else kept, r)
                 best = _put(best, r, mine) if verdict.best else best
-                kept = _put(kept, r, _row(best, r) if verdict.stage_over else mine)
+                mine = _row(best, r) if verdict.stage_over else mine
+                kept = _put(kept, r, mine._replace(skipped=now.skipped[r]))  # they stay counted
                 found = reports[good, r].mean(axis=0) if good.any() else np.full(3, np.nan)
                 facts = {
                     "phase": self.phase.name,
@@ -226,13 +230,17 @@ class Replicates:
                     "validation_unroll": stage.validation_unroll,
                     "incoming": before.incoming,
                     "validation_loss": loss,
-                    "validation_error": float(losses[r].std() / math.sqrt(losses.shape[1])),
+                    "validation_error": curriculum.standard_error(losses[r]),
                     "verdict": "diverged" if progress[r].diverged else verdict.word,
                     "skipped": int(now.skipped[r]),
                     "updates": len(reports),
                 }
                 weights = [np.asarray(w[r]) for w in best.weights] if verdict.best else []
                 self.note(self.phase, r, facts, weights)
+        if lost := [str(self.seeds[r]) for r in n if progress[r].diverged]:
+            raise SystemExit(
+                f"{self.phase.name} diverged with seeds {', '.join(lost)}, in all of their tries"
+            )
         return best
 
     def _practise(self, state, stage, period: int, progress) -> tuple[MetaState, np.ndarray]:

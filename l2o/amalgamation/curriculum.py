@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import inf, isfinite
 
+import numpy as np
+
 UNROLLS, LAST_VALIDATION = (100, 200, 500, 1000), 2000
 ALPHAS = (0.2, 0.1, 0.05, 0.02)
 CHOICE_UNROLLS, CHOICE_VALIDATION = (100, 200, 500, 500, 500), 1000
@@ -248,6 +250,13 @@ class Verdict:
 def enter(progress: Progress, loss: float) -> Progress:
     """The stage begins: `loss` is the incoming checkpoint's under the stage's validation."""
     return replace(progress, incoming=loss if isfinite(loss) else inf)
+
+
+def standard_error(losses: np.ndarray) -> float:
+    """Of the mean of a validation's losses; 0 where there is one, NaN where not all are finite."""
+    if len(losses) < 2 or not np.isfinite(losses).all():
+        return 0.0 if len(losses) == 1 else float("nan")
+    return float(losses.std(ddof=1) / np.sqrt(len(losses)))
 
 
 def explodes(loss: float, reference: float, tolerance: float) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.curriculum import Progress, Stage, enter, judge
+from l2o.amalgamation.curriculum import Progress, Stage, enter, judge, standard_error
 from l2o.amalgamation.draws import INITIAL, TRAINING, VALIDATION
 from l2o.amalgamation.meta import MetaState, MetaTraining, initial_state
 from l2o.amalgamation.optimizee import Batch, Optimizee
@@ -204,7 +204,7 @@ class Trainer:
             "distance": float(sums[1]),
             "validation_unroll": stage.validation_unroll,
             "validation_loss": float(losses.mean()),
-            "validation_error": _standard_error(losses),
+            "validation_error": standard_error(losses),
             "verdict": "diverged" if run.progress.diverged else verdict.word,
             "skipped": int(run.now.skipped),
             "updates": run.updates,
@@ -339,12 +339,6 @@ def _described(phase: Phase, progress: Progress) -> str:
         f"The meta-updates or the validation of {phase.name}, stage {progress.stage + 1}, period "
         f"{progress.period + 1} were not finite{times}, so the run cannot go on"
     )
-
-
-def _standard_error(losses: np.ndarray) -> float:
-    if len(losses) < 2 or not np.isfinite(losses).all():
-        return 0.0 if len(losses) == 1 else float("nan")
-    return float(losses.std(ddof=1) / np.sqrt(len(losses)))
 
 
 def _arrays(tensors: list) -> list[np.ndarray]:
