@@ -193,6 +193,21 @@ def test_interrupted_and_taken_up_again(here, uninterrupted, train, tmp_path):
     assert_ends_alike(tmp_path / "run", uninterrupted / "run")
 
 
+def test_an_unroll_that_is_through_where_a_run_is_stopped_stays(uninterrupted, train, tmp_path):
+    shutil.copytree(uninterrupted / str(_PLACES[-1]), tmp_path / "run")
+
+    def stop(event, facts):
+        if event == "update" and facts["done"] == facts["total"]:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Stopped):
+        train(tmp_path / "run", stop)
+    said = []
+    train(tmp_path / "run", lambda event, facts: said.append(place(event, facts)))
+    assert said[0] == ("policy", 1, 0, "entering")
+    assert_ends_alike(tmp_path / "run", uninterrupted / "run")
+
+
 def test_nobody_waits_for_a_validation_before_the_first_update(train, tmp_path):
     said = []
     train(tmp_path / "run", lambda event, facts: said.append(event), phases=_ALONE)

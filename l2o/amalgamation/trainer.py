@@ -236,6 +236,7 @@ class Trainer:
             state, updates, sums = run.now, run.updates, np.array(run.sums)
             trajectories = training.begin(state.weights, key, first, warmup)
             for start in range(0, unroll, schedule.truncation):
+                self._leave_if_stopping(run)
                 left_out = int(state.skipped)
                 state, trajectories, report = training.update(
                     state, trajectories, key, first, warmup + start, stage.alpha
@@ -259,15 +260,11 @@ class Trainer:
                         "total": schedule.period // schedule.meta_batch * unroll,
                     },
                 )  # fmt: skip
-                if self._stopping:
-                    break
-            if self._stopping:
-                break
             run.now, run.unrolls = state, number + 1
             run.updates, run.sums = updates, (float(sums[0]), float(sums[1]))
+            self._leave_if_stopping(run)
             if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
                 self._save(run)
-        self._leave_if_stopping(run)
         self._save(run)
 
     def _leave_if_stopping(self, run: Run) -> None:
