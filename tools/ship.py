@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from l2o.checkpoint import load_policy
 from l2o.evaluation.comparison import evaluations
 from l2o.evaluation.contenders import get_contenders
-from l2o.evaluation.results import read_results
+from l2o.evaluation.results import distinct, read_results
 from l2o.shipped import DIRECTORY
 
 USE = "training Keras models like those of the paper's Table 1: small image classifiers"
@@ -79,7 +79,7 @@ def evaluation(options: argparse.Namespace, problem: str) -> dict:
     contender = replace(contender, **how)
     found = [
         e
-        for e in evaluations(read_results(*options.results))
+        for e in evaluations(distinct(read_results(*options.results)))
         if e.key.origin == contender.origin and e.key.problem == problem and e.chosen
     ]
     if len({e.case for e in found}) != 1:
