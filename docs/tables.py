@@ -136,10 +136,10 @@ def against() -> Iterator[list[str]]:
            "difference [95%]", "Keras' Adam", "difference [95%]"]  # fmt: skip
     for title, where in compared():
         ours, keras = default(*where), fits("keras:Adam", *where)
-        teachers = {name: found for name in TEACHERS if (found := fits(name, *where))}
-        name = min(teachers, key=lambda n: mean(teachers[n]))
-        best = f"{shown(mean(teachers[name]))} {name}" + " *" * (len(teachers) < len(TEACHERS))
-        cells = [shown(mean(teachers["adam"])), ahead(ours, teachers["adam"]), best,
+        teachers = {name: fits(name, *where) for name in TEACHERS}
+        name = min(TEACHERS, key=lambda n: np.nan_to_num(mean(teachers[n]), nan=np.inf))
+        cells = [shown(mean(teachers["adam"])), ahead(ours, teachers["adam"]),
+                 f"{shown(mean(teachers[name]))} {name}",
                  "" if name == "adam" else ahead(ours, teachers[name]), shown(mean(keras)),
                  ahead(ours, keras)]  # fmt: skip
         yield [title, str(len(ours)), shown(mean(ours)), *cells]
@@ -192,7 +192,8 @@ def every() -> Iterator[list[str]]:
             if not found and epochs == 5:
                 found, star = fits(name, problem, 25, 5), " *"
             values.append(mean(found))
-            cells.append(shown(values[-1]) + star * bool(found))
+            cell = "diverged" if found and np.isnan(values[-1]) else shown(values[-1])
+            cells.append(cell + star * bool(found))
         columns.append(bold_least(values, cells))
     for row, name in enumerate(names):
         yield [name, *(column[row] for column in columns)]
