@@ -11,7 +11,6 @@ but `loss` and `batch_size` out.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ with start.quiet():
     from sklearn.datasets import load_diabetes
 
     import l2o
+    from l2o.commands.terminal import Parser, UserError, run_command
 
 SEEDS, EPOCHS = 3, 10
 # Two stages, unrolls of 50 and of 100 steps, each of two periods of eight trajectories.
@@ -74,15 +74,18 @@ def fit(make_optimizer, train: tuple, test: tuple) -> tuple[float, float]:
     return tuple(np.mean(losses, axis=0))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main() -> int:
+    parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", help="keep the run here, and go on with it")
     output = parser.parse_args().output
     train, test = data()
     begun = time.monotonic()
-    policy = l2o.amalgamate(
-        network, train, loss="mean_squared_error", batch_size=32, output=output, **SHORT
-    )
+    try:
+        policy = l2o.amalgamate(
+            network, train, loss="mean_squared_error", batch_size=32, output=output, **SHORT
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
     print(f"Trained in {time.monotonic() - begun:.0f} s\n")
     steps = -(-len(train[1]) // 32) * EPOCHS
     print(f"Mean squared error after {steps} steps, mean of {SEEDS} seeds (1 is guessing the mean)")
@@ -93,7 +96,8 @@ def main() -> None:
         "Adam, 0.01": lambda: keras.optimizers.Adam(0.01),
     }.items():
         print("{:13}  {:8.3f}  {:5.3f}".format(name, *fit(make_optimizer, train, test)))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

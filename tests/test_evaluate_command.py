@@ -205,6 +205,16 @@ def test_evaluation_from_nothing_to_table_and_again(here, capsys):
     assert (here / "results" / "smoke" / "results.csv").read_text() == before
 
 
+def test_replicates_that_stand_together_are_named(here, capsys):
+    words = ("--preset", "smoke", "--problem", "mnist_mlp", "--averaging", "0")
+    for policies, said in (
+        (("choice-large-long/3", "adam"), "choice-large-long (replicate 3), adam"),
+        (("rnnprop", "rnnprop/2"), "rnnprop (replicates 1, 2)"),
+    ):
+        assert call(*words, "--optimizer", *policies) == 0
+        assert f"Optimizers: {said}\n" in capsys.readouterr().out
+
+
 def test_with_jobs_no_time_is_measured_before(here, capsys, monkeypatch):
     monkeypatch.setattr("l2o.commands.evaluate.spread", lambda *_: [])
     monkeypatch.setattr("l2o.commands.evaluate.Forecast", None)

@@ -43,6 +43,8 @@ _WRONG = {
     "keras_fit.py choice-large --batch 0": "--batch: must be a whole number of at least 1, not '0'",
     "keras_fit.py choice-large --epochs -1": "--epochs: must be a whole number of at least 1",
     "keras_fit.py nowhere": "nowhere",
+    "amalgamate_own.py what": "unrecognized arguments: what",
+    "amalgamate_own.py --output file": "file is not a directory",
     "figure_3.py choice-large --repeats 0": "--repeats: must be a whole number of at least 1",
     "figure_3.py choice-large --epochs 1": "--epochs must be at least 2. Received: 1",
     "figure_3.py choice-large --problem nothing": "nothing",
@@ -54,6 +56,7 @@ _WRONG = {
 @pytest.mark.parametrize("line", _WRONG)
 def test_what_is_wrong_is_one_line(line, here, monkeypatch, capsys):
     (here / "foreign").mkdir()
+    (here / "file").write_text("mine\n")
     assert _WRONG[line] in error_of(monkeypatch, capsys, line)
 
 

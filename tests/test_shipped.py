@@ -37,6 +37,8 @@ def test_a_shipped_policy_is_found_by_name_and_others_are_listed(shelf):
         assert AmalgamatedOptimizer.load(name).policy.rule == SGD(rate)
     # 2 and 3 are level to two digits, so the first of them is the default.
     (best,), (other,) = get_contenders("fast"), get_contenders("fast/1")
+    (named,) = get_contenders("mine=fast")
+    assert (named.name, named.replicate, named.origin) == ("mine", 1, best.origin)
     assert (best.name, best.replicate, other.name, other.replicate) == ("fast", 2, "fast", 1)
     with pytest.raises(PolicyError, match="'medium' is neither .* Shipped: fast, fast/1, fast/2,"):
         AmalgamatedOptimizer.load("medium")

@@ -199,7 +199,7 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
     todo = missing(tasks, contenders, plan, directory)
     wanted = len(tasks) * len(contenders) * plan.repeats
     print(f"Repeats: {plan.repeats}, epochs: {plan.epochs}")
-    print(f"Optimizers: {', '.join(dict.fromkeys(c.name for c in contenders))}")
+    print(f"Optimizers: {', '.join(_named(contenders))}")
     print(f"Results: {directory.table}, {wanted - len(todo)} of {wanted} "
           "evaluations are there", flush=True)  # fmt: skip
     for name, doubt in dict.fromkeys(
@@ -245,6 +245,18 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
         print("ε is what privacy was spent.")
     print(f"Figures and a page: python evaluate.py --report {directory.path}")
     return 0
+
+
+def _named(contenders) -> list[str]:
+    """The optimizers, and which replicates of each stand together, but for the first alone."""
+    numbers: dict[str, list[int]] = {}
+    for contender in contenders:
+        numbers.setdefault(contender.name, []).append(contender.replicate)
+    return [
+        name if found == [1] else
+        f"{name} (replicate{'s' * (len(found) > 1)} {', '.join(map(str, found))})"
+        for name, found in numbers.items()
+    ]  # fmt: skip
 
 
 def _in_turn(todo, plan, directory, bar: Progress, device: str) -> None:

@@ -81,7 +81,8 @@ def parser() -> Parser:
                    "scale has none")
     g.add_argument("--finetune", type=Path, metavar="POLICY",
                    help="begin with the weights of this policy, a directory or a shipped one's "
-                   "name, not with random ones; its averaging and weight decay stay behind")
+                   "name, in the phase that trains its kind, not with random ones; its averaging "
+                   "and weight decay stay behind")
     g.add_argument("--problem", type=problem_name, default="mnist_cnn", metavar="NAME",
                    help=f"what to train on; default mnist_cnn. One of {', '.join(PROBLEMS)}; or "
                    f"your own as {OWN}, which returns an l2o.OwnProblem")

@@ -91,9 +91,9 @@ def get_contenders(text: str) -> list[Contender]:
 
     Args:
         text: "oracle" (the six tuned teachers), a teacher ("adam", or "adam@0.01" for another
-            than its tuned rate), a Keras optimizer ("keras:Adam", "keras:Adam@0.01"), a shipped
-            policy's name, or the directory of a policy, of a run, or of a run's replicates, also
-            under a name of one's own ("mine=runs/choice-large").
+            than its tuned rate), a Keras optimizer ("keras:Adam", "keras:Adam@0.01"), or a shipped
+            policy's name or the directory of a policy, of a run, or of a run's replicates, these
+            also under a name of one's own ("mine=runs/choice-large").
 
     Raises:
         ContenderError: If it stands for nothing.
@@ -106,16 +106,14 @@ def get_contenders(text: str) -> list[Contender]:
         return [_teacher(head, rate)]
     if text.lower().startswith(_KERAS):
         return [_keras(head[len(_KERAS) :], rate)]
-    if text in pretrained() and not Path(text).exists():  # as `AmalgamatedOptimizer.load` has it
-        shipped = pretrained_path(text)
-        return [_policy(shipped.parent.name, load_policy(shipped), int(shipped.name))]
     name, _, path = ("", "", text) if Path(text).is_dir() else text.rpartition("=")
     if not path or not re.fullmatch(r"[\w.+-]*", name):
         raise ContenderError(
-            "A policy is named as NAME=DIR, the name of letters, digits and . + - _. "
+            "A policy is named as NAME=POLICY, the name of letters, digits and . + - _. "
             f"Received: '{text}'"
         )
-    contenders = _directory(name, Path(path))
+    shipped = path in pretrained() and not Path(path).exists()  # as `policy_path` has it
+    contenders = _directory(name, pretrained_path(path) if shipped else Path(path))
     if (taken := contenders[0].bare_name) in (ORACLE, *TEACHERS):
         raise ContenderError(f"A policy cannot be called {taken}; name it, as in other={path}")
     return contenders
