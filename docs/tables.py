@@ -111,16 +111,6 @@ def default(problem: str, epochs: int, within: int = 0) -> Fits:
     return {(1, seed): fit for (_, seed), fit in found.items()}
 
 
-def readme() -> Iterator[list[str]]:
-    others = ("adam", "rmsprop", "keras:Adam")
-    yield ["", "epochs", DEFAULT, "tuned Adam", "tuned RMSProp", "Keras' Adam"]
-    for problem, epochs in SETTINGS:
-        values = [mean(default(problem, epochs))]
-        values += [mean(fits(name, problem, epochs)) for name in others]
-        title = problem + (" (DP-SGD)" if problem.endswith("_dp") else "")
-        yield [title, str(epochs), *bold_least(values, [*map(shown, values)])]
-
-
 def compared() -> Iterator[tuple[str, tuple[str, int, int]]]:
     """Titles, with problem, epochs, and within how many of them; long fits have short ones."""
     for problem, epochs in SETTINGS:
@@ -128,6 +118,16 @@ def compared() -> Iterator[tuple[str, tuple[str, int, int]]]:
             yield f"{problem}, {epochs} of 25", (problem, 25, epochs)
         else:
             yield f"{problem}, {epochs}", (problem, epochs, epochs)
+
+
+def readme() -> Iterator[list[str]]:
+    others = ("adam", "rmsprop", "keras:Adam")
+    yield ["", "epochs", DEFAULT, "tuned Adam", "tuned RMSProp", "Keras' Adam"]
+    for title, where in compared():
+        values = [mean(default(*where)), *(mean(fits(name, *where)) for name in others)]
+        problem, _, epochs = title.partition(", ")
+        problem += " (DP-SGD)" * problem.endswith("_dp")
+        yield [problem, epochs, *bold_least(values, [*map(shown, values)])]
 
 
 def against() -> Iterator[list[str]]:
