@@ -29,7 +29,7 @@ with start.quiet():
     from l2o.evaluation.figures import drawings
     from l2o.evaluation.plots import png
     from l2o.evaluation.privacy import PrivacyError
-    from l2o.evaluation.run import Plan, Task, evaluate, missing
+    from l2o.evaluation.run import Plan, Task, evaluate, missing, present
     from l2o.evaluation.store import ResultsDirectory
     from l2o.evaluation.tables import TableError
     from l2o.files import write_atomically
@@ -61,8 +61,7 @@ def main() -> int:
             evaluate(todo, plan, directory, announce)
     except (ContenderError, PolicyError, DirectoryError, TableError, PrivacyError) as error:
         raise UserError(str(error)) from error
-    fits = {plan.key(task, c, r + 1).fit for c in contenders for r in range(plan.repeats)}
-    cases = summarize(counted(r for r in directory.results if r.key.fit in fits))
+    cases = summarize(counted(present([task], contenders, plan, directory)))
     figure = next(drawing for drawing in drawings(cases) if drawing.file == "figure-3")
     if figure.draw is None:
         raise UserError(f"Figure 3 needs {figure.lacking}")

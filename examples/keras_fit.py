@@ -21,7 +21,7 @@ with start.quiet():
     import numpy as np
 
     import l2o
-    from l2o.commands.terminal import Parser, count
+    from l2o.commands.terminal import Parser, UserError, count, run_command
     from problems import datasets, networks
 
 
@@ -63,7 +63,7 @@ def train(name: str, optimizer, data: datasets.Dataset, settings) -> list[float]
     return [history.history["loss"][-1], *scores, seconds]
 
 
-def main() -> None:
+def main() -> int:
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("policy", help="a policy directory, or the name of a shipped policy")
     parser.add_argument("--examples", type=count, default=51200, help="training examples, at most")
@@ -74,7 +74,7 @@ def main() -> None:
     try:
         policy = l2o.AmalgamatedOptimizer.load(arguments.policy).policy
     except l2o.PolicyError as error:
-        parser.exit(2, f"error: {error}\n")
+        raise UserError(str(error)) from error
     data = datasets.load_dataset("mnist")
     examples = min(arguments.examples, len(data.train))
     steps = -(-examples // arguments.batch) * arguments.epochs
@@ -93,7 +93,8 @@ def main() -> None:
                 f"{seconds:7.1f}",
                 flush=True,
             )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

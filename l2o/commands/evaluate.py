@@ -46,7 +46,7 @@ from l2o.evaluation.contenders import (
 from l2o.evaluation.fit import Warmup
 from l2o.evaluation.privacy import PrivacyError, check_python
 from l2o.evaluation.results import describe
-from l2o.evaluation.run import Bench, Plan, Task, evaluate, keep, missing
+from l2o.evaluation.run import Bench, Plan, Task, evaluate, keep, missing, present
 from l2o.evaluation.store import ResultsDirectory
 from l2o.evaluation.tables import TableError
 from l2o.progress import Progress, duration
@@ -233,11 +233,7 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
             print(f"Stopped. What was over is kept in {directory.path}; the same command goes on.")
             return 130
         bar.close()
-    fits = {
-        plan.key(t, c, r + 1).fit for t in tasks for c in contenders for r in range(plan.repeats)
-    }
-    found = counted(row for row in directory.results if row.key.fit in fits)
-    print(f"\n{summary_table(found)}")
+    print(f"\n{summary_table(counted(present(tasks, contenders, plan, directory)))}")
     print("Means over n evaluations. Test accuracy is at the epoch chosen on validation.")
     if not all(task.problem.private for task in tasks):
         print("Log train is of the last epoch's mean loss, each batch's before its step.")

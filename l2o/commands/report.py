@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from l2o.commands.problem import ALL
@@ -11,7 +11,7 @@ from l2o.commands.terminal import Parser, UserError, given_beside
 from l2o.evaluation.comparison import evaluations
 from l2o.evaluation.contenders import ORACLE
 from l2o.evaluation.report import write_report
-from l2o.evaluation.results import Result, by_evaluation, distinct, read_results
+from l2o.evaluation.results import Result, distinct, read_results
 from l2o.evaluation.store import read_cards, read_samples
 from l2o.evaluation.tables import TableError
 from l2o.rules import TEACHERS
@@ -54,11 +54,10 @@ def report(options: argparse.Namespace, parser: Parser) -> int:
     return 0
 
 
-def counted(results: Iterable[Result]) -> list[Result]:
+def counted(results: Sequence[Result]) -> list[Result]:
     """The results of each fit once; says how many evaluations that leaves out."""
-    results = list(results)
     found = distinct(results)
-    if left_out := len(by_evaluation(results)) - len(by_evaluation(found)):
+    if left_out := len({r.key for r in results}) - len({r.key for r in found}):
         print(f"Note: evaluations left out, their seeds being there as other repeats: {left_out}")
     return found
 

@@ -14,7 +14,7 @@ import keras
 from l2o.checkpoint import DESCRIPTION, Policy, PolicyError, fingerprint, load_policy
 from l2o.evaluation.steppers import KerasStepper, RuleStepper, Stepper
 from l2o.rules import TEACHERS, TUNED_RATES, UpdateRule, averaged, averaging, get_teacher
-from l2o.shipped import did_you_mean, pretrained, pretrained_path
+from l2o.shipped import did_you_mean, policy_path, pretrained
 
 ORACLE = "oracle"
 _KERAS = "keras:"
@@ -112,8 +112,7 @@ def get_contenders(text: str) -> list[Contender]:
             "A policy is named as NAME=POLICY, the name of letters, digits and . + - _. "
             f"Received: '{text}'"
         )
-    shipped = path in pretrained() and not Path(path).exists()  # as `policy_path` has it
-    contenders = _directory(name, pretrained_path(path) if shipped else Path(path))
+    contenders = _directory(name, policy_path(path) if path in pretrained() else Path(path))
     if (taken := contenders[0].bare_name) in (ORACLE, *TEACHERS):
         raise ContenderError(f"A policy cannot be called {taken}; name it, as in other={path}")
     return contenders

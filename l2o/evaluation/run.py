@@ -85,11 +85,23 @@ def missing(
     """
     return [
         (task, repeat, contender)
-        for task in tasks
-        for repeat in range(1, plan.repeats + 1)
-        for contender in contenders
+        for task, repeat, contender in _planned(tasks, contenders, plan)
         if plan.key(task, contender, repeat) not in directory
     ]
+
+
+def present(
+    tasks: Sequence[Task], contenders: Sequence[Contender], plan: Plan, directory: ResultsDirectory
+) -> list[Result]:
+    """The results that are there of all these evaluations, whichever repeat their seeds are."""
+    planned = _planned(tasks, contenders, plan)
+    fits = {plan.key(task, contender, repeat).fit for task, repeat, contender in planned}
+    return [result for result in directory.results if result.key.fit in fits]
+
+
+def _planned(tasks, contenders, plan: Plan) -> list[tuple[Task, int, Contender]]:
+    repeats = range(1, plan.repeats + 1)
+    return [(t, repeat, c) for t in tasks for repeat in repeats for c in contenders]
 
 
 class Bench:

@@ -137,7 +137,7 @@ class Adam(AnalyticalRule):
 
 
 @dataclass(frozen=True)
-class _SignTeacher(AnalyticalRule):
+class _SignRule(AnalyticalRule):
     """Rules that weigh g by its agreement with m: tanh(g/s) tanh(m/s), s = sqrt(v + epsilon).
 
     Bello et al. 2017 with sign(.) replaced by the scaled tanh, to be differentiable.
@@ -160,7 +160,7 @@ class _SignTeacher(AnalyticalRule):
 
 
 @dataclass(frozen=True)
-class AddSign(_SignTeacher):
+class AddSign(_SignRule):
     """lr (1 + agreement) g (Equation 7)."""
 
     name: ClassVar[str] = "addsign"
@@ -170,7 +170,7 @@ class AddSign(_SignTeacher):
 
 
 @dataclass(frozen=True)
-class PowerSign(_SignTeacher):
+class PowerSign(_SignRule):
     """lr exp(agreement) g (Equation 8)."""
 
     name: ClassVar[str] = "powersign"
