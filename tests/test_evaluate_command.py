@@ -1,4 +1,4 @@
-"""python evaluate.py: names, table, resuming, and what it says when it cannot."""
+"""python evaluate.py: table, resuming, and what it says when it cannot."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -6,20 +6,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from made_weights import made_weights
+from made_weights import made_weights, make_policy
 
 import problems
-from l2o import PolicyError, save_policy
+from l2o import save_policy
 from l2o.claim import DirectoryError
 from l2o.commands.evaluate import _run_one, main
 from l2o.commands.forecast import Forecast
 from l2o.evaluation import run as running
-from l2o.evaluation.contenders import ContenderError, get_contenders
+from l2o.evaluation.contenders import get_contenders
 from l2o.evaluation.results import Result, by_evaluation, read_results, write_results
 from l2o.evaluation.run import Plan, Task, evaluate, missing
 from l2o.evaluation.store import ResultsDirectory, steps_file
-from l2o.rules import SGD, TEACHERS, TUNED_RATES, Averaged, Choice, RNNProp, get_pool
-from l2o.shipped import pretrained_path
+from l2o.rules import TEACHERS, Averaged, Choice, RNNProp, get_pool
 from problems import PROBLEMS, Dataset, Split, get_problem
 
 SHAPES = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "svhn_cropped": (32, 32, 3)}
@@ -59,19 +58,6 @@ def error_of(capsys, *words: str) -> str:
     return lines[0]
 
 
-def make_policy(path: Path, seed: int = 0, rule=None) -> Path:
-    rule = rule or RNNProp(units=2)
-    save_policy(path, rule, made_weights(rule, seed), {"updates": 7})
-    return path
-
-
-def make_run(path: Path, seed: int = 0) -> Path:
-    """The part of a run directory that an evaluation looks at."""
-    path.mkdir(parents=True)
-    make_policy(path / "policy", seed)
-    return path
-
-
 def a_row(**values) -> Result:
     """A row of a table of results."""
     row = {f.name: {"str": "p", "int": 1, "float": 1.0}[f.type] for f in fields(Result)}
@@ -80,91 +66,6 @@ def a_row(**values) -> Result:
 
 def an_evaluation(epochs: int, **values) -> list[Result]:
     return [a_row(epochs=epochs, epoch=epoch, **values) for epoch in range(epochs + 1)]
-
-
-# --- names --------------------------------------------------------------------------------------
-
-
-def test_oracle_is_the_six_tuned_teachers():
-    contenders = get_contenders("oracle")
-    assert [c.name for c in contenders] == list(TEACHERS)
-    for c in contenders:
-        assert c.stepper().rule.learning_rate == TUNED_RATES[c.name]
-
-
-def test_a_rate_is_in_the_name_where_it_is_not_the_tuned_one():
-    (tuned,), (same,), (other,) = map(get_contenders, ("adam", "adam@0.002", "adam@1e-2"))
-    assert (tuned.name, same.name, other.name) == ("adam", "adam", "adam@0.01")
-    assert tuned.origin == same.origin != other.origin
-    assert other.stepper().rule.learning_rate == 0.01
-
-
-def test_keras_optimizers_by_name_and_rate():
-    (default,), (rated,) = map(get_contenders, ("keras:adamw", "keras:SGD@0.5"))
-    assert (default.name, rated.name) == ("keras:AdamW", "keras:SGD@0.5")
-    assert default.origin != get_contenders("keras:AdamW@0.5")[0].origin
-    assert default.origin == get_contenders("keras:AdamW")[0].origin  # however many were made
-
-
-def test_a_policy_by_its_directory_its_run_and_a_name_of_ones_own(tmp_path):
-    run = make_run(tmp_path / "runs" / "mine")
-    words = (run, run / "policy", f"other={run}")
-    contenders = [get_contenders(str(word))[0] for word in words]
-    assert [c.name for c in contenders] == ["mine", "mine", "other"]
-    assert len({c.origin for c in contenders}) == 1
-    make_policy(run / "policy", seed=1)
-    assert get_contenders(str(run))[0].origin != contenders[0].origin
-
-
-def test_a_run_in_its_first_phase_says_what_there_is(tmp_path):
-    make_policy(tmp_path / "mine" / "choice")
-    with pytest.raises(PolicyError, match=r"no policy yet; so far there is .*mine/choice$"):
-        get_contenders(str(tmp_path / "mine"))
-
-
-def test_a_policy_does_not_pass_for_a_teacher(tmp_path):
-    with pytest.raises(ContenderError, match="cannot be called adam"):
-        get_contenders(str(make_policy(tmp_path / "adam")))
-    assert get_contenders(f"x={tmp_path / 'adam'}")[0].name == "x"
-    save_policy(tmp_path / "adam", SGD(0.1), [], {}, weight_decay=0.1)
-    with pytest.raises(ContenderError, match="cannot be called adam"):
-        get_contenders(str(tmp_path / "adam"))
-
-
-def test_numbered_runs_are_replicates(tmp_path):
-    for k in (1, 2, 10):
-        make_run(tmp_path / "mine" / str(k), seed=k)
-    contenders = get_contenders(str(tmp_path / "mine"))
-    assert [(c.name, c.replicate) for c in contenders] == [("mine", k) for k in (1, 2, 10)]
-    assert len({c.origin for c in contenders}) == 3
-    for path in ("mine/2", "mine/2/policy"):
-        (one,) = get_contenders(str(tmp_path / path))
-        assert (one.name, one.replicate, one.origin) == ("mine", 2, contenders[1].origin)
-    (named,) = get_contenders(f"other={tmp_path / 'mine' / '2'}")
-    assert (named.name, named.replicate) == ("other", 1)
-
-
-def test_a_shipped_replicate_is_the_same_by_its_directory():
-    (named,), (found,) = map(
-        get_contenders, ("choice-large/3", str(pretrained_path("choice-large/3")))
-    )
-    assert (found.name, found.replicate) == (named.name, named.replicate)
-    assert found.origin == named.origin
-
-
-@pytest.mark.parametrize("text", ["adan", "keras:Adan", "adam@", "adam@-1", "keras:Adam@x", "no/x"])
-def test_a_wrong_name_is_told_in_one_line(text):
-    with pytest.raises(ContenderError) as error:
-        get_contenders(text)
-    assert "\n" not in str(error.value)
-
-
-def test_the_nearest_name_is_suggested():
-    for text, meant in (("adan", "adam"), ("orcale", "oracle"), ("choice_large", "choice-large")):
-        with pytest.raises(ContenderError, match=rf"no optimizer\. Did you mean {meant}\?"):
-            get_contenders(text)
-    with pytest.raises(ContenderError, match="'no/x' is no optimizer. Allowed"):
-        get_contenders("no/x")
 
 
 # --- the command --------------------------------------------------------------------------------

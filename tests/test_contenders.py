@@ -1,0 +1,100 @@
+"""What a word of the command line stands for: teachers, Keras' optimizers, policies, replicates."""
+
+from pathlib import Path
+
+import pytest
+from made_weights import make_policy
+
+from l2o import PolicyError, save_policy
+from l2o.evaluation.contenders import ContenderError, get_contenders
+from l2o.rules import SGD, TEACHERS, TUNED_RATES
+from l2o.shipped import pretrained_path
+
+
+def make_run(path: Path, seed: int = 0) -> Path:
+    """The part of a run directory that an evaluation looks at."""
+    path.mkdir(parents=True)
+    make_policy(path / "policy", seed)
+    return path
+
+
+def test_oracle_is_the_six_tuned_teachers():
+    contenders = get_contenders("oracle")
+    assert [c.name for c in contenders] == list(TEACHERS)
+    for c in contenders:
+        assert c.stepper().rule.learning_rate == TUNED_RATES[c.name]
+
+
+def test_a_rate_is_in_the_name_where_it_is_not_the_tuned_one():
+    (tuned,), (same,), (other,) = map(get_contenders, ("adam", "adam@0.002", "adam@1e-2"))
+    assert (tuned.name, same.name, other.name) == ("adam", "adam", "adam@0.01")
+    assert tuned.origin == same.origin != other.origin
+    assert other.stepper().rule.learning_rate == 0.01
+
+
+def test_keras_optimizers_by_name_and_rate():
+    (default,), (rated,) = map(get_contenders, ("keras:adamw", "keras:SGD@0.5"))
+    assert (default.name, rated.name) == ("keras:AdamW", "keras:SGD@0.5")
+    assert default.origin != get_contenders("keras:AdamW@0.5")[0].origin
+    assert default.origin == get_contenders("keras:AdamW")[0].origin  # however many were made
+
+
+def test_a_policy_by_its_directory_its_run_and_a_name_of_ones_own(tmp_path):
+    run = make_run(tmp_path / "runs" / "mine")
+    words = (run, run / "policy", f"other={run}")
+    contenders = [get_contenders(str(word))[0] for word in words]
+    assert [c.name for c in contenders] == ["mine", "mine", "other"]
+    assert len({c.origin for c in contenders}) == 1
+    make_policy(run / "policy", seed=1)
+    assert get_contenders(str(run))[0].origin != contenders[0].origin
+
+
+def test_a_run_in_its_first_phase_says_what_there_is(tmp_path):
+    make_policy(tmp_path / "mine" / "choice")
+    with pytest.raises(PolicyError, match=r"no policy yet; so far there is .*mine/choice$"):
+        get_contenders(str(tmp_path / "mine"))
+
+
+def test_a_policy_does_not_pass_for_a_teacher(tmp_path):
+    with pytest.raises(ContenderError, match="cannot be called adam"):
+        get_contenders(str(make_policy(tmp_path / "adam")))
+    assert get_contenders(f"x={tmp_path / 'adam'}")[0].name == "x"
+    save_policy(tmp_path / "adam", SGD(0.1), [], {}, weight_decay=0.1)
+    with pytest.raises(ContenderError, match="cannot be called adam"):
+        get_contenders(str(tmp_path / "adam"))
+
+
+def test_numbered_runs_are_replicates(tmp_path):
+    for k in (1, 2, 10):
+        make_run(tmp_path / "mine" / str(k), seed=k)
+    contenders = get_contenders(str(tmp_path / "mine"))
+    assert [(c.name, c.replicate) for c in contenders] == [("mine", k) for k in (1, 2, 10)]
+    assert len({c.origin for c in contenders}) == 3
+    for path in ("mine/2", "mine/2/policy"):
+        (one,) = get_contenders(str(tmp_path / path))
+        assert (one.name, one.replicate, one.origin) == ("mine", 2, contenders[1].origin)
+    (named,) = get_contenders(f"other={tmp_path / 'mine' / '2'}")
+    assert (named.name, named.replicate) == ("other", 1)
+
+
+def test_a_shipped_replicate_is_the_same_by_its_directory():
+    (named,), (found,) = map(
+        get_contenders, ("choice-large/3", str(pretrained_path("choice-large/3")))
+    )
+    assert (found.name, found.replicate) == (named.name, named.replicate)
+    assert found.origin == named.origin
+
+
+@pytest.mark.parametrize("text", ["adan", "keras:Adan", "adam@", "adam@-1", "keras:Adam@x", "no/x"])
+def test_a_wrong_name_is_told_in_one_line(text):
+    with pytest.raises(ContenderError) as error:
+        get_contenders(text)
+    assert "\n" not in str(error.value)
+
+
+def test_the_nearest_name_is_suggested():
+    for text, meant in (("adan", "adam"), ("orcale", "oracle"), ("choice_large", "choice-large")):
+        with pytest.raises(ContenderError, match=rf"no optimizer\. Did you mean {meant}\?"):
+            get_contenders(text)
+    with pytest.raises(ContenderError, match="'no/x' is no optimizer. Allowed"):
+        get_contenders("no/x")
