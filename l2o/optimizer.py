@@ -28,6 +28,7 @@ from l2o.step import compiled_step
 
 WEIGHT_DECAY_LIMIT = 1e-3
 BACKENDS = ("tensorflow", "jax", "torch")
+_LOSS_SCALE = 4  # variables of Keras' LossScaleOptimizer, before those of the optimizer within
 
 
 @dataclass
@@ -53,8 +54,9 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
 
     For the first `warmup_steps` steps it is SGD at `warmup_learning_rate` while the policy watches
     the gradients (Huang et al. 2022, Appendix C); then it subtracts `learning_rate` times the
-    policy's step. A step whose gradients are not all finite is skipped for all variables and
-    counted in `skipped_steps`; a warning says so once, at the end of `fit` where it is compiled.
+    policy's step. A step whose gradients, or their squares, are not all finite is skipped for all
+    variables and counted in `skipped_steps`; a warning says so once, at the end of `fit` where it
+    is compiled.
 
     State is float32 whatever the variables' dtype (float64 where that is Keras' floatx): for
     RNNProp 82 numbers a parameter, 328 bytes, and one more where it is averaged.
@@ -160,7 +162,8 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         super().build(variables)
         start = self._start
         skipped = self._add("skipped_steps", np.zeros((), "int32"))
-        weights = [self._add(f"policy_{k}", w) for k, w in enumerate(self._policy.weights)]
+        weights = [w.astype(_dtype()) for w in self._policy.weights]
+        weights = [self._add(f"policy_{k}", w) for k, w in enumerate(weights)]
         shared = {name: self._add(name, value) for name, value in start.shared.items()}
         self._slots = _Slots(weights, [], shared, skipped)
         for variable in variables:
@@ -296,6 +299,12 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             for k in {**here, **saved}
             if k not in here or saved.get(k) != here[k][1]
         ]
+        if list(saved.values())[_LOSS_SCALE:] == [shape for _, shape in here.values()]:
+            raise ValueError(
+                f"The variables saved for the optimizer are those of '{self.name}' within Keras' "
+                "LossScaleOptimizer, as a model of mixed_float16 has it: call "
+                'keras.config.set_dtype_policy("mixed_float16") before loading the model'
+            )
         if wrong:
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             hint = "" if self.built else (

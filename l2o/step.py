@@ -63,7 +63,8 @@ def take_step(rule, layout, weights, gradients, held, decays, warm, rate, warmup
         What is to be subtracted from each variable, and the new `held`.
     """
     states, shared, skipped = held
-    finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in gradients]))
+    # Rules keep second moments, which an infinite square would spoil for good.
+    finite = ops.all(ops.stack([ops.all(ops.isfinite(ops.square(g))) for g in gradients]))
 
     def observe(gradient, state, layout):
         return warmup_rate * gradient, rule.observe(weights, gradient, state, layout)

@@ -171,6 +171,31 @@ def test_scores_are_over_all_examples_whatever_the_scoring_batch(fitted, monkeyp
         assert one.test_accuracy == other.test_accuracy
 
 
+def test_weights_that_no_output_needs_have_a_gradient_of_zero(data):
+    class Unused(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused = keras.layers.Dense(3), keras.layers.Dense(2)
+            self.flat = keras.layers.Flatten()
+
+        def build(self, shape):
+            self.unused.build((None, 4))
+
+        def call(self, inputs):
+            return self.used(self.flat(inputs))
+
+    def build():
+        model = Unused()
+        model(np.zeros((1, 8, 8, 1), "float32"))
+        return model
+
+    optimizee, batch = KerasOptimizee(build), Batch(*map(tf.constant, data))
+    parameters, carried = optimizee.initial(0)
+    found = fit.plain_gradient(optimizee, tf.constant(parameters), carried, batch, None).gradient
+    zero = [not np.any(g) for g in optimizee.layout.unflatten(found)]
+    assert zero == [False, False, True, True]
+
+
 def test_divergence_ends_the_fit_and_is_dated(fitted):
     course = fitted(RuleStepper(SGD(1e30)), warmup=5).run(0, 4)
     assert [e.diverged_at for e in course.epochs] == [None, None, 6]

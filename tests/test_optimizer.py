@@ -15,7 +15,7 @@ import l2o.step
 from l2o import AmalgamatedOptimizer, Policy
 from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.unroll import Amalgamation, begin, practise, warm_up
-from l2o.rules import SGD, Adam, Choice, Layout, Momentum, RNNProp, State, UpdateRule
+from l2o.rules import SGD, Adam, Choice, Layout, Momentum, RNNProp, Scale, State, UpdateRule
 
 SHAPES = ((), (5,), (3, 4), (0, 3), (2, 1, 3, 2), (1, 2, 1, 2, 1))
 LAYOUT = Layout(tuple("abcdef"), SHAPES)
@@ -235,9 +235,20 @@ def test_state_is_float32_whatever_the_variables_are(dtype):
     close(np.asarray(variable, "float32"), twin.numpy(), 1e-6 if dtype == "float32" else 1e-2)
 
 
-@pytest.mark.parametrize(
-    ("floatx", "rule"), [("float16", RNNProp(units=4)), ("bfloat16", Adam(0.1))]
-)
+def test_a_gradient_whose_square_is_infinite_is_skipped(any_rule):
+    """Or second moments would be infinite from then on."""
+    optimizer, size = AmalgamatedOptimizer(policy(any_rule), warmup_steps=0), LAYOUT.size
+    calm = np.ones((3, size), "float32")
+    with pytest.warns(UserWarning, match="skipped"):
+        path = walk(optimizer, calm * [[1], [1e20], [1]])
+    assert optimizer.skipped_steps == 1
+    np.testing.assert_array_equal(path[1], path[0])
+    again = walk(AmalgamatedOptimizer(policy(any_rule), warmup_steps=0), calm[:2])
+    np.testing.assert_array_equal(path[2], again[1])
+
+
+@pytest.mark.parametrize("floatx", ["float16", "bfloat16"])
+@pytest.mark.parametrize("rule", [RNNProp(units=4), Scale(units=4), Adam(0.1)])
 def test_state_is_float32_whatever_keras_makes_by_default(floatx, rule, request):
     weighty = policy(rule)
     request.addfinalizer(lambda: keras.config.set_floatx("float32"))
@@ -258,6 +269,18 @@ def test_float64_is_exact(float64):
     optimizer.apply([g], [variable])
     step = 0.7 * 0.1 * g / np.sqrt(g**2 + 1e-10)
     np.testing.assert_allclose(variable.numpy(), -0.01 * g - step, rtol=1e-12)
+
+
+@pytest.mark.parametrize("rule", [RNNProp(units=4), Scale(units=4)])
+def test_trained_weights_work_in_float64(rule, request):
+    trained = policy(rule)
+    single = walk(AmalgamatedOptimizer(trained, warmup_steps=1), gradients())
+    request.addfinalizer(lambda: keras.config.set_floatx("float32"))
+    keras.config.set_floatx("float64")
+    optimizer = AmalgamatedOptimizer(trained, warmup_steps=1)
+    path = walk(optimizer, gradients().astype("float64"))
+    assert {str(v.dtype) for v in optimizer.variables[2:]} <= {"float64", "int32"}
+    np.testing.assert_allclose(path, single, rtol=1e-3, atol=1e-4)
 
 
 def test_one_compiled_step_serves_alike_models():

@@ -192,6 +192,19 @@ def test_variables_that_do_not_match_are_named(tmp_path):
         train(model(optimizer())).load_weights(tmp_path / "adam.weights.h5")
 
 
+def test_a_model_of_float16_is_loaded_where_that_is_the_policy(tmp_path, request):
+    """Elsewhere Keras leaves out its loss scaling, and what was saved with it fits nothing."""
+    before = keras.config.dtype_policy()
+    request.addfinalizer(lambda: keras.config.set_dtype_policy(before))
+    keras.config.set_dtype_policy("mixed_float16")
+    network = train(model(optimizer()), 2)
+    network.save(tmp_path / "half.keras")
+    same(network, keras.saving.load_model(tmp_path / "half.keras"))
+    keras.config.set_dtype_policy(before)
+    with pytest.raises(ValueError, match=r'set_dtype_policy\("mixed_float16"\) before loading'):
+        keras.saving.load_model(tmp_path / "half.keras")
+
+
 def test_tensorflow_checkpoints(tmp_path):
     network = train(model(optimizer()))
     checkpoint = tf.train.Checkpoint(model=network, optimizer=network.optimizer)

@@ -206,6 +206,8 @@ _REFUSED = {
                        "same architecture .* models of 6 and 11 weights"),
     "no weights": (sequential((3,), layers.Flatten), "mse", TABLE, "no trainable weights"),
     "no seed": (sequential((3,), Unseeded), "mse", TABLE, "unseeded.*kernel' does not follow"),
+    "no seed, frozen": (sequential((3,), Unseeded, lambda: Unseeded(trainable=False)), "mse", TABLE,
+                        "unseeded.*kernel' does not follow"),
     "unknown shape": (Unbuildable, "mse", TABLE,
                       "shapes of layer 'my_convolution' of unbuildable.* are unknown"),
     "other shape": (sequential((4,), dense()), "mse", TABLE, r"cannot be called on .*\(16, 3\)"),
@@ -219,11 +221,12 @@ _REFUSED = {
     "bilinear": (resized("bilinear"), "mse", IMAGES, "Layer 'my_resize' .*gradient of bilinear"),
     "constant": (regression, lambda y, p: y**2, TABLE, "does not depend on its weights"),
     "scalar": (regression, lambda y, p: tf.reduce_mean(p), TABLE, r"Received: shape \(\)"),
-    "broadcast": (regression, lambda y, p: (y - p) ** 2, TABLE, r"Received: shape \(16, 16\)"),
+    "broadcast": (regression, lambda y, p: (y - p[:, 0]) ** 2, TABLE,
+                  r"Received: shape \(16, 16\) .* \[B, 1\]"),
     "loss fails": (regression, lambda y, p: p[:, 5], TABLE, r"loss of labels \(16,\) .* failed"),
     "fewer outputs": (sequential((3,), lambda: layers.Lambda(lambda x: x[:7], name="first_seven"),
                                  dense()), "mse", TABLE, "Layer 'first_seven' does not give one"),
-    "classes": (regression, None, TABLE, "class indices, .* Received: float32 labels"),
+    "classes": (regression, None, TABLE, "class indices, .* Received: data's float32 labels"),
     "not finite": (regression, lambda y, p: p[:, 0] / 0, TABLE, "loss of .* is not finite"),
     "below zero": (regression, lambda y, p: p[:, 0] - 5, TABLE, "difference.* Received: -5"),
     "falls below": (regression, lambda y, p: 3 + p[:, 0], TABLE,
@@ -285,6 +288,12 @@ def test_validation_data_of_another_kind_is_refused():
     for validation in ((TABLE[:, :2], TARGETS), (TABLE, WORDS[:, 0])):
         with pytest.raises(ProblemError, match="validation's .* must be like those to train on"):
             prepare(OwnProblem(regression, (TABLE, TARGETS), validation, loss="mse"), "mine:p")
+    classes = (np.arange(40) % 2).astype("int32")
+    for split in ("validation", "test"):
+        other = {split: (TABLE, classes + 1)}
+        own = OwnProblem(sequential((3,), dense(2)), (TABLE, classes), batch_size=8, **other)
+        with pytest.raises(ProblemError, match=f"from 0 to 1 .* Received: {split}'s .* 1 to 2"):
+            prepare(own, "mine:p")
     with pytest.raises(ProblemError, match="5 examples are too few"):
         prepare(OwnProblem(regression, (TABLE[:5], TARGETS[:5]), loss="mse"), "mine:p")
     with keras_seed(0), pytest.raises(ProblemError, match="batched by 8. Received: batch_size=4"):

@@ -101,10 +101,11 @@ def _read(dataset: tf.data.Dataset, name: str) -> tuple[tuple[np.ndarray, np.nda
             raise ProblemError(
                 f"{name} must be batched, x and y alike. Received: shapes {x.shape} and {y.shape}"
             )
-        if batches and x.shape[1:] != batches[0][0].shape[1:]:
+        shapes = x.shape[1:], y.shape[1:]
+        if batches and shapes != (first := tuple(part.shape[1:] for part in batches[0])):
             raise ProblemError(
-                f"{name}'s examples must all have one shape. Received: {batches[0][0].shape[1:]} "
-                f"and {x.shape[1:]}"
+                f"{name}'s examples must all have one shape. Received x and y of {first} and "
+                f"{shapes}"
             )
         batches.append((x, y))
         read += x.nbytes + y.nbytes

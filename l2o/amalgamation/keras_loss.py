@@ -23,8 +23,9 @@ def per_example(loss: Loss) -> Callable[[Any, Any], Any]:
 
     Args:
         loss: The name of a Keras loss, or such a loss, which take probabilities unless
-            `from_logits` says otherwise; or a function of that form; or None for softmax
-            cross-entropy of class indices, from logits.
+            `from_logits` says otherwise; or a function as for `compile`, which gets labels as
+            floats, [B, 1] where outputs are [B, 1]; or None for softmax cross-entropy of class
+            indices, from logits.
 
     Raises:
         ProblemError: If it is none of these, or sums where l2o takes the mean.
@@ -32,25 +33,30 @@ def per_example(loss: Loss) -> Callable[[Any, Any], Any]:
     if loss is None:
         return cross_entropy
     try:
-        named, loss = isinstance(loss, str), keras.losses.get(loss)
+        loss = keras.losses.get(loss)
     except ValueError:
         raise ProblemError(
             "loss must be the name of a Keras loss, a keras.losses.Loss or a function (labels, "
             f"outputs) -> losses. Received: {loss!r}"
         ) from None
     if not isinstance(loss, keras.losses.Loss):
-        return _named(loss) if named else loss
+        return _as_in_compile(loss)
     if loss.reduction not in _MEANS:
         raise ProblemError(
             f"l2o takes the mean of a batch's losses. Received: {type(loss).__name__} with "
             f"reduction={loss.reduction!r}"
         )
+    if getattr(loss, "ignore_class", None) is not None:
+        raise ProblemError(
+            "l2o takes the mean of all of a batch's losses, and ignore_class leaves some out. "
+            f"Received: {type(loss).__name__} with ignore_class={loss.ignore_class!r}"
+        )
     # What Keras does before it reduces. `loss` itself would reduce.
     return lambda labels, outputs: loss.call(tf.cast(labels, loss.dtype), outputs)
 
 
-def _named(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """A loss as `compile` takes it by name: labels [B] may go with outputs [B, 1]."""
+def _as_in_compile(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """A function as `compile` calls it: labels are floats, [B, 1] where outputs are [B, 1]."""
 
     def losses(labels, outputs):
         labels = tf.cast(labels, outputs.dtype)

@@ -22,7 +22,7 @@ if keras.backend.backend() != "tensorflow":
         f"any. Received: KERAS_BACKEND={keras.backend.backend()}"
     )
 
-_SEED = "seed_generator_state"  # what Keras calls the variable of a dropout's seed
+SEED = "seed_generator_state"  # what Keras calls the variable of a dropout's seed
 
 
 class Batch(NamedTuple):
@@ -100,7 +100,7 @@ class KerasOptimizee:
         generator = np.random.default_rng(seed)
         # A layer may have a seed of its own, which would be every trajectory's.
         carried = [
-            np.array([generator.integers(2**31), 0], v.dtype) if v.name == _SEED else v.numpy()
+            np.array([generator.integers(2**31), 0], v.dtype) if v.name == SEED else v.numpy()
             for v in model.non_trainable_variables
         ]
         return np.concatenate(parameters), carried

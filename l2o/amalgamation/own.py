@@ -36,7 +36,8 @@ class OwnProblem:
         validation: Likewise; by default the last min(5,000, a sixth) of `data`.
         test: Likewise, or None.
         loss: The name of a Keras loss, a `keras.losses.Loss`, or a function (labels, outputs) ->
-            one loss an example; softmax cross-entropy of class indices, from logits, by default.
+            one loss an example, as for `compile`; softmax cross-entropy of class indices, from
+            logits, by default.
         batch_size: Examples a step; a dataset's own, or 128, by default.
     """
 
@@ -124,7 +125,10 @@ def prepare(
         validation, train = train[kept:], train[:kept]
     test = test or train[:0]
     _compare(train, validation=validation, test=test)
-    optimizee = checked_optimizee(own.model_fn, own.loss, train, batch_size, first_order, positive)
+    optimizee = checked_optimizee(
+        own.model_fn, own.loss, train, batch_size, first_order, positive,
+        held_out={"validation": validation, "test": test},
+    )  # fmt: skip
     network = described_network(optimizee, train, batch_size)
     mark = hashlib.sha256(repr(network).encode()).hexdigest()[:4]
     dataset_name = f"own data {digest(train, validation, test)}, network {mark}"
@@ -194,7 +198,8 @@ def amalgamate(
         data: Arrays (x, y), or a finite, batched `tf.data.Dataset` of (x, y). uint8 inputs of
             three dimensions or more are pixels, which the network sees divided by 255.
         loss: The name of a Keras loss, a `keras.losses.Loss`, or a function (labels, outputs) ->
-            one loss an example; softmax cross-entropy of class indices, from logits, by default.
+            one loss an example, as for `compile`; softmax cross-entropy of class indices, from
+            logits, by default.
         pool: The teachers: "large" (six), "small" or "adam".
         strategy: "choice", "mean", "minmax" or "none".
         preset: "paper", "cpu" or "smoke"; by default "paper" where there is a GPU, else "cpu".

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import keras
 import numpy as np
@@ -12,6 +13,7 @@ import tensorflow as tf
 from l2o.amalgamation.examples import Examples, ProblemError
 from l2o.amalgamation.keras_loss import Loss
 from l2o.amalgamation.optimizee import (
+    SEED,
     Batch,
     KerasOptimizee,
     as_inputs,
@@ -32,6 +34,7 @@ def checked_optimizee(
     batch_size: int,
     first_order: bool = False,
     positive: bool = True,
+    held_out: Mapping[str, Examples] = MappingProxyType({}),
 ) -> KerasOptimizee:
     """A user's network and loss as an optimizee, if it can be one.
 
@@ -42,6 +45,7 @@ def checked_optimizee(
         batch_size: Examples a step.
         first_order: Whether it need not be differentiated twice.
         positive: Whether its logarithm is taken, so that the loss must stay above 0.
+        held_out: Other examples, by name, which are only looked at for their labels.
 
     Raises:
         ProblemError: If it cannot.
@@ -57,7 +61,7 @@ def checked_optimizee(
     _check_dtypes(optimizee.model)
     batch = Batch(examples.inputs[:batch_size], examples.labels[:batch_size])
     batch = Batch(*map(tf.constant, batch))
-    _check_outputs(optimizee, examples, batch)
+    _check_outputs(optimizee, batch, {"data": examples, **held_out})
     _check_derivatives(optimizee, batch, first_order)
     if positive:
         _check_sign(optimizee, batch)
@@ -123,8 +127,8 @@ def _check_builds(build) -> None:
             "model_fn must return the same architecture at every call. Received: models of "
             f"{one.count_params():,} and {two.count_params():,} weights"
         )
-    for v, w in zip(one.trainable_variables, two.trainable_variables, strict=True):
-        if not np.array_equal(v.numpy(), w.numpy()):
+    for v, w in zip(one.variables, two.variables, strict=True):
+        if v.name != SEED and not np.array_equal(v.numpy(), w.numpy()):
             raise ProblemError(
                 f"The initial value of '{v.path}' does not follow from a seed: draw it with a "
                 "Keras initializer, or NumPy's or Python's generator"
@@ -145,8 +149,8 @@ def _check_dtypes(model: keras.Model) -> None:
             raise ProblemError(f"Weights must be {floatx}. Received: '{v.path}' of {v.dtype}")
 
 
-def _check_outputs(optimizee: KerasOptimizee, examples: Examples, batch: Batch) -> None:
-    """One output without a mask, and a loss for each example."""
+def _check_outputs(optimizee: KerasOptimizee, batch: Batch, splits: Mapping[str, Examples]) -> None:
+    """One output without a mask, a class for each label, and a loss for each example."""
     model = optimizee.model
     try:
         outputs = model(as_inputs(batch.inputs))
@@ -165,14 +169,8 @@ def _check_outputs(optimizee: KerasOptimizee, examples: Examples, batch: Batch) 
             "hides. Reduce it over time, or use mask_zero=False"
         )
     if optimizee.classifies:
-        classes, labels = outputs.shape[-1], examples.labels
-        whole = labels.dtype.kind == "i"
-        if not whole or labels.min() < 0 or labels.max() >= classes:
-            raise ProblemError(
-                f"This loss needs class indices, whole numbers from 0 to {classes - 1} for "
-                f"{classes} outputs; name another with loss=. Received: {labels.dtype} labels from "
-                f"{labels.min():.4g} to {labels.max():.4g}"
-            )
+        for name, split in splits.items():
+            _check_classes(name, split.labels, outputs.shape[-1])
     shapes = f"labels {tuple(batch.labels.shape)} and outputs {tuple(outputs.shape)}"
     if outputs.shape.rank == 0 or outputs.shape[0] != len(batch.labels):
         raise ProblemError(
@@ -187,7 +185,17 @@ def _check_outputs(optimizee: KerasOptimizee, examples: Examples, batch: Batch) 
     if not losses.shape.rank or losses.shape[0] != len(batch.labels) or tf.size(losses) > most:
         raise ProblemError(
             f"The loss must be one number an example, and l2o takes the mean. Received: shape "
-            f"{tuple(losses.shape)} of {shapes}"
+            f"{tuple(losses.shape)} of {shapes}; as in compile, labels [B] are given to a function "
+            "as [B, 1] where outputs are [B, 1]"
+        )
+
+
+def _check_classes(name: str, labels: np.ndarray, classes: int) -> None:
+    if labels.dtype.kind != "i" or labels.min(initial=0) < 0 or labels.max(initial=0) >= classes:
+        raise ProblemError(
+            f"This loss needs class indices, whole numbers from 0 to {classes - 1} for {classes} "
+            f"outputs; name another with loss=. Received: {name}'s {labels.dtype} labels from "
+            f"{labels.min():.4g} to {labels.max():.4g}"
         )
 
 

@@ -89,11 +89,11 @@ def plain_gradient(
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(tensors)
         loss, carried, outputs = optimizee.outcome(tensors, carried, batch, training=True)
-    gradient = optimizee.layout.flatten(tape.gradient(loss, tensors))
+    gradient = tape.gradient(loss, tensors, unconnected_gradients="zero")
     accuracy = tf.constant(np.nan, loss.dtype)
     if optimizee.classifies:
         accuracy = tf.reduce_mean(tf.cast(correct(outputs, batch.labels), loss.dtype))
-    return Gradient(loss, accuracy, gradient, carried)
+    return Gradient(loss, accuracy, optimizee.layout.flatten(gradient), carried)
 
 
 class Fit:

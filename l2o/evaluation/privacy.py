@@ -63,7 +63,8 @@ class DPSGD:
             with tf.GradientTape(watch_accessed_variables=False) as tape, vectorized_convolution():
                 tape.watch(tensors)
                 loss, _, outputs = optimizee.outcome(tensors, carried, alone, training=True)
-            gradient = optimizee.layout.flatten(tape.gradient(loss, tensors))
+            gradient = tape.gradient(loss, tensors, unconnected_gradients="zero")
+            gradient = optimizee.layout.flatten(gradient)
             return loss, outputs[0], query.preprocess_record(limit, gradient)
 
         losses, outputs, clipped = tf.vectorized_map(one, batch)

@@ -18,6 +18,15 @@ def weight_seeds(seed: int) -> Iterator[int]:
     return count(seed * _SEED_STRIDE)
 
 
+def _orthogonal(seed: int, shape: tuple[int, int]):
+    """An orthogonal matrix; drawn in float32 where Keras' float type is a shorter one."""
+    floatx = keras.config.floatx()
+    drawn = keras.initializers.Orthogonal(seed=seed)(
+        shape, floatx if floatx == "float64" else "float32"
+    )
+    return ops.cast(drawn, floatx)
+
+
 @dataclass(frozen=True)
 class CoordinateLSTM:
     """A stack of Keras' LSTM cells and a dense head, as a function of their weights.
@@ -51,12 +60,12 @@ class CoordinateLSTM:
                 round, not always with success (docs/method.md).
         """
         seeds, units, weights = weight_seeds(seed), self.units, []
-        glorot, orthogonal = keras.initializers.GlorotUniform, keras.initializers.Orthogonal
+        glorot = keras.initializers.GlorotUniform
         for k in range(self.layers):
             inputs = self.inputs if k == 0 else units
             weights += [
                 glorot(next(seeds))((inputs, 4 * units)),
-                orthogonal(seed=next(seeds))((units, 4 * units)),
+                _orthogonal(next(seeds), (units, 4 * units)),
                 ops.concatenate([ops.zeros(units), ops.ones(units), ops.zeros(2 * units)]),
             ]
         head = ops.zeros((units, self.outputs))
@@ -143,11 +152,11 @@ class GRU:
     def initial_weights(self, seeds: Iterator[int]) -> list:
         """Fresh weights: kernel, recurrent kernel, bias; `seeds` are from `weight_seeds`."""
         kernel = keras.initializers.GlorotUniform(next(seeds))
-        recurrent = keras.initializers.Orthogonal(seed=next(seeds))
+        recurrent = next(seeds)
         gates = 3 * self.units
         return [
             kernel((self.inputs, gates)),
-            recurrent((self.units, gates)),
+            _orthogonal(recurrent, (self.units, gates)),
             ops.zeros(gates),
         ]
 
