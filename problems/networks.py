@@ -8,7 +8,8 @@ Keras is imported inside the functions, so that naming a problem does not load T
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,6 +18,20 @@ if TYPE_CHECKING:
 Shape = tuple[int, ...]
 
 
+@contextmanager
+def _channels_last() -> Iterator[None]:
+    """Layers made within have channels last, whatever Keras' configuration file says."""
+    from keras import config
+
+    before = config.image_data_format()
+    config.set_image_data_format("channels_last")
+    try:
+        yield
+    finally:
+        config.set_image_data_format(before)
+
+
+@_channels_last()
 def cnn(shape: Shape, classes: int, filters: tuple[int, int] = (16, 32)) -> keras.Model:
     """Two convolutions, 3×3 then 5×5, each followed by a max-pool of 2; then a dense layer.
 
@@ -39,6 +54,7 @@ def cnn(shape: Shape, classes: int, filters: tuple[int, int] = (16, 32)) -> kera
     )
 
 
+@_channels_last()
 def mlp(shape: Shape, classes: int) -> keras.Model:
     """One hidden layer of 20 sigmoid units."""
     from keras import layers
@@ -47,6 +63,7 @@ def mlp(shape: Shape, classes: int) -> keras.Model:
     return _sequence(shape, [layers.Flatten(), hidden, layers.Dense(classes)])
 
 
+@_channels_last()
 def deeper(shape: Shape, classes: int) -> keras.Model:
     """Five 3×3 convolutions, a max-pool of 2 after the third and the fifth: Table 2's drawing."""
     from keras import layers
@@ -67,6 +84,7 @@ def deeper(shape: Shape, classes: int) -> keras.Model:
     )
 
 
+@_channels_last()
 def deeper_strided(shape: Shape, classes: int) -> keras.Model:
     """`deeper` with strides 1, 2, 1, 2, 1 in place of pools: the 72,042 parameters of Table 1."""
     from keras import layers
@@ -82,6 +100,7 @@ def deeper_strided(shape: Shape, classes: int) -> keras.Model:
     )
 
 
+@_channels_last()
 def resnet(shape: Shape, classes: int, depth: int) -> keras.Model:
     """A residual network with (depth - 4) / 6 blocks at each of the widths 16, 32 and 64.
 

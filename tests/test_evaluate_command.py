@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 from made_weights import made_weights, make_policy
@@ -69,6 +70,12 @@ def an_evaluation(epochs: int, **values) -> list[Result]:
 
 
 # --- the command --------------------------------------------------------------------------------
+
+
+def test_commands_are_in_float32_and_say_so_where_keras_would_not_be(here, capsys, float64):
+    assert call("--preset", "smoke", "--epochs", "51", "--optimizer", "choice-small") == 0
+    assert "Note: in float32, not in the float64 of Keras' configuration" in capsys.readouterr().out
+    assert keras.config.floatx() == keras.config.dtype_policy().name == "float32"
 
 
 def test_evaluation_from_nothing_to_table_and_again(here, capsys):

@@ -91,6 +91,18 @@ def test_every_batch_norm_follows_a_convolution():
     assert kinds.count("Add") == blocks
 
 
+@pytest.mark.parametrize("name", ["mnist_cnn", "mnist_deeper", "cifar10_resnet28"])
+def test_channels_are_last_whatever_keras_configuration_says(name, request):
+    problem, shape = get_problem(name), _COLOUR if "cifar" in name else _MNIST
+    expected = [tuple(v.shape) for v in problem.network(shape, 10).variables]
+    request.addfinalizer(lambda: keras.config.set_image_data_format("channels_last"))
+    keras.config.set_image_data_format("channels_first")
+    model = problem.network(shape, 10)
+    assert [tuple(v.shape) for v in model.variables] == expected
+    assert model(np.zeros((2, *shape), "float32")).shape == (2, 10)
+    assert keras.config.image_data_format() == "channels_first"  # for the user's own
+
+
 def test_resnet_refuses_a_depth_it_cannot_have():
     with pytest.raises(ValueError, match="Received: 30"):
         networks.resnet(_COLOUR, 10, depth=30)

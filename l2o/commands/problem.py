@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Callable
 
+import keras
+
 import problems
 from l2o.commands.terminal import UserError
 
@@ -67,6 +69,7 @@ def load_problem(
     Raises:
         UserError: If it cannot be had; the message says why in one line.
     """
+    _float32(report)
     if is_own(name):
         problem, dataset = _own(name, **needs)
         report(f"Data: {dataset.description}")
@@ -84,6 +87,15 @@ def load_problem(
     except problems.DatasetUnavailable as error:
         raise UserError(str(error)) from error
     return problem, loaded[problem.dataset]
+
+
+def _float32(report: Callable[[str], None]) -> None:
+    """Commands compute in float32, whatever Keras' configuration file says."""
+    floatx = keras.config.floatx()
+    if floatx != "float32":
+        report(f"Note: in float32, not in the {floatx} of Keras' configuration")
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
 
 
 def _own(name: str, **needs: bool) -> tuple:
