@@ -25,7 +25,7 @@ def made_evaluation(
     rows = []
     for epoch, loss in enumerate(losses):
         finite = isfinite(loss)
-        accuracy = 1 / (1 + loss) if finite else 0.0
+        accuracy = 1 / (1 + max(loss, 0)) if finite else 0.0
         rows.append(
             Result(
                 version=VERSION, problem=problem, data=data, optimizer=optimizer,

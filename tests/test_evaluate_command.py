@@ -14,6 +14,7 @@ from l2o import save_policy
 from l2o.claim import DirectoryError
 from l2o.commands.evaluate import _run_one, main
 from l2o.commands.forecast import Forecast
+from l2o.commands.terminal import UserError
 from l2o.evaluation import run as running
 from l2o.evaluation.contenders import get_contenders
 from l2o.evaluation.results import Result, by_evaluation, read_results, write_results
@@ -136,13 +137,13 @@ def test_a_process_of_jobs_runs_the_evaluation_that_is_meant(tmp_path):
     path = make_policy(tmp_path / "mine")
     contenders = [get_contenders(f"{name}={path}")[0] for name in "ab"]
     contenders.append(replace(contenders[1], weight_decay=0.1))
-    task = SimpleNamespace(problem=get_problem("mnist_mlp"))
-    bench = SimpleNamespace(run=lambda task, repeat, contender: (contender, repeat))
+    task, plan = Task(get_problem("mnist_mlp"), tiny("mnist")), Plan(3, 1)
+    bench = SimpleNamespace(plan=plan, run=lambda task, repeat, contender: (contender, repeat))
     for contender in contenders:
-        key = a_row(
-            problem="mnist_mlp", optimizer=contender.name, origin=contender.origin, repeat=3
-        ).key
+        key = plan.key(task, contender, 3)
         assert _run_one((bench, [task], contenders), key) == (contender, 3)
+    with pytest.raises(UserError, match="mnist_mlp or a has changed since"):
+        _run_one((bench, [task], contenders[:1]), key._replace(optimizer="a", data="other data"))
 
 
 def test_another_programs_files_stay_where_a_table_is_not_ours(here, capsys):
@@ -459,6 +460,28 @@ def test_a_damaged_policy_is_one_line(here, capsys):
 def test_two_policies_of_one_name_are_refused(here, capsys):
     words = [str(make_policy(here / k / "p", seed)) for seed, k in enumerate("ab")]
     assert "called p" in error_of(capsys, "--optimizer", *words)
+
+
+def test_replicates_of_two_runs_do_not_stand_together(here, capsys):
+    """A run directory may have a shipped policy's name."""
+    make_policy(here / "runs" / "rnnprop" / "policy")
+    for words in (("runs/rnnprop", "rnnprop/2"), ("rnnprop/2", "runs/rnnprop")):
+        assert "optimizers are called rnnprop;" in error_of(capsys, "--optimizer", *words)
+    words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer")
+    assert call(*words, "rnnprop/1", "rnnprop/2", "rnnprop/1") == 0
+    assert "0 of 2 evaluations" in capsys.readouterr().out
+
+
+def test_a_long_name_does_not_lose_a_fit(here):
+    path = make_policy(here / ("ü" * 120))
+    assert call("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", str(path)) == 0
+    assert len(list((here / "results" / "smoke" / "steps").iterdir())) == 1
+
+
+def test_a_network_that_cannot_be_private_is_one_line(here, capsys, monkeypatch):
+    private = replace(get_problem("cifar10_resnet28"), name="resnet_dp", private=True)
+    monkeypatch.setitem(PROBLEMS, "resnet_dp", private)
+    assert "batch normalization" in error_of(capsys, "--problem", "resnet_dp")
 
 
 @pytest.mark.parametrize("damage", ["cut off", "other columns", "other version", "no text"])

@@ -131,6 +131,27 @@ def test_batch_norm_is_refused_with_a_reason():
     check_network(network())
 
 
+def test_random_layers_are_refused_with_a_reason():
+    inputs = keras.Input((4, 4, 1))
+    with pytest.raises(PrivacyError, match="draws random numbers.*Received: layer 'my_dropout"):
+        check_network(keras.Model(inputs, keras.layers.Dropout(0.5, name="my_dropout")(inputs)))
+
+
+@needs_tensorflow_privacy
+def test_a_regression_can_be_private(data):
+    layers = keras.layers
+    build = lambda: keras.Sequential(  # noqa: E731
+        [layers.Input((8, 8, 1)), layers.Flatten(), layers.Dense(1)]
+    )
+    optimizee = KerasOptimizee(build, "mse")
+    batch = Batch(tf.constant(data.inputs), tf.constant(data.labels, tf.float32))
+    parameters, carried = optimizee.initial(0)
+    seen = DPSGD(1e6, 1e-12)(optimizee, tf.constant(parameters), carried, batch, KEY)
+    plain = plain_gradient(optimizee, tf.constant(parameters), carried, batch, KEY)
+    np.testing.assert_allclose(seen.gradient, plain.gradient, rtol=1e-3, atol=1e-5)
+    assert np.isnan(seen.accuracy)
+
+
 def test_without_the_package_the_message_says_what_would_help(monkeypatch):
     real = builtins.__import__
 

@@ -99,6 +99,29 @@ def test_replicates_stand_together_and_give_meta_stability():
     assert isnan(by["adam"].performance.meta)
 
 
+def test_means_are_of_the_replicates_however_often_each_was_run():
+    found = rows(
+        *(made_evaluation("policy", [3.0, 0.1], repeat=k) for k in (1, 2, 3)),
+        made_evaluation("policy", [3.0, 0.2], replicate=2, seconds=4.0),
+    )
+    ((policy,),) = summarize(found).values()
+    assert policy.test == pytest.approx((log(0.11) + log(0.22)) / 2)
+    assert policy.seconds == 3.0
+
+
+@pytest.mark.parametrize("slower", [1.4, 1.6])
+def test_seconds_that_do_not_compare_are_said(slower):
+    found = rows(
+        made_evaluation("adam", [3.0, 0.1], repeat=1, seconds=20.0),
+        made_evaluation("adam", [3.0, 0.1], repeat=2, seconds=20.0 * slower),
+        made_evaluation("sgd", [3.0, 0.1], seconds=0.1),
+        made_evaluation("sgd", [3.0, 0.1], repeat=2, seconds=1.0),
+    )
+    said = " ".join(summary_table(found).split())
+    assert ("those a step of adam differ by half and more" in said) == (slower == 1.6)
+    assert "step of sgd" not in said
+
+
 def test_what_seeds_have_in_common_is_not_taken_for_noise():
     losses = [0.1 * 2**i * 4**j for i in range(2) for j in range(3)]  # 2 a replicate, 4 a seed
     found = rows(
@@ -328,6 +351,13 @@ def test_cards_and_images_add_their_tables_and_figures(tmp_path):
     with open(tmp_path / "tables" / "table-4.csv", newline="") as file:
         cost = next(csv.DictReader(file))
     assert (float(cost["meta-updates"]), float(cost["hours"])) == (150, 1.5)
+
+
+def test_names_and_images_of_any_kind_are_drawn(tmp_path):
+    """Matplotlib takes what stands between dollar signs for a formula."""
+    samples = {"a row": np.zeros((2, 1, 100, 1), np.uint8)}
+    paths = write_report(small() + made_evaluation("a$x_$b", [2.3, 1.0]), tmp_path, {}, samples)
+    assert "figure-7.png" in {path.name for path in paths}
 
 
 def test_no_results_are_an_error(tmp_path):

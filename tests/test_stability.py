@@ -77,6 +77,12 @@ def test_200_simulated_tables_of_shared_seeds_give_their_parameters_back():
     assert np.mean([fit.evaluation**2 for fit in fits]) == pytest.approx(0.1, rel=0.2)
 
 
+def test_two_replicates_are_not_made_surer_than_they_are():
+    generator = np.random.default_rng(0)
+    fits = [mixed_effects(*simulated_crossed(generator, 2, 7, 1.0, 0.5, 0.1)) for _ in range(400)]
+    assert 0.925 < np.mean([fit.low < -2 < fit.high for fit in fits]) < 0.995
+
+
 @pytest.mark.parametrize("replicates", [3, 8])
 def test_balanced_tables_of_shared_seeds_agree_with_the_closed_form(replicates):
     generator = np.random.default_rng(replicates)
@@ -261,16 +267,22 @@ def test_pairs_take_out_what_they_share():
     assert -1.05 < difference.low < -1 < difference.high < -0.95
 
 
-def test_paired_differences_cover_at_the_nominal_rate():
+@pytest.mark.parametrize(
+    ("replicates", "seeds", "meta", "own", "noise"),
+    [(4, 5, 0.3, 0.0, 0.2), (2, 10, 1.0, 0.5, 0.1), (2, 3, 1.0, 0.0, 0.1)],
+)
+def test_paired_differences_cover_at_the_nominal_rate(replicates, seeds, meta, own, noise):
+    """Few replicates too, which differ more than seeds do."""
     generator = np.random.default_rng(5)
     covered = []
     for _ in range(1000):
-        shared = generator.normal(size=5)
-        first = 0.3 * generator.normal(size=(4, 1)) + 0.2 * generator.normal(size=(4, 5))
-        second = 0.2 * generator.normal(size=(1, 5))
+        shared = generator.normal(size=seeds)
+        first = meta * generator.normal(size=(replicates, 1)) + own * generator.normal(size=seeds)
+        first = first + noise * generator.normal(size=(replicates, seeds))
+        second = noise * generator.normal(size=(1, seeds))
         difference = paired_difference(pairs(first + shared), pairs(second + shared))
         covered.append(difference.low < 0 < difference.high)
-    assert 0.935 < np.mean(covered) < 0.985
+    assert 0.935 < np.mean(covered) < 0.99
 
 
 def test_missing_pairs_are_left_out_and_counted():

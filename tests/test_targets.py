@@ -41,6 +41,30 @@ def test_oracle_never_is_a_teacher_that_diverged():
     assert oracle(summaries).label == "sgd"
 
 
+def test_a_loss_below_zero_has_reached_every_target():
+    _, best = times(
+        only(
+            made_evaluation("adam", [2.0, 0.5, 0.1]),
+            made_evaluation("mine", [2.0, 0.5, -0.3]),
+        )
+    )
+    assert {t.label: t.steps for t in best} == {"adam": 200, "mine": 200}
+
+
+def test_oracle_never_is_a_teacher_whose_loss_fell_below_zero():
+    """It may well be the better one, but its mean is of what is left."""
+    found = [
+        *(made_evaluation("adam", [2.0, 0.2], repeat=k) for k in (1, 2, 3)),
+        made_evaluation("sgd", [2.0, -0.3]),
+        made_evaluation("sgd", [2.0, 0.1], repeat=2),
+    ]
+    summaries = only(*found)
+    assert oracle(summaries).label == "adam"
+    sgd = next(s for s in summaries if s.label == "sgd")
+    assert sgd.test == pytest.approx(log(0.11)) and sgd.final_train == pytest.approx(log(0.09))
+    assert oracle(only(*found[3:])) is None
+
+
 def test_no_oracle_without_teachers():
     summaries = only(made_evaluation("nadam", [2.0, 1.0]))
     assert oracle(summaries) is None

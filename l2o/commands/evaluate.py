@@ -9,6 +9,7 @@ from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 import tensorflow as tf
 
@@ -22,7 +23,6 @@ from l2o.commands.problem import (
     ALL,
     OWN,
     check_data_flags,
-    is_private,
     load_problem,
     problem_name,
 )
@@ -33,7 +33,6 @@ from l2o.commands.terminal import (
     count,
     fraction,
     known,
-    quiet_start,
     run_command,
     whole,
 )
@@ -44,7 +43,7 @@ from l2o.evaluation.contenders import (
     keras_optimizers,
 )
 from l2o.evaluation.fit import Warmup
-from l2o.evaluation.privacy import PrivacyError, check_python
+from l2o.evaluation.privacy import PrivacyError, check_network
 from l2o.evaluation.results import describe
 from l2o.evaluation.run import Bench, Plan, Task, evaluate, keep, missing, present
 from l2o.evaluation.store import ResultsDirectory
@@ -195,7 +194,6 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus: int) -> int:
     """Runs what the directory lacks, and prints the table."""
     tf.config.experimental.enable_op_determinism()
-    tf.keras.utils.set_random_seed(options.seed)
     todo = missing(tasks, contenders, plan, directory)
     wanted = len(tasks) * len(contenders) * plan.repeats
     print(f"Repeats: {plan.repeats}, epochs: {plan.epochs}")
@@ -283,19 +281,17 @@ def _spread(options: argparse.Namespace, todo, plan, directory, bar: Progress) -
 
 def _start_worker(options: argparse.Namespace, plan: Plan) -> tuple:
     """What a process of --jobs holds."""
-    tf.keras.utils.set_random_seed(options.seed)
     with redirect_stdout(io.StringIO()):
         return Bench(plan), _tasks(options), _contenders(options)
 
 
 def _run_one(held: tuple, key):
     bench, tasks, contenders = held
-    task = next(t for t in tasks if t.problem.name == key.problem)
-    for contender in contenders:
-        named = (contender.name, contender.origin, contender.replicate)
-        if named == (key.optimizer, key.origin, key.replicate):
-            return bench.run(task, key.repeat, contender)
-    raise UserError(f"{key.optimizer} has changed since the evaluation began")
+    for task in tasks:
+        for contender in contenders:
+            if bench.plan.key(task, contender, key.repeat) == key:
+                return bench.run(task, key.repeat, contender)
+    raise UserError(f"{key.problem} or {key.optimizer} has changed since the evaluation began")
 
 
 def _contenders(options: argparse.Namespace) -> list:
@@ -310,7 +306,9 @@ def _contenders(options: argparse.Namespace) -> list:
         raise UserError(str(error)) from error
     different = {}
     for c in contenders:
-        if different.setdefault((c.name, c.replicate), c).origin != c.origin:
+        same = different.setdefault((c.name, c.replicate), c)
+        together = [d.source for d in different.values() if d.name == c.name]
+        if same.origin != c.origin or (same is c and set(together) != {c.source}):
             raise UserError(
                 f"Two different optimizers are called {c.name}; name one yourself, as in "
                 f"--optimizer other=DIR. Received: {' '.join(words)}"
@@ -323,11 +321,13 @@ def _tasks(options: argparse.Namespace) -> list:
     names = [n for word in words for n in (PROBLEMS if word == ALL else [word])]
     names = list(dict.fromkeys(names))
     check_data_flags(names, options)
-    if any(map(is_private, names)):
-        with quiet_start():
-            check_python()
-    loaded = {}
-    return [Task(*load_problem(n, options.data, options.data_dir, loaded)) for n in names]
+    tf.keras.utils.set_random_seed(options.seed)  # data of the user's own may be drawn
+    loaded: dict[str, Any] = {}
+    tasks = [Task(*load_problem(n, options.data, options.data_dir, loaded)) for n in names]
+    for task in tasks:
+        if task.privacy:
+            check_network(task.optimizee().model)
+    return tasks
 
 
 def _list() -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import keras
 
 import problems
-from l2o.commands.terminal import UserError
+from l2o.commands.terminal import UserError, quiet_start
 
 ALL = "all"  # of the problems
 OWN = "package.module:function"
@@ -75,6 +75,8 @@ def load_problem(
         report(f"Data: {dataset.description}")
         return problem, dataset
     problem, loaded = problems.get_problem(name), {} if loaded is None else loaded
+    if problem.private:
+        _check_private()
     if problem.dataset not in loaded:
         try:
             dataset = problems.load_dataset(problem.dataset, data or "auto", data_dir, report)
@@ -87,6 +89,16 @@ def load_problem(
     except problems.DatasetUnavailable as error:
         raise UserError(str(error)) from error
     return problem, loaded[problem.dataset]
+
+
+def _check_private() -> None:
+    from l2o.evaluation.privacy import PrivacyError, check_python
+
+    try:
+        with quiet_start():
+            check_python()
+    except PrivacyError as error:
+        raise UserError(str(error)) from error
 
 
 def _float32(report: Callable[[str], None]) -> None:

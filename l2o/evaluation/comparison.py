@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite, isnan, log, nan
@@ -22,6 +22,8 @@ from l2o.evaluation.stability import (
     paired_difference,
 )
 from l2o.rules.pools import TEACHERS
+
+_MEASURED = 5.0  # seconds; what is shorter varies by itself
 
 
 class Case(NamedTuple):
@@ -132,6 +134,9 @@ def evaluations(results: Iterable[Result]) -> list[Evaluation]:
 class Summary:
     """An optimizer's evaluations on one case, and their statistics; nan where all diverged.
 
+    Means are of the replicates' means. An evaluation that diverged is in none, nor is one whose
+    loss fell below zero, where it has no logarithm.
+
     Attributes:
         performance: Of the best log validation loss.
         optimization: Of the optimization stability.
@@ -141,7 +146,7 @@ class Summary:
         validation_accuracy, test_accuracy: Means, at the epoch chosen on validation.
         seconds: Mean training time of an evaluation.
         epsilon: Privacy spent by the end, the largest; infinite where training is not private.
-        diverged: How many evaluations diverged: they are in no mean.
+        diverged: How many evaluations diverged.
     """
 
     case: Case
@@ -180,37 +185,40 @@ def summarize(results: Iterable[Result]) -> dict[Case, list[Summary]]:
 
 def _summary(case: Case, label: str, members: Sequence[Evaluation]) -> Summary:
     replicates, seeds = [e.key.replicate for e in members], [e.key.seed for e in members]
-    whole = [e for e in members if e.chosen is not None]
-    chosen = [e.chosen for e in members if e.chosen is not None]
+    whole = [(e, e.chosen) for e in members if e.chosen is not None and isfinite(e.best)]
+
+    def mean(outcome: Callable[[Evaluation, Result], float]) -> float:
+        """Of the replicates' means; nan if none."""
+        of_replicate = defaultdict(list)
+        for e, chosen in whole:
+            of_replicate[e.key.replicate].append(outcome(e, chosen))
+        return float(np.mean([np.mean(o) for o in of_replicate.values()])) if whole else nan
+
     return Summary(
         case=case,
         label=label,
         evaluations=tuple(members),
         performance=mixed_effects([e.best for e in members], replicates, seeds),
         optimization=mixed_effects([e.jitter for e in members], replicates, seeds),
-        test=_mean(e.test for e in whole),
-        best_test=_mean(e.best_test for e in whole),
-        final_train=_mean(e.final_train for e in whole),
-        validation_accuracy=_mean(row.validation_accuracy for row in chosen),
-        test_accuracy=_mean(row.test_accuracy for row in chosen),
-        seconds=_mean(e.rows[-1].seconds for e in whole),
+        test=mean(lambda e, chosen: e.test),
+        best_test=mean(lambda e, chosen: e.best_test),
+        final_train=mean(lambda e, chosen: e.final_train),
+        validation_accuracy=mean(lambda e, chosen: chosen.validation_accuracy),
+        test_accuracy=mean(lambda e, chosen: chosen.test_accuracy),
+        seconds=mean(lambda e, chosen: e.rows[-1].seconds),
         epsilon=max(e.rows[-1].epsilon for e in members),
         diverged=sum(e.diverged_at >= 0 for e in members),
     )
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return float(np.mean(values)) if values else nan
 
 
 def oracle(summaries: Iterable[Summary]) -> Summary | None:
     """The tuned teacher with the best mean best log validation loss; None without teachers.
 
     The best of those that were evaluated: `oracle_name` says whether that is all of them. It is
-    chosen on validation and reported on test. A teacher that diverged is not chosen.
+    chosen on validation and reported on test. A teacher that diverged is not chosen, nor one whose
+    loss fell below zero: its mean lacks these evaluations.
     """
-    teachers = [s for s in summaries if s.teacher and not s.diverged and s.performance.evaluations]
+    teachers = [s for s in summaries if s.teacher and not s.performance.excluded]
     return min(teachers, key=lambda s: s.performance.mean, default=None)
 
 
@@ -292,6 +300,12 @@ def notes(summaries: Sequence[Summary]) -> list[str]:
                 f"{s.label}: replicates have {min(counts.values())} to {max(counts.values())} "
                 "evaluations"
             )
+    uneven = [s.label for s in summaries if _pace_varies(s)]
+    if uneven:
+        lines.append(
+            "Seconds are of machines or loads that differ and do not compare: those a step of "
+            f"{', '.join(uneven)} differ by half and more between evaluations"
+        )
     several = [s.label for s in summaries if s.performance.replicates > 1]
     if several:
         lines.append(f"Intervals are over replicates and seeds for {', '.join(several)}")
@@ -299,6 +313,13 @@ def notes(summaries: Sequence[Summary]) -> list[str]:
                if isfinite(e.rows[-1].epsilon)}  # fmt: skip
     lines += [f"ε at δ = {delta:g}: {how}" for delta, how in sorted(privacy)]
     return lines
+
+
+def _pace_varies(s: Summary) -> bool:
+    """Whether an optimizer's steps took half as long again in one evaluation as in another."""
+    ends = [e.rows[-1] for e in s.evaluations if e.rows[-1].seconds > _MEASURED]
+    paces = [end.seconds / end.steps for end in ends]
+    return bool(paces) and max(paces) > 1.5 * min(paces)
 
 
 def interval(s: Stability | Difference, digits: int = 3) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from l2o.checkpoint import DESCRIPTION, Policy, PolicyError, fingerprint, load_policy
+from l2o.checkpoint import DESCRIPTION, PolicyError, fingerprint, load_policy
 from l2o.evaluation.steppers import KerasStepper, RuleStepper, Stepper
 from l2o.rules import TEACHERS, TUNED_RATES, UpdateRule, averaged, averaging, get_teacher
 from l2o.shipped import did_you_mean, policy_path, pretrained
@@ -35,6 +35,7 @@ class Contender:
         replicate: Which training of the policy, from 1.
         learned: Whether it is a policy, which costs far more a coordinate than the others.
         card: The policy's.
+        source: The directory whose replicates stand together.
         averaging: The share of `l2o.rules.Averaged`; 0 for none.
         weight_decay: The fraction of the parameters that is subtracted with each step (decoupled
             weight decay; Loshchilov and Hutter 2019).
@@ -48,6 +49,7 @@ class Contender:
     replicate: int = 1
     learned: bool = False
     card: dict[str, Any] = field(default_factory=dict, compare=False)
+    source: Path | None = field(default=None, compare=False)
     averaging: float = 0.0
     weight_decay: float = 0.0
     ema_momentum: float = 0.0
@@ -160,10 +162,13 @@ def _keras(name: str, rate: float | None) -> Contender:
     return Contender(called, fingerprint((), config), stepper)
 
 
-def _policy(name: str, policy: Policy, replicate: int = 1) -> Contender:
+def _policy(name: str, path: Path, source: Path, replicate: int) -> Contender:
+    policy = load_policy(_policy_of(path))
     origin = fingerprint(policy.weights, averaged(policy.rule, 0).get_config())
     build, share = _rule_stepper(policy.rule, policy.weights), averaging(policy.rule)
-    return Contender(name, origin, build, replicate, True, policy.card, share, policy.weight_decay)
+    return Contender(
+        name, origin, build, replicate, True, policy.card, source, share, policy.weight_decay
+    )
 
 
 def _rule_stepper(rule: UpdateRule, weights: Sequence = ()) -> Callable[[float], Stepper]:
@@ -183,12 +188,12 @@ def _directory(name: str, path: Path) -> list[Contender]:
     replicates = _replicates(path)
     if replicates:
         name = name or path.name
-        return [_policy(name, load_policy(_policy_of(p)), _number(p)) for p in replicates]
+        return [_policy(name, p, path, _number(p)) for p in replicates]
     run = path.parent if path.name in ("policy", "choice") else path
     suffix = "-choice" if path.name == "choice" else ""
     replicate = 0 if name else _number(run)
     named = run.parent if replicate else run
-    return [_policy(name or named.name + suffix, load_policy(_policy_of(path)), replicate or 1)]
+    return [_policy(name or named.name + suffix, path, named, replicate or 1)]
 
 
 def _policy_of(path: Path) -> Path:

@@ -231,7 +231,7 @@ def _samples(samples: Mapping[str, np.ndarray], count: int = 10) -> Figure:
         for axes in row:
             axes.axis("off")
         for axes, image in zip(row, images, strict=False):
-            axes.imshow(image.squeeze(), cmap="gray")
+            axes.imshow(image if image.shape[-1] > 1 else image[..., 0], cmap="gray")
         row[0].text(-0.2, 0.5, name, ha="right", va="center", transform=row[0].transAxes)
     return figure
 

@@ -52,6 +52,7 @@ _RC = {
     "grid.color": "#e3e3e3",
     "legend.frameon": False,
     "lines.markersize": 4.5,
+    "text.parse_math": False,  # names may have dollar signs
 }
 _WIDTH = 4.3  # inches, of a panel
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee
+from l2o.amalgamation.optimizee import SEED, Batch, KerasOptimizee
 from l2o.evaluation.convolution import vectorized_convolution
 from l2o.evaluation.fit import Gradient, correct
 
@@ -69,7 +70,9 @@ class DPSGD:
 
         losses, outputs, clipped = tf.vectorized_map(one, batch)
         total, _, _ = query.get_noised_result(tf.reduce_sum(clipped, 0), settings)
-        accuracy = tf.reduce_mean(tf.cast(correct(outputs, batch.labels), losses.dtype))
+        accuracy = tf.constant(np.nan, losses.dtype)
+        if optimizee.classifies:
+            accuracy = tf.reduce_mean(tf.cast(correct(outputs, batch.labels), losses.dtype))
         size = tf.cast(tf.shape(losses)[0], total.dtype)
         return Gradient(tf.reduce_mean(losses), accuracy, total / size, carried)
 
@@ -121,9 +124,14 @@ def check_network(model: keras.Model) -> None:
     """Sees whether a network can be trained with DP-SGD.
 
     Raises:
-        PrivacyError: If it normalizes over the batch.
+        PrivacyError: If it normalizes over the batch, or draws random numbers.
     """
-    for layer in model._flatten_layers():
+    for layer in model._flatten_layers(include_self=False):
+        if any(variable.name == SEED for variable in layer.variables):
+            raise PrivacyError(
+                "A network that draws random numbers, as dropout does, cannot be trained privately "
+                f"here: all examples and steps would have the same. Received: layer '{layer.name}'"
+            )
         if isinstance(layer, keras.layers.BatchNormalization):
             raise PrivacyError(
                 "A network with batch normalization cannot be trained privately: the mean and "

@@ -176,7 +176,8 @@ def _overview(cases, cards: Cards, selection: str) -> list[Block]:
         "below is picked by the very losses it is compared by, which flatters it.",
         "Diverged evaluations are counted and named; they are in no mean, interval, stability or "
         "paired difference. In time to target they never reached what they had not reached "
-        "before. A teacher with one is not chosen as oracle.",
+        "before. The same goes for evaluations whose loss fell below zero, where it has no "
+        "logarithm. A teacher with such a one is not chosen as oracle.",
         Table("overview", columns, rows),
         *_counts(cases, labels),
     ]
@@ -241,8 +242,8 @@ def _case(case: Case, found: Sequence[Summary], private: bool) -> list[Block]:
                    "evaluations did not.",
                    Table("time_to_target", columns, rows, prefix)]  # fmt: skip
     elif best is None:
-        blocks.append("No tuned teacher without divergence is in these results: there is no "
-                      "oracle, and no time to target.")  # fmt: skip
+        blocks.append("No tuned teacher without divergence, or a loss below zero, is in these "
+                      "results: there is no oracle, and no time to target.")  # fmt: skip
     return blocks
 
 

@@ -112,7 +112,7 @@ class Bench:
     """
 
     def __init__(self, plan: Plan):
-        self._plan = plan
+        self.plan = plan
         self._task: Task | None = None
 
     def run(
@@ -141,8 +141,8 @@ class Bench:
                 test, gradient=task.privacy or plain_gradient,
                 weight_decay=contender.weight_decay, ema_momentum=contender.ema_momentum,
             )  # fmt: skip
-        key = self._plan.key(task, contender, repeat)
-        course = self._fits[contender].run(key.seed, self._plan.epochs, report)
+        key = self.plan.key(task, contender, repeat)
+        course = self._fits[contender].run(key.seed, self.plan.epochs, report)
         return key, as_results(key, task, course), course
 
 

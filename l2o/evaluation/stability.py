@@ -74,10 +74,10 @@ def mixed_effects(
     surer than it is and a smaller. Where no two share one, or `seeds` is not given, it is Eq. 9.
 
     The variance of μ is what the replicates' means show, as Hartung and Knapp (2001) have it, plus
-    what the seeds' show, with Welch and Satterthwaite's degrees of freedom. Without seeds the
-    interval covers μ exactly as often as it says where replicates have equally many evaluations;
-    with them it is somewhat too long, as e is in both parts. With one replicate it is over its
-    evaluations and speaks of it alone.
+    what the seeds' show, each with the t of its own degrees of freedom (Banerjee 1961). Without
+    seeds the interval covers μ exactly as often as it says where replicates have equally many
+    evaluations; with them it is somewhat too long, as e is in both parts. With one replicate it is
+    over its evaluations and speaks of it alone.
 
     Args:
         values: One number an evaluation, [n].
@@ -227,10 +227,10 @@ def paired_difference(
 
     Pairs share what makes evaluations alike (problem and seed). Replicates are averaged within a
     pair, so a pair counts only where every replicate of a side has a finite value: else it would be
-    of other replicates than the next. The standard error adds the variance of the mean over pairs
-    and, for each side with several replicates, that of the mean over replicates; Welch and
-    Satterthwaite's degrees of freedom. As evaluations' noise enters both, the interval is somewhat
-    too long with few evaluations, never too short.
+    of other replicates than the next. The variance is that of the mean over pairs and, for each
+    side with several replicates, that of the mean over replicates, each with the t of its own
+    degrees of freedom (Banerjee 1961). As evaluations' noise enters both, the interval is somewhat
+    too long with few evaluations.
 
     Args:
         first, second: A number for each (replicate, pair).
@@ -274,7 +274,10 @@ def _of_the_mean(sample) -> tuple[float, int]:
 
 
 def _half_width(parts) -> float:
-    """Of a 95% interval: by Student's t, of Welch and Satterthwaite's degrees of freedom.
+    """Of a 95% interval that covers at least as often (Banerjee 1961).
+
+    Welch and Satterthwaite's covers less where a part has one degree of freedom and comes out
+    small: 89% with two replicates that differ more than ten seeds.
 
     Args:
         parts: What the variance is the sum of, each with its degrees of freedom.
@@ -283,8 +286,4 @@ def _half_width(parts) -> float:
 
     if not all(freedom for _, freedom in parts):
         return nan
-    variance = sum(part for part, _ in parts)
-    if variance == 0:
-        return 0.0
-    freedom = variance**2 / sum(part**2 / freedom for part, freedom in parts)
-    return float(t.ppf(0.975, freedom)) * sqrt(variance)
+    return sqrt(sum(float(t.ppf(0.975, freedom)) ** 2 * part for part, freedom in parts))

@@ -94,6 +94,7 @@ def is_image(inputs: np.ndarray) -> bool:
 def steps_file(key: Key) -> str:
     """The name of the file with an evaluation's steps."""
     words = re.sub(r"[^\w.-]+", "-", f"{key.problem} {key.optimizer} {key.replicate} {key.repeat}")
+    words = words.encode()[:150].decode(errors="ignore")  # a file's name has 255 bytes at most
     return f"{words}-{hashlib.sha256(repr(tuple(key)).encode()).hexdigest()[:8]}.npz"
 
 

@@ -12,7 +12,8 @@ from statistics import median
 
 import numpy as np
 
-from l2o.evaluation.comparison import Evaluation, Summary, log_loss, oracle
+from l2o.evaluation.comparison import Evaluation, Summary, oracle
+from l2o.evaluation.stability import LOG_OFFSET
 
 FALL = 0.95
 
@@ -89,10 +90,10 @@ def targets(summaries: Sequence[Summary]) -> tuple[Target, ...]:
 
 def time_to(target: Target, evaluation: Evaluation) -> Time:
     """When an evaluation's validation loss first was at or below the target."""
-    # In logarithms and with a margin for rounding: an oracle of one evaluation reaches itself.
-    limit = log_loss(target.loss) + 1e-9
+    # With a margin for rounding: an oracle of one evaluation reaches itself.
+    limit = (target.loss + LOG_OFFSET) * exp(1e-9)
     for row in evaluation.rows:
-        if log_loss(row.validation_loss) <= limit:
+        if row.validation_loss + LOG_OFFSET <= limit:
             return Time(row.steps, row.seconds)
     return Time(inf, inf)
 
