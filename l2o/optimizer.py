@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from l2o.step import compiled_step
 
 WEIGHT_DECAY_LIMIT = 1e-3
 BACKENDS = ("tensorflow", "jax", "torch")
+_STATELESS = 2  # variables of an optimizer before it is built: step and learning rate
 _LOSS_SCALE = 4  # variables of Keras' LossScaleOptimizer, before those of the optimizer within
 
 
@@ -104,12 +105,14 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         super().__init__(
             float(learning_rate) if isinstance(learning_rate, int) else learning_rate, **kwargs
         )
-        if not isinstance(warmup_steps, int) or warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be an integer >= 0. Received: {warmup_steps}")
-        if not 0 <= warmup_learning_rate < math.inf:
-            raise ValueError(f"warmup_learning_rate must be >= 0. Received: {warmup_learning_rate}")
+        if not isinstance(warmup_steps, Integral) or warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be an integer >= 0. Received: {warmup_steps!r}")
+        if not _is_number(warmup_learning_rate):
+            raise ValueError(
+                f"warmup_learning_rate must be a number >= 0. Received: {warmup_learning_rate!r}"
+            )
         decay = self.weight_decay
-        if decay is not None and not (isinstance(decay, Real) and 0 <= float(decay) < math.inf):
+        if decay is not None and not _is_number(decay):
             raise ValueError(f"weight_decay must be a number >= 0 or None. Received: {decay!r}")
         if decay is not None and float(decay) > WEIGHT_DECAY_LIMIT:
             warnings.warn(
@@ -117,7 +120,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 f"1 for a policy and not 1e-3: more than {WEIGHT_DECAY_LIMIT} is a lot",
                 stacklevel=2,
             )
-        self.warmup_steps = warmup_steps
+        self.warmup_steps = int(warmup_steps)
         self.warmup_learning_rate = float(warmup_learning_rate)
         self._policy = policy
         self._start = _initial_state(self._policy)
@@ -156,9 +159,16 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         return 0 if self._slots is None else int(ops.convert_to_numpy(self._slots.skipped))
 
     def build(self, variables: Sequence) -> None:
-        """Creates the state of `variables`, each beside its variable."""
+        """Creates the state of `variables`, each beside its variable.
+
+        Raises:
+            ValueError: If one is complex.
+        """
         if self.built:
             return
+        for variable in variables:
+            if "complex" in (dtype := keras.backend.standardize_dtype(variable.dtype)):
+                raise ValueError(f"Variables must be real. Received: {_path(variable)} of {dtype}")
         super().build(variables)
         start = self._start
         skipped = self._add("skipped_steps", np.zeros((), "int32"))
@@ -167,12 +177,15 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         shared = {name: self._add(name, value) for name, value in start.shared.items()}
         self._slots = _Slots(weights, [], shared, skipped)
         for variable in variables:
-            path = getattr(variable, "path", variable.name).replace("/", "_").replace(":", "_")
+            path = _path(variable).replace("/", "_").replace(":", "_")
             size = math.prod(variable.shape)
             with _beside(self, variable):
                 coordinate, tensor = (
-                    {name: self._add(f"{path}_{name}", x, columns) for name, x in part.items()}
-                    for part, columns in ((start.coordinate, size), (start.tensor, 1))
+                    {name: self._add(f"{head}_{name}", x, columns) for name, x in part.items()}
+                    for head, part, columns in (
+                        (path, start.coordinate, size),
+                        (f"{path}_tensor", start.tensor, 1),
+                    )
                 )
             self._slots.states.append(State(coordinate, tensor, {}))
 
@@ -183,11 +196,24 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             initializer=lambda shape, dtype: ops.cast(value, dtype) + ops.zeros(shape, dtype),
             dtype=str(value.dtype),
             aggregation="only_first_replica",
+            layout=_replicated(len(value.shape)),
             name=name,
         )
 
     def apply(self, grads, trainable_variables=None) -> None:
-        """One step; see `keras.optimizers.Optimizer.apply`."""
+        """One step; see `keras.optimizers.Optimizer.apply`.
+
+        Raises:
+            ValueError: If gradients and variables differ in number, or in shape.
+        """
+        grads = list(grads)
+        if trainable_variables is not None:
+            trainable_variables = list(trainable_variables)
+            if grads and len(grads) != len(trainable_variables):
+                raise ValueError(
+                    "There must be as many gradients as variables. Received: "
+                    f"{len(grads)} gradients, {len(trainable_variables)} variables"
+                )
         super().apply(grads, trainable_variables)
         if _runs_eagerly():
             self._warn_of_skipped_steps()
@@ -244,7 +270,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         held = (states, self._slots.shared, self._slots.skipped)
         steps, moved = compiled_step(self._policy.rule, Layout.of(variables))(
             _values(self._slots.weights),
-            [ops.cast(_value(g), _dtype()) for g in gradients],
+            [_fitted(g, v) for g, v in zip(gradients, variables, strict=True)],
             _values(held),
             [self._decay(v) for v in variables],
             ops.less(_value(self.iterations), self.warmup_steps),
@@ -255,7 +281,9 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
 
     def _decay(self, variable):
         """What weight decay subtracts at a learning rate of 1, or None."""
-        if not self.weight_decay or not self._use_weight_decay(variable):
+        # TensorFlow's own variable has the layer in its name, which a user may have excluded.
+        named = _native(variable) if keras.backend.backend() == "tensorflow" else variable
+        if not self.weight_decay or not self._use_weight_decay(named):
             return None
         return self.weight_decay * ops.cast(_value(variable), _dtype())
 
@@ -287,11 +315,18 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         """Takes over saved variables; see `keras.optimizers.Optimizer.load_own_variables`.
 
         Raises:
-            ValueError: If they are not this optimizer's. (Keras warns and goes on without.)
+            ValueError: If they are not this optimizer's. (Keras warns and goes on without, as this
+                does where the optimizer that was saved had no state yet.)
         """
         saved = {str(k): tuple(store[str(k)].shape) for k in range(len(store.keys()))}
         here = {str(k): (v.path, tuple(v.shape)) for k, v in enumerate(self.variables)}
         if not saved:
+            return
+        if self.built and len(saved) <= _STATELESS:
+            warnings.warn(
+                f"The optimizer that was saved had no state; '{self.name}' keeps its own",
+                stacklevel=2,
+            )
             return
         wrong = [
             f"{here[k][0] if k in here else f'number {k}'} "
@@ -313,10 +348,15 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             raise ValueError(
                 f"The variables saved for the optimizer are not those of '{self.name}', which has "
                 f"{len(here)} where {len(saved)} were saved. They differ in {', '.join(wrong[:5])}"
-                f"{more}{hint}. Policy and averaging must be the same. To load a model's weights "
-                "alone, do so before compiling it."
+                f"{more}{hint}. Policy, averaging and which layers are trainable must be the same. "
+                "To load a model's weights alone: keras.saving.load_model(path, compile=False), or "
+                "model.load_weights before compiling it or with skip_mismatch=True."
             )
         super().load_own_variables(store)
+
+    def __reduce__(self):
+        """Copies and pickles are of the settings, without state, as of other Keras optimizers."""
+        return type(self).from_config, (self.get_config(),)
 
     def get_config(self) -> dict[str, Any]:
         """The settings, the policy's weights included; JSON can hold it."""
@@ -376,18 +416,61 @@ def _at_rest(tensor) -> np.ndarray:
     return ops.convert_to_numpy(tensor)
 
 
+def _is_number(value) -> bool:
+    return isinstance(value, Real) and 0 <= float(value) < math.inf
+
+
+def _path(variable) -> str:
+    return getattr(variable, "path", variable.name)
+
+
+def _fitted(gradient, variable):
+    """A gradient as a tensor of the state's dtype and of the variable's shape.
+
+    Raises:
+        ValueError: If it has another.
+    """
+    gradient = ops.cast(_value(gradient), _dtype())
+    try:
+        shape = tuple(gradient.shape)
+    except ValueError:  # TensorFlow's, of unknown rank
+        return gradient
+    if None in shape or shape == tuple(variable.shape):
+        return gradient
+    try:
+        if np.broadcast_shapes(shape, variable.shape) == tuple(variable.shape):
+            return ops.broadcast_to(gradient, variable.shape)
+    except ValueError:
+        pass
+    raise ValueError(
+        f"The gradient of {_path(variable)} must have its shape {tuple(variable.shape)}. "
+        f"Received: {shape}"
+    )
+
+
+def _replicated(rank: int):
+    """The layout of state under one of Keras' distributions: whole on every device."""
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return None
+    return keras.distribution.TensorLayout([None] * rank, distribution.device_mesh)
+
+
 def _native(variable):
     """The backend's own variable in a Keras variable; anything else as it is."""
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 def _value(variable):
-    """What a variable holds, a tensor; on several replicas, this one's."""
+    """What a variable holds, a dense tensor; on several replicas, this one's."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         return tf.convert_to_tensor(_native(variable))
-    return ops.convert_to_tensor(_native(variable))
+    tensor = ops.convert_to_tensor(_native(variable))
+    if keras.backend.backend() == "torch" and tensor.is_sparse:
+        return tensor.to_dense()  # rows that are named twice are summed
+    return tensor
 
 
 def _values(variables):

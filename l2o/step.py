@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import cache, partial
 from itertools import pairwise
 
 import keras
@@ -27,7 +27,7 @@ PART = 2**14
 ALONE, MOST_ALONE = 2**12, 32
 
 
-@lru_cache(maxsize=32)
+@cache  # without end: what is compiled stays with the backend, whether or not it is forgotten here
 def compiled_step(rule: UpdateRule, layout: Layout) -> Callable:
     """`take_step` for a rule and a layout, as fast as the backend has it.
 

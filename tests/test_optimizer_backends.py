@@ -97,6 +97,28 @@ def in_the_backend(folder) -> None:
         _ = l2o.amalgamate
 
 
+def on_two_devices() -> None:
+    """What JAX's process runs: kernels are spread over two devices, and the fits are as on one."""
+    distribution = keras.distribution
+    mesh = distribution.DeviceMesh((1, 2), ["batch", "model"], distribution.list_devices())
+    layouts = distribution.LayoutMap(mesh)
+    layouts[".*kernel.*"] = (None, "model")
+    spread = distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
+    for rule in (RNNProp(units=2), Scale(units=2)):
+        weights = []
+        for chosen in (None, spread):
+            distribution.set_distribution(chosen)
+            keras.utils.set_random_seed(1)
+            layers = keras.layers
+            model = keras.Sequential([layers.Input((3,)), layers.Dense(2, "tanh"), layers.Dense(2)])
+            policy = l2o.Policy(rule, made_weights(rule))
+            model.compile(AmalgamatedOptimizer(policy, warmup_steps=3), "mse")
+            train(model)
+            weights.append(model.get_weights())
+        for one, other in zip(*weights, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def run(backend: str, code: str, *arguments) -> subprocess.CompletedProcess:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     environment = os.environ | {"KERAS_BACKEND": backend, "PYTHONPATH": paths}
@@ -130,6 +152,14 @@ def test_the_same_policies_take_the_same_steps(backend, tmp_path):
     with np.load(tmp_path / "trained.npz") as trained:
         for name, wanted in zip(trained, [losses, *model.get_weights()], strict=True):
             np.testing.assert_allclose(trained[name], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_two_devices_of_jax(monkeypatch):
+    if importlib.util.find_spec("jax") is None:
+        pytest.skip("jax is not installed (pip install 'l2o[jax]')")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    done = run("jax", "import test_optimizer_backends as t; t.on_two_devices()")
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_other_backends_are_refused(monkeypatch):

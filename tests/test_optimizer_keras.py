@@ -151,6 +151,19 @@ def test_variables_are_excluded_from_weight_decay():
     close([plain, listed], [1.62, 2.0])
 
 
+@pytest.mark.filterwarnings("ignore:weight_decay")
+def test_layers_are_excluded_from_weight_decay_by_their_names():
+    layers = [
+        keras.layers.Dense(1, name=name, kernel_initializer="ones") for name in ("body", "head")
+    ]
+    model = keras.Sequential([keras.Input((1,)), *layers])
+    optimizer = sgd(weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_names=["head"])
+    weights = model.trainable_variables
+    optimizer.apply([np.zeros(v.shape, "float32") for v in weights], weights)
+    close([layer.kernel for layer in layers], [[[0.9]], [[1.0]]])
+
+
 def test_little_weight_decay_is_not_warned_of(recwarn):
     sgd(weight_decay=6e-4)
     assert not recwarn.list

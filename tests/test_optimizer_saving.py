@@ -82,9 +82,13 @@ def test_schedules_come_back_from_the_configuration():
     assert other._learning_rate.get_config() == decay.get_config()
 
 
+@pytest.mark.parametrize("built", [False, True])
 @pytest.mark.parametrize("copied", ["keras.saving", "pickle", "deepcopy", "optimizers.get"])
-def test_copies(copied):
+def test_copies(copied, built):
+    """Of the settings: a copy has no state, as Keras has it."""
     one = optimizer(clipvalue=0.5)
+    if built:
+        train(model(one))
     other = {
         "keras.saving": lambda o: keras.saving.deserialize_keras_object(
             keras.saving.serialize_keras_object(o)
@@ -94,6 +98,7 @@ def test_copies(copied):
         "deepcopy": copy.deepcopy,
     }[copied](one)
     assert other is not one and other.get_config() == one.get_config()
+    assert not other.built and train(model(other)).optimizer is other
 
 
 @pytest.mark.parametrize(
@@ -203,6 +208,37 @@ def test_a_model_of_float16_is_loaded_where_that_is_the_policy(tmp_path, request
     keras.config.set_dtype_policy(before)
     with pytest.raises(ValueError, match=r'set_dtype_policy\("mixed_float16"\) before loading'):
         keras.saving.load_model(tmp_path / "half.keras")
+
+
+def test_every_variable_has_a_path_of_its_own(any_rule):
+    """Keras' HDF5 files and state trees go by them."""
+    network = train(model(optimizer(any_rule)))
+    paths = [v.path for v in network.optimizer.variables]
+    assert len(set(paths)) == len(paths)
+
+
+def test_the_weights_of_before_training_are_loaded_after_it(tmp_path):
+    network = model(optimizer())
+    network.save_weights(tmp_path / "start.weights.h5")
+    start = network.get_weights()
+    train(network)
+    kept = [v.numpy() for v in network.optimizer.variables]
+    with pytest.warns(UserWarning, match="was saved had no state"):
+        network.load_weights(tmp_path / "start.weights.h5")
+    for a, b in zip(network.get_weights(), start, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(network.optimizer.variables, kept, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b)
+
+
+def test_a_model_that_was_frozen_after_training_says_how_to_load_it(tmp_path):
+    network = train(model(optimizer()))
+    network.layers[0].trainable = False
+    network.save(tmp_path / "frozen.keras")
+    with pytest.raises(ValueError, match="which layers are trainable .* compile=False"):
+        keras.saving.load_model(tmp_path / "frozen.keras")
+    again = keras.saving.load_model(tmp_path / "frozen.keras", compile=False)
+    np.testing.assert_array_equal(again.get_weights()[0], network.get_weights()[0])
 
 
 def test_tensorflow_checkpoints(tmp_path):
