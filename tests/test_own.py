@@ -206,7 +206,7 @@ _REFUSED = {
                        "same architecture .* models of 6 and 11 weights"),
     "no weights": (sequential((3,), layers.Flatten), "mse", TABLE, "no trainable weights"),
     "no seed": (sequential((3,), Unseeded), "mse", TABLE, "unseeded.*kernel' does not follow"),
-    "no seed, frozen": (sequential((3,), Unseeded, lambda: Unseeded(trainable=False)), "mse", TABLE,
+    "no seed, frozen": (sequential((3,), dense(2), lambda: Unseeded(trainable=False)), "mse", TABLE,
                         "unseeded.*kernel' does not follow"),
     "unknown shape": (Unbuildable, "mse", TABLE,
                       "shapes of layer 'my_convolution' of unbuildable.* are unknown"),
