@@ -11,9 +11,8 @@ import base64
 import math
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from l2o.backends import beside, native, no_grad, replicated, runs_eagerly, tensor_of, tensors_of
 from l2o.checkpoint import Policy, PolicyError, load_policy
 from l2o.rules import Layout, State, UpdateRule, averaging, rule_from_config
 from l2o.shipped import policy_path
@@ -105,7 +105,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         super().__init__(
             float(learning_rate) if isinstance(learning_rate, int) else learning_rate, **kwargs
         )
-        if not isinstance(warmup_steps, Integral) or warmup_steps < 0:
+        if not isinstance(warmup_steps, int | np.integer) or warmup_steps < 0:
             raise ValueError(f"warmup_steps must be an integer >= 0. Received: {warmup_steps!r}")
         if not _is_number(warmup_learning_rate):
             raise ValueError(
@@ -179,7 +179,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         for variable in variables:
             path = _path(variable).replace("/", "_").replace(":", "_")
             size = math.prod(variable.shape)
-            with _beside(self, variable):
+            with beside(self, variable):
                 coordinate, tensor = (
                     {name: self._add(f"{head}_{name}", x, columns) for name, x in part.items()}
                     for head, part, columns in (
@@ -196,7 +196,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             initializer=lambda shape, dtype: ops.cast(value, dtype) + ops.zeros(shape, dtype),
             dtype=str(value.dtype),
             aggregation="only_first_replica",
-            layout=_replicated(len(value.shape)),
+            layout=replicated(len(value.shape)),
             name=name,
         )
 
@@ -215,7 +215,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                     f"{len(grads)} gradients, {len(trainable_variables)} variables"
                 )
         super().apply(grads, trainable_variables)
-        if _runs_eagerly():
+        if runs_eagerly():
             self._warn_of_skipped_steps()
 
     def finalize_variable_values(self, var_list) -> None:
@@ -248,7 +248,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         """
         if not (self.clipnorm or self.global_clipnorm or self.clipvalue):
             return grads
-        whole = [_value(g) for g in grads]
+        whole = [tensor_of(g) for g in grads]
         clipped = super()._clip_gradients(whole)
         return [ops.where(ops.isinf(g), g, c) for g, c in zip(whole, clipped, strict=True)]
 
@@ -256,7 +256,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         """Nothing: decay is part of the step, so that it is skipped with it."""
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate) -> None:
-        with _no_grad():
+        with no_grad():
             if keras.backend.backend() == "tensorflow":
                 pairs = zip(grads, trainable_variables, strict=True)
                 grads = [gradient for gradient, _ in self._all_reduce_sum_gradients(pairs)]
@@ -269,12 +269,12 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         states = [self._slots.states[self._get_variable_index(v)] for v in variables]
         held = (states, self._slots.shared, self._slots.skipped)
         steps, moved = compiled_step(self._policy.rule, Layout.of(variables))(
-            _values(self._slots.weights),
+            tensors_of(self._slots.weights),
             [_fitted(g, v) for g, v in zip(gradients, variables, strict=True)],
-            _values(held),
+            tensors_of(held),
             [self._decay(v) for v in variables],
-            ops.less(_value(self.iterations), self.warmup_steps),
-            ops.cast(_value(learning_rate), _dtype()),
+            ops.less(tensor_of(self.iterations), self.warmup_steps),
+            ops.cast(tensor_of(learning_rate), _dtype()),
             ops.convert_to_tensor(self.warmup_learning_rate, _dtype()),
         )
         self._write(variables, steps, keras.tree.flatten(held), keras.tree.flatten(moved))
@@ -282,10 +282,10 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
     def _decay(self, variable):
         """What weight decay subtracts at a learning rate of 1, or None."""
         # TensorFlow's own variable has the layer in its name, which a user may have excluded.
-        named = _native(variable) if keras.backend.backend() == "tensorflow" else variable
+        named = native(variable) if keras.backend.backend() == "tensorflow" else variable
         if not self.weight_decay or not self._use_weight_decay(named):
             return None
-        return self.weight_decay * ops.cast(_value(variable), _dtype())
+        return self.weight_decay * ops.cast(tensor_of(variable), _dtype())
 
     def _write(self, variables: list, steps: list, slots: list, values: list) -> None:
         if keras.backend.backend() != "tensorflow":
@@ -293,7 +293,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             return
         import tensorflow as tf
 
-        variables, slots = ([_native(v) for v in each] for each in (variables, slots))
+        variables, slots = ([native(v) for v in each] for each in (variables, slots))
         tf.__internal__.distribute.interim.maybe_merge_call(
             self._write_everywhere, self._distribution_strategy, variables, steps, slots, values
         )
@@ -354,7 +354,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             )
         super().load_own_variables(store)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles are of the settings, without state, as of other Keras optimizers."""
         return type(self).from_config, (self.get_config(),)
 
@@ -430,7 +430,7 @@ def _fitted(gradient, variable):
     Raises:
         ValueError: If it has another.
     """
-    gradient = ops.cast(_value(gradient), _dtype())
+    gradient = ops.cast(tensor_of(gradient), _dtype())
     try:
         shape = tuple(gradient.shape)
     except ValueError:  # TensorFlow's, of unknown rank
@@ -446,59 +446,6 @@ def _fitted(gradient, variable):
         f"The gradient of {_path(variable)} must have its shape {tuple(variable.shape)}. "
         f"Received: {shape}"
     )
-
-
-def _replicated(rank: int):
-    """The layout of state under one of Keras' distributions: whole on every device."""
-    distribution = keras.distribution.distribution()
-    if distribution is None:
-        return None
-    return keras.distribution.TensorLayout([None] * rank, distribution.device_mesh)
-
-
-def _native(variable):
-    """The backend's own variable in a Keras variable; anything else as it is."""
-    return variable.value if isinstance(variable, keras.Variable) else variable
-
-
-def _value(variable):
-    """What a variable holds, a dense tensor; on several replicas, this one's."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.convert_to_tensor(_native(variable))
-    tensor = ops.convert_to_tensor(_native(variable))
-    if keras.backend.backend() == "torch" and tensor.is_sparse:
-        return tensor.to_dense()  # rows that are named twice are summed
-    return tensor
-
-
-def _values(variables):
-    return keras.tree.map_structure(_value, variables)
-
-
-def _beside(optimizer: AmalgamatedOptimizer, variable):
-    """Where new variables lie on the device of `variable`."""
-    if keras.backend.backend() != "tensorflow":
-        return nullcontext()
-    return optimizer._distribution_strategy.extended.colocate_vars_with(_native(variable))
-
-
-def _no_grad():
-    if keras.backend.backend() != "torch":
-        return nullcontext()
-    import torch
-
-    return torch.no_grad()
-
-
-def _runs_eagerly() -> bool:
-    """Whether values can be looked at here."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.executing_eagerly()
-    return keras.backend.backend() == "torch"
 
 
 def _encoded(array: np.ndarray) -> dict[str, Any]:
