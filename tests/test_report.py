@@ -404,6 +404,18 @@ def test_curves_outside_a_panel_are_named_and_have_no_band_in_it():
     assert not uncropped.texts and len(uncropped.collections) == 3
 
 
+def test_panels_are_as_wide_however_many_curves_are_outside():
+    found = [*made_evaluation("adam", [2.3, 1.0, 0.9, 0.8])]
+    for k in range(20):
+        found += made_evaluation(f"a-rather-long-name-{k}", [2.3, 90.0, 91.0, 92.0])
+    figure = drawn(found, "figure-3")
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert axes.get_position().width > 0.7
+    lines = axes.texts[0].get_text().splitlines()
+    assert len(lines) > 3 and max(map(len, lines)) <= 70
+
+
 def test_a_panel_holds_what_curves_reach_on_their_way():
     found = rows(made_evaluation("adam", [2.3, 1.0, 0.9, 0.8]),
                  made_evaluation("mine", [2.3, 1.0, 0.3, 0.9]))  # fmt: skip

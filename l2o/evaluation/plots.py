@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from math import ceil, isfinite, isnan, log2
+from textwrap import fill
 
 import numpy as np
 from matplotlib import rc_context
@@ -231,8 +232,10 @@ def curves(
             axes.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.12,
                               linewidth=0)  # fmt: skip
         if outside:
-            axes.text(0.98, 0.98, f"outside: {', '.join(outside)}", ha="right", va="top",
-                      fontsize=7, transform=axes.transAxes)  # fmt: skip
+            # Of many names: in lines, and panels do not make room for them.
+            names = fill(f"outside: {', '.join(outside)}", 70, break_on_hyphens=False)
+            axes.text(0.98, 0.98, names, ha="right", va="top", fontsize=7,
+                      transform=axes.transAxes).set_in_layout(False)  # fmt: skip
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
