@@ -202,6 +202,7 @@ _LOSS, _GRADIENT, _META_GRADIENT = 10, 11, 12
 
 
 def treacherous_loss(labels, logits):
+    labels = tf.cast(labels, tf.int32)  # a loss is given floats
     plain = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.minimum(labels, 2), logits)
     zero = 0 * tf.reduce_sum(logits, axis=-1)
 
