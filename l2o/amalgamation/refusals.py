@@ -180,7 +180,10 @@ def _check_outputs(optimizee: KerasOptimizee, batch: Batch, splits: Mapping[str,
     try:
         losses = tf.convert_to_tensor(optimizee.losses(batch.labels, outputs))
     except Exception as error:
-        raise ProblemError(f"The loss of {shapes} failed: {_line(error)}") from error
+        raise ProblemError(
+            f"The loss of {shapes} failed; as in compile, it is given labels as floats: "
+            f"{_line(error)}"
+        ) from error
     most = max(tf.size(batch.labels), tf.size(outputs))
     if not losses.shape.rank or losses.shape[0] != len(batch.labels) or tf.size(losses) > most:
         raise ProblemError(
