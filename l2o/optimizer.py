@@ -109,7 +109,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             raise ValueError(f"warmup_steps must be an integer >= 0. Received: {warmup_steps!r}")
         if not _is_number(warmup_learning_rate):
             raise ValueError(
-                f"warmup_learning_rate must be a number >= 0. Received: {warmup_learning_rate!r}"
+                f"warmup_learning_rate must be >= 0. Received: {warmup_learning_rate!r}"
             )
         decay = self.weight_decay
         if decay is not None and not _is_number(decay):

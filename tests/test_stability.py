@@ -282,7 +282,7 @@ def test_paired_differences_cover_at_the_nominal_rate(replicates, seeds, meta, o
         second = noise * generator.normal(size=(1, seeds))
         difference = paired_difference(pairs(first + shared), pairs(second + shared))
         covered.append(difference.low < 0 < difference.high)
-    assert 0.935 < np.mean(covered) < 0.99
+    assert 0.935 < np.mean(covered) < 0.985
 
 
 def test_missing_pairs_are_left_out_and_counted():

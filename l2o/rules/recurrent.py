@@ -151,12 +151,10 @@ class GRU:
 
     def initial_weights(self, seeds: Iterator[int]) -> list:
         """Fresh weights: kernel, recurrent kernel, bias; `seeds` are from `weight_seeds`."""
-        kernel = keras.initializers.GlorotUniform(next(seeds))
-        recurrent = next(seeds)
         gates = 3 * self.units
         return [
-            kernel((self.inputs, gates)),
-            _orthogonal(recurrent, (self.units, gates)),
+            keras.initializers.GlorotUniform(next(seeds))((self.inputs, gates)),
+            _orthogonal(next(seeds), (self.units, gates)),
             ops.zeros(gates),
         ]
 
