@@ -1,7 +1,7 @@
 """Draws the paper's Figure 3 for one policy: validation loss by epoch, beside the tuned teachers.
 
     python examples/figure_3.py choice-large
-    python examples/figure_3.py runs/digits --problem digits_cnn --epochs 10
+    python examples/figure_3.py runs/digits --problem digits_cnn --epochs 25
 
 Fits the problem with the policy and the teachers and writes results/figure-3/figure-3.png. Fits
 that are there are not run again. `evaluate.py --report` draws all the figures there are.
