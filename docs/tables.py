@@ -191,8 +191,6 @@ def every() -> Iterator[list[str]]:
             found, star = fits(name, problem, epochs), ""
             if not found and epochs == 5:
                 found, star = fits(name, problem, 25, 5), " *"
-            elif found and len(found) < 3 * len({replicate for replicate, _ in found}):
-                star = " †"
             values.append(mean(found))
             cell = "diverged" if found and np.isnan(values[-1]) else shown(values[-1])
             cells.append(cell + star * bool(found))
