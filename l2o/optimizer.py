@@ -105,7 +105,8 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         super().__init__(
             float(learning_rate) if isinstance(learning_rate, int) else learning_rate, **kwargs
         )
-        if not isinstance(warmup_steps, int | np.integer) or warmup_steps < 0:
+        whole = isinstance(warmup_steps, int | np.integer) and not isinstance(warmup_steps, bool)
+        if not whole or warmup_steps < 0:
             raise ValueError(f"warmup_steps must be an integer >= 0. Received: {warmup_steps!r}")
         if not _is_number(warmup_learning_rate):
             raise ValueError(
@@ -417,7 +418,8 @@ def _at_rest(tensor) -> np.ndarray:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, Real) and 0 <= float(value) < math.inf
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    return real and 0 <= float(value) < math.inf
 
 
 def _path(variable) -> str:

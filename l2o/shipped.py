@@ -52,7 +52,17 @@ def policy_path(path_or_name: Path | str) -> Path:
         PolicyError: If there is neither.
     """
     path = Path(path_or_name)
-    return path if path.exists() else pretrained_path(str(path_or_name))
+    if path.exists():
+        return path
+    check_trained(path)
+    return pretrained_path(str(path_or_name))
+
+
+def check_trained(path: Path) -> None:
+    """Raises PolicyError if a path that is not there is the policy of a run in its first phase."""
+    choice = path.with_name("choice")
+    if path.name == "policy" and choice.is_dir():
+        raise PolicyError(f"The run in {path.parent} has no policy yet; so far there is {choice}")
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

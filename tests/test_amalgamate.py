@@ -89,6 +89,7 @@ def test_wrong_calls_touch_nothing(tmp_path):
         ({"updates": True}, "updates must be a whole number. Received: True"),
         ({"recipe": "best"}, "Unknown recipe. Allowed: original, scale, rnnprop, stronger"),
         ({"recipe": "scale", "pool": "small"}, "so strategy, pool cannot be set"),
+        ({"devices": 0}, "Received: 0"),
         ({"devices": 3}, "multiple of the devices. Received: 3"),
         ({"batch_size": 0}, "batch_size must be a whole number"),
         ({"held_out": True}, "not examples enough for a batch of 8 from the held-out"),

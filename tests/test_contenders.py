@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from made_weights import make_policy
 
-from l2o import PolicyError, save_policy
+from l2o import AmalgamatedOptimizer, PolicyError, save_policy
 from l2o.evaluation.contenders import ContenderError, get_contenders
 from l2o.rules import SGD, TEACHERS, TUNED_RATES
 from l2o.shipped import pretrained_path
@@ -54,6 +54,20 @@ def test_a_run_in_its_first_phase_says_what_there_is(tmp_path):
     with pytest.raises(PolicyError, match=r"no policy yet; so far there is .*mine/choice$"):
         get_contenders(str(tmp_path / "mine"))
 
+    for named in ("", "other="):
+        with pytest.raises(PolicyError, match=r"no policy yet; so far there is .*mine/choice$"):
+            get_contenders(f"{named}{tmp_path / 'mine' / 'policy'}")
+    with pytest.raises(PolicyError, match=r"no policy yet; so far there is .*mine/choice$"):
+        AmalgamatedOptimizer.load(tmp_path / "mine" / "policy")
+
+
+def test_a_directory_of_a_policy_and_of_replicates_is_neither(tmp_path):
+    run = make_run(tmp_path / "mine")
+    make_run(run / "1", seed=1)
+    with pytest.raises(ContenderError, match=r"both a policy and .*: name .*mine/policy, or .*/1$"):
+        get_contenders(str(run))
+    assert get_contenders(str(run / "policy"))[0].origin != get_contenders(str(run / "1"))[0].origin
+
 
 def test_a_policy_does_not_pass_for_a_teacher(tmp_path):
     with pytest.raises(ContenderError, match="cannot be called adam"):
@@ -90,6 +104,12 @@ def test_a_wrong_name_is_told_in_one_line(text):
     with pytest.raises(ContenderError) as error:
         get_contenders(text)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["a=adam", "a=oracle", "a=keras:Adam", "a=Keras:SGD@0.1"])
+def test_policies_alone_can_be_named(text):
+    with pytest.raises(ContenderError, match=f"Only a policy can be given a name.*'{text}'"):
+        get_contenders(text)
 
 
 def test_the_nearest_name_is_suggested():

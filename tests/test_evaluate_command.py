@@ -1,12 +1,13 @@
 """python evaluate.py: table, resuming, and what it says when it cannot."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
+from made_results import made_evaluation
 from made_weights import made_weights, make_policy
 
 import problems
@@ -17,7 +18,7 @@ from l2o.commands.forecast import Forecast
 from l2o.commands.terminal import UserError
 from l2o.evaluation import run as running
 from l2o.evaluation.contenders import get_contenders
-from l2o.evaluation.results import Result, by_evaluation, read_results, write_results
+from l2o.evaluation.results import by_evaluation, read_results, write_results
 from l2o.evaluation.run import Plan, Task, evaluate, missing
 from l2o.evaluation.store import ResultsDirectory, steps_file
 from l2o.rules import TEACHERS, Averaged, Choice, RNNProp, get_pool
@@ -58,16 +59,6 @@ def error_of(capsys, *words: str) -> str:
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ")
     return lines[0]
-
-
-def a_row(**values) -> Result:
-    """A row of a table of results."""
-    row = {f.name: {"str": "p", "int": 1, "float": 1.0}[f.type] for f in fields(Result)}
-    return Result(**(row | {"diverged_at": -1} | values))
-
-
-def an_evaluation(epochs: int, **values) -> list[Result]:
-    return [a_row(epochs=epochs, epoch=epoch, **values) for epoch in range(epochs + 1)]
 
 
 # --- the command --------------------------------------------------------------------------------
@@ -222,6 +213,7 @@ def test_an_optimizer_with_weight_decay_is_one_more(here, capsys):
     words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "adam")
     for decay in ((), ("--weight-decay", "0.01"), ("--weight-decay", "0.01", "--ema", "0.5")):
         assert call(*words, *decay) == 0
+    assert capsys.readouterr().out.count("Note: weight decay of 0.01 a step is a lot") == 2
     last = {row.optimizer: row for row in read_results("results/smoke") if row.epoch == 1}
     assert list(last) == ["adam", "adam+wd0.01", "adam+wd0.01+ema0.5"]
     plain, decayed, averaged = last.values()
@@ -326,110 +318,6 @@ def test_report_has_what_the_evaluation_kept(here, capsys, monkeypatch):
     assert given["samples"]["mnist"].shape == (7, 28, 28, 1)
 
 
-def reported(monkeypatch, *words: str, whole: bool = False) -> list[Result]:
-    """What a report is written of; unless it is the whole, that is said, and it is kept apart."""
-    given = []
-
-    def write_report(results, output, cards, samples, selection):
-        given.extend(results)
-        assert selection == ("" if whole else " ".join(words))
-        assert output.name == ("report" if whole else "selection")
-        return ["page"]
-
-    monkeypatch.setattr("l2o.commands.report.write_report", write_report)
-    assert call("--report", "results.csv", *words) == 0
-    return given
-
-
-@pytest.mark.parametrize(
-    "words, kept",
-    [
-        ((), {0, 1, 2, 3, 4}),
-        (("--problem", "all"), {0, 1, 2, 3, 4}),
-        (("--problem", "mnist_cnn"), {0, 1, 2}),
-        (("--problem", "mnist_cnn", "--epochs", "25"), {2}),
-        (("--optimizer", "choice-large", "keras:Adam"), {0, 1, 4}),
-        (("--optimizer", "oracle", "--epochs", "5"), {3}),
-    ],
-)
-def test_a_report_is_of_what_is_named(here, monkeypatch, words, kept):
-    fits = [
-        an_evaluation(problem=problem, optimizer=optimizer, replicate=replicate, epochs=epochs)
-        for problem, optimizer, replicate, epochs in (
-            ("mnist_cnn", "choice-large", 1, 5),
-            ("mnist_cnn", "choice-large", 2, 5),
-            ("mnist_cnn", "adam", 1, 25),
-            ("fmnist_cnn", "adam", 1, 5),
-            ("fmnist_cnn", "keras:Adam", 1, 5),
-        )
-    ]
-    write_results("results.csv", sum(fits, []))
-    found = reported(monkeypatch, *words, whole=len(kept) == 5)
-    assert found == [row for k in sorted(kept) for row in fits[k]]
-
-
-def test_a_replicate_that_is_named_is_not_pooled(here, monkeypatch):
-    fits = [an_evaluation(1, optimizer="mine", replicate=k, origin=str(k)) for k in (1, 2, 3)]
-    write_results("results.csv", sum(fits, []))
-    found = reported(monkeypatch, "--optimizer", "mine/1", "mine/3")
-    assert [(r.optimizer, r.origin) for r in found[::2]] == [("mine/1", "1"), ("mine/3", "3")]
-    found = reported(monkeypatch, "--optimizer", "mine", "mine/1")
-    pool = [r.origin for r in found if r.optimizer == "mine"]
-    alone = [r.origin for r in found if r.optimizer == "mine/1"]
-    assert (pool, alone) == ([*"112233"], ["1", "1"])
-    write_results("results.csv", sum(fits, an_evaluation(1, optimizer="adam")))
-    found = reported(monkeypatch, "--optimizer", "mine", "mine/1")  # as many rows as there are
-    assert {r.optimizer for r in found} == {"mine", "mine/1"}
-
-
-def test_a_report_finds_a_name_by_what_was_added_to_it(here, monkeypatch):
-    names = ("mine+wd0.01", "mine+avg0.8+wd0.01", "adam", "adam+wd0.01")
-    fits = {name: an_evaluation(1, optimizer=name) for name in names}
-    third = an_evaluation(1, optimizer="mine+wd0.01", replicate=3)
-    write_results("results.csv", sum(fits.values(), third))
-    assert {r.optimizer for r in reported(monkeypatch, "--optimizer", "mine")} == {*names[:2]}
-    assert reported(monkeypatch, "--optimizer", "adam") == fits["adam"]
-    found = reported(monkeypatch, "--optimizer", "mine/1", "adam")
-    assert {r.optimizer for r in found} == {"mine+wd0.01/1", "mine+avg0.8+wd0.01/1", "adam"}
-    found = reported(monkeypatch, "--optimizer", "mine/3")
-    assert {r.optimizer for r in found} == {"mine+wd0.01/3"}
-
-
-def test_a_report_takes_the_names_its_tables_have(here, monkeypatch, capsys):
-    fits = [an_evaluation(1, optimizer="mine", origin=letter * 16) for letter in "ab"]
-    write_results("results.csv", sum(fits, an_evaluation(1, optimizer="adam")))
-    assert reported(monkeypatch, "--optimizer", "mine [bbbbbb]") == fits[1]
-    assert "no results of adam/1. " in error_of(
-        capsys, "--report", "results.csv", "--optimizer", "adam/1"
-    )
-
-
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        (("--optimizer", "adan"), "no results of adan. Did you mean adam? Allowed: adam"),
-        (("--problem", "mnist_mlp"), "no results of mnist_mlp. "),
-        (("--epochs", "3"), "no results of 3. Allowed: 1"),
-        (("--jobs", "2"), "no use for --jobs; it takes"),
-        (("--data-dir", "x"), "no use for --data-dir; it takes"),
-    ],
-)
-def test_a_report_of_nothing_is_one_line(here, capsys, words, said):
-    write_results("results.csv", an_evaluation(problem="mnist_cnn", optimizer="adam", epochs=1))
-    assert said in error_of(capsys, "--report", "results.csv", *words)
-    assert not Path("report").exists()
-
-
-def test_results_that_cannot_be_looked_at_are_not_said_to_be_unwritable(here, monkeypatch, capsys):
-    def read_results(*paths):
-        raise PermissionError(13, "Permission denied", str(paths[0] / "results.csv"))
-
-    monkeypatch.setattr("l2o.commands.report.read_results", read_results)
-    (here / "closed").mkdir()
-    said = error_of(capsys, "--report", "closed")
-    assert "Permission denied: 'closed/results.csv'" in said and "write" not in said
-
-
 # --- what is wrong ------------------------------------------------------------------------------
 
 
@@ -488,7 +376,7 @@ def test_a_network_that_cannot_be_private_is_one_line(here, capsys, monkeypatch)
 def test_a_damaged_table_is_one_line_and_left_alone(here, capsys, damage):
     words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "adam")
     table = here / "results" / "smoke" / "results.csv"
-    write_results(table, [a_row(epoch=0), a_row(epoch=1)])
+    write_results(table, made_evaluation("adam", [1.0, 1.0]))
     text = table.read_text()
     broken = {
         "cut off": text[:-20],

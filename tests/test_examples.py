@@ -81,6 +81,7 @@ def test_figure_3_is_written_in_one_piece_or_not_at_all(here, monkeypatch, capsy
     monkeypatch.setattr(run, "evaluate", made)
     figure = here / "results/figure-3/figure-3.png"
     assert call(monkeypatch, _FIGURE) == 0
+    assert "steps of digits_cnn on digits are all warm-up" in capsys.readouterr().out
     assert figure.read_bytes().startswith(b"\x89PNG")
     figure.unlink()
     figure.mkdir()

@@ -299,6 +299,8 @@ def test_one_compiled_step_serves_alike_models():
         ),
         ({"policy": RNNProp()}, "needs weights of shapes"),
         ({"warmup_steps": -1}, "warmup_steps must be an integer >= 0. Received: -1"),
+        ({"warmup_steps": True}, "warmup_steps must be an integer >= 0. Received: True"),
+        ({"weight_decay": True}, "weight_decay must be a number >= 0 or None. Received: True"),
         ({"warmup_steps": 2.5}, "warmup_steps must be an integer >= 0. Received: 2.5"),
         ({"warmup_learning_rate": -1.0}, "warmup_learning_rate must be >= 0. Received: -1.0"),
         ({"warmup_learning_rate": np.nan}, "warmup_learning_rate must be >= 0. Received: nan"),

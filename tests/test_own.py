@@ -242,13 +242,26 @@ def test_networks_that_are_refused(name):
     assert "\n" not in str(error.value)
 
 
+def test_probabilities_are_not_taken_for_logits():
+    """Keras would warn of them; the default loss is from logits."""
+    examples = Examples(TABLE, WORDS[:, 0])
+    softmax = sequential((3,), dense(9, activation="softmax"))
+    with pytest.raises(ProblemError, match="are probabilities, .*sparse_categorical_crossentropy"):
+        checked_optimizee(softmax, None, examples, 16)
+    checked_optimizee(softmax, "sparse_categorical_crossentropy", examples, 16)
+    for activation in ("relu", "linear"):
+        checked_optimizee(sequential((3,), dense(9, activation=activation)), None, examples, 16)
+
+
 def test_what_lifts_a_refusal():
     images, table = Examples(IMAGES, TARGETS), Examples(TABLE, TARGETS)
     checked_optimizee(resized("bicubic"), "mse", images, 16, first_order=True)
     checked_optimizee(resized("nearest"), "mse", images, 16)
     checked_optimizee(regression, lambda y, p: p[:, 0] - 5, table, 16, positive=False)
-    with pytest.raises(ProblemError, match="all 40 training examples. Received: .* 41"):
+    with pytest.raises(ProblemError, match="all 40 training examples. Received: .* 41$"):
         checked_optimizee(regression, "mse", table, 41)
+    with pytest.raises(ProblemError, match="Received: .* 128, the default; set batch_size$"):
+        checked_optimizee(regression, "mse", table, 128)
 
 
 def test_tensorflow_takes_the_gradient_of_resizing_for_constant():

@@ -210,6 +210,8 @@ def test_a_teacher_by_name_takes_a_rate(name):
     "ask, names",
     [
         (lambda: get_teacher("adamw"), "adam, .*powersign.*Received: adamw"),
+        (lambda: get_teacher("adam", -1.0), "at least 0. Received: -1.0"),
+        (lambda: get_teacher("adam", "fast"), "at least 0. Received: 'fast'"),
         (lambda: get_pool("huge"), "small, large.*Received: huge"),
         (lambda: rule_from_config({"rule": "adamw"}), "adam, .*Received: adamw"),
         (lambda: rule_from_config({"learning_rate": 1.0}), "Received: None"),

@@ -153,6 +153,26 @@ def test_wrong_command_line(line, untouched, capfd):
     assert out == ""
 
 
+@pytest.mark.parametrize(
+    "line, run_there, nested",
+    [
+        ("--replicates 2", "out", "out/1"),
+        ("--perturbation input --magnitude 0.1 0.2", "out", "out/magnitude-0.1"),
+        ("--perturbation input --magnitude 0.1 0.2 --replicates 2", "out/magnitude-0.2",
+         "out/magnitude-0.2/1"),
+    ],
+)  # fmt: skip
+def test_no_run_lies_in_another(line, run_there, nested, untouched, capfd):
+    Path(run_there).mkdir(parents=True)
+    (Path(run_there) / "config.json").touch()
+    before = files()
+    assert run("--output", "out", "--preset", "cpu", *line.split()) == 2
+    said = f"error: {run_there} is the directory of one run, and {nested} would lie in it"
+    assert capfd.readouterr().err.startswith(said)
+    assert files() == before
+    (Path(run_there) / "config.json").unlink()
+
+
 def test_jobs_do_not_share_a_gpu(monkeypatch, capfd):
     tuned = []
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])

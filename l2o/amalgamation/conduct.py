@@ -158,7 +158,8 @@ def chosen_devices(devices: int | Sequence[str] | None, gpus: int) -> list[str]:
     named = [f"gpu:{k}" for k in range(gpus)]
     devices = [devices] if isinstance(devices, str) else devices
     if devices is None or isinstance(devices, int):
-        count, names = devices or gpus or 1, named or [f"cpu:{k}" for k in range(MOST_LOGICAL)]
+        count = (gpus or 1) if devices is None else devices
+        names = named or [f"cpu:{k}" for k in range(MOST_LOGICAL)]
         if not 1 <= count <= len(names):
             most = f"there are {gpus} GPUs" if gpus else f"at most {MOST_LOGICAL} logical ones"
             raise RunError(f"--devices: {most}. Received: {count}")

@@ -10,8 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.examples import Examples, ProblemError
-from l2o.amalgamation.keras_loss import Loss
+from l2o.amalgamation.examples import BATCH_SIZE, Examples, ProblemError
+from l2o.amalgamation.keras_loss import Loss, cross_entropy
 from l2o.amalgamation.optimizee import (
     SEED,
     Batch,
@@ -51,9 +51,10 @@ def checked_optimizee(
         ProblemError: If it cannot.
     """
     if not 1 <= batch_size <= len(examples):
+        default = ", the default; set batch_size" if batch_size == BATCH_SIZE else ""
         raise ProblemError(
             f"A batch must hold at least one and at most all {len(examples)} training examples. "
-            f"Received: a batch size of {batch_size}"
+            f"Received: a batch size of {batch_size}{default}"
         )
     build = builder(model_fn, examples)
     _check_builds(build)
@@ -190,6 +191,17 @@ def _check_outputs(optimizee: KerasOptimizee, batch: Batch, splits: Mapping[str,
             f"The loss must be one number an example, and l2o takes the mean. Received: shape "
             f"{tuple(losses.shape)} of {shapes}; as in compile, labels [B] are given to a function "
             "as [B, 1] where outputs are [B, 1]"
+        )
+    if optimizee.losses is cross_entropy:
+        _check_logits(model, outputs)
+
+
+def _check_logits(model: keras.Model, outputs: tf.Tensor) -> None:
+    """Outputs that the default loss takes for logits are no probabilities."""
+    if (outputs >= 0).numpy().all() and np.allclose(tf.reduce_sum(outputs, -1), 1, atol=1e-4):
+        raise ProblemError(
+            f"The outputs of model '{model.name}' are probabilities, and the default loss takes "
+            'logits: leave the softmax out, or name loss="sparse_categorical_crossentropy"'
         )
 
 

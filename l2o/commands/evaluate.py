@@ -42,12 +42,12 @@ from l2o.evaluation.contenders import (
     get_contenders,
     keras_optimizers,
 )
-from l2o.evaluation.fit import Warmup
 from l2o.evaluation.privacy import PrivacyError, check_network
 from l2o.evaluation.results import describe
-from l2o.evaluation.run import Bench, Plan, Task, evaluate, keep, missing, present
+from l2o.evaluation.run import Bench, Plan, Task, all_warmup, evaluate, keep, missing, present
 from l2o.evaluation.store import ResultsDirectory
 from l2o.evaluation.tables import TableError
+from l2o.optimizer import WEIGHT_DECAY_LIMIT
 from l2o.progress import Progress, duration
 from l2o.rules import TUNED_RATES
 from problems import PROBLEMS
@@ -67,7 +67,7 @@ optimizers:
   choice-large         a shipped policy; choice-large/3 is one of its replicates
   runs/choice-large    the policy of a run, or of all its replicates
   mine=runs/x/policy   a policy directory, under a name of your own
-  oracle               the six tuned teachers; the best on validation is it
+  oracle               the six tuned teachers, each fitted; reports take the best
   adam, adam@0.01      a teacher at its tuned rate, or at another
   keras:AdamW, keras:Adam@0.001
                        any Keras optimizer, at its default rate or at another
@@ -213,12 +213,13 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
         words = what.replace("_", " ")
         flag = f"--{what.replace('_', '-')}"
         print(f"Note: {name} brings {words} of {own:g}; {flag} gives all the same, 0 none")
-    for task in tasks:
-        if (steps := plan.epochs * task.steps_per_epoch) <= Warmup().steps:
-            print(
-                f"Note: the {steps} steps of {task.problem.name} on {task.data} are all warm-up, "
-                f"{Warmup().steps} steps of SGD: optimizers cannot differ; give more --epochs"
-            )
+    if (options.weight_decay or 0) > WEIGHT_DECAY_LIMIT:
+        print(
+            f"Note: weight decay of {options.weight_decay:g} a step is a lot: Keras' optimizers "
+            "multiply theirs by the rate, here that is 1"
+        )
+    for note in all_warmup(tasks, plan):
+        print(f"Note: {note}")
     if todo:
         bar = Progress("evaluating")
         try:

@@ -26,7 +26,7 @@ from l2o.claim import DirectoryError, check_free
 from l2o.commands.pool import spread
 from l2o.commands.problem import is_own, load_problem
 from l2o.commands.terminal import UserError, quiet_start, run_command
-from l2o.commands.train_options import check, parser, settings
+from l2o.commands.train_options import check, output, parser, settings
 from l2o.commands.tune import Search, tune
 from l2o.evaluation.run import Task
 from l2o.evaluation.tables import TableError
@@ -88,8 +88,7 @@ def _tune(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     """Every run; what can be wrong with the command line is found before data is read."""
     work = _prepare(options)
-    for directory, _ in work.runs:
-        check_free(directory, CONFIG)
+    _check_places(work)
     print(f"Preset: {work.preset}{work.reason}", flush=True)
     task, count, status = _load_task(work), len(work.runs), 0
     if (options.jobs or 1) > 1 and count > 1:
@@ -102,6 +101,21 @@ def _train(options: argparse.Namespace) -> int:
         if status == STOPPED:
             break
     return status
+
+
+def _check_places(work: Work) -> None:
+    """Whether every run has a directory, and none lies in another's."""
+    root = output(work.options)
+    for directory, _ in work.runs:
+        above = root
+        for part in directory.relative_to(root).parts:
+            if (above / CONFIG).exists():
+                raise UserError(
+                    f"{above} is the directory of one run, and {directory} would lie in it: give "
+                    "another --output"
+                )
+            above /= part
+        check_free(directory, CONFIG)
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,7 @@ def settings(options: argparse.Namespace, preset: str) -> list[tuple[Path, Setti
     """
     choices = {name: value for name, value in vars(options).items() if value is not None}
     choices |= {"preset": preset} | RECIPES.get(options.recipe, {})
-    root, runs = options.output or Path("runs") / _name(options), []
+    root, runs = output(options), []
     magnitudes = list(dict.fromkeys(options.magnitude or [None]))
     for magnitude in magnitudes:
         for k in range(options.replicates):
@@ -257,8 +257,12 @@ def settings(options: argparse.Namespace, preset: str) -> list[tuple[Path, Setti
     return runs
 
 
+def output(options: argparse.Namespace) -> Path:
+    """The directory of the run, or of all the runs that a command line asks for."""
+    return options.output or Path("runs") / _name(options)
+
+
 def _name(options: argparse.Namespace) -> str:
-    """The run directory's name where none is given."""
     name = options.recipe
     if name is None:
         policy = options.policy or Settings.policy

@@ -14,7 +14,7 @@ import keras
 from l2o.checkpoint import DESCRIPTION, PolicyError, fingerprint, load_policy
 from l2o.evaluation.steppers import KerasStepper, RuleStepper, Stepper
 from l2o.rules import TEACHERS, TUNED_RATES, UpdateRule, averaged, averaging, get_teacher
-from l2o.shipped import did_you_mean, policy_path, pretrained
+from l2o.shipped import check_trained, did_you_mean, policy_path, pretrained
 
 ORACLE = "oracle"
 _KERAS = "keras:"
@@ -114,6 +114,8 @@ def get_contenders(text: str) -> list[Contender]:
             "A policy is named as NAME=POLICY, the name of letters, digits and . + - _. "
             f"Received: '{text}'"
         )
+    if name and (path in (ORACLE, *TEACHERS) or path.lower().startswith(_KERAS)):
+        raise ContenderError(f"Only a policy can be given a name. Received: '{text}'")
     contenders = _directory(name, policy_path(path) if path in pretrained() else Path(path))
     if (taken := contenders[0].bare_name) in (ORACLE, *TEACHERS):
         raise ContenderError(f"A policy cannot be called {taken}; name it, as in other={path}")
@@ -177,15 +179,22 @@ def _rule_stepper(rule: UpdateRule, weights: Sequence = ()) -> Callable[[float],
 
 def _directory(name: str, path: Path) -> list[Contender]:
     if not path.is_dir():
+        check_trained(path)
         guess = did_you_mean(str(path), [ORACLE, *TEACHERS, *pretrained()])
+        recipes = [name for name in pretrained() if "/" not in name]
         raise ContenderError(
             f"'{path}' is no optimizer. {guess}Allowed: the directory of a policy or a run; "
             f"oracle; the teachers {', '.join(TEACHERS)}, also NAME@RATE; Keras' own, as "
             "keras:Adam or keras:Adam@0.001; shipped policies: "
-            f"{', '.join(pretrained()) or 'none'}"
+            f"{', '.join(recipes) or 'none'}; --list names more"
         )
     path = path.resolve()
     replicates = _replicates(path)
+    own = path if (path / DESCRIPTION).exists() else path / "policy"
+    if replicates and own.exists():
+        raise ContenderError(
+            f"{path} holds both a policy and numbered replicates: name {own}, or {replicates[0]}"
+        )
     if replicates:
         name = name or path.name
         return [_policy(name, p, path, _number(p)) for p in replicates]
@@ -202,8 +211,7 @@ def _policy_of(path: Path) -> Path:
         return path
     if (path / "policy").is_dir():
         return path / "policy"
-    if (path / "choice").is_dir():
-        raise PolicyError(f"The run in {path} has no policy yet; so far there is {path / 'choice'}")
+    check_trained(path / "policy")
     raise PolicyError(f"{path} holds neither a policy nor a run that has one yet")
 
 

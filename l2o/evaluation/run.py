@@ -9,7 +9,7 @@ from typing import Any
 
 from l2o.amalgamation.optimizee import KerasOptimizee, as_batch
 from l2o.evaluation.contenders import Contender
-from l2o.evaluation.fit import Course, Fit, plain_gradient
+from l2o.evaluation.fit import Course, Fit, Warmup, plain_gradient
 from l2o.evaluation.privacy import ACCOUNTING, DELTA, DPSGD, check_network
 from l2o.evaluation.results import VERSION, Key, Result
 from l2o.evaluation.store import ResultsDirectory, is_image
@@ -87,6 +87,17 @@ def missing(
         (task, repeat, contender)
         for task, repeat, contender in _planned(tasks, contenders, plan)
         if plan.key(task, contender, repeat) not in directory
+    ]
+
+
+def all_warmup(tasks: Sequence[Task], plan: Plan) -> list[str]:
+    """What to say of tasks whose every step is warm-up."""
+    warmup = Warmup().steps
+    return [
+        f"the {number} steps of {task.problem.name} on {task.data} are all warm-up, {warmup} steps "
+        "of SGD: optimizers cannot differ; give more --epochs"
+        for task in tasks
+        if (number := plan.epochs * task.steps_per_epoch) <= warmup
     ]
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+
 from l2o.rules.analytical import SGD, Adam, AddSign, AnalyticalRule, Momentum, PowerSign, RMSProp
 
 TEACHERS: dict[str, type[AnalyticalRule]] = {
@@ -27,11 +30,14 @@ def get_teacher(name: str, learning_rate: float | None = None) -> AnalyticalRule
     """The teacher of that name, at its tuned rate unless one is given.
 
     Raises:
-        ValueError: If there is no such teacher.
+        ValueError: If there is no such teacher, or the rate is no number of at least 0.
     """
     if name not in TEACHERS:
         raise ValueError(f"Unknown teacher. Allowed: {', '.join(TEACHERS)}. Received: {name}")
-    return TEACHERS[name](TUNED_RATES[name] if learning_rate is None else learning_rate)
+    rate = TUNED_RATES[name] if learning_rate is None else learning_rate
+    if not isinstance(rate, Real) or isinstance(rate, bool) or not 0 <= rate < math.inf:
+        raise ValueError(f"learning_rate must be a number of at least 0. Received: {rate!r}")
+    return TEACHERS[name](rate)
 
 
 def get_pool(name: str) -> tuple[AnalyticalRule, ...]:
