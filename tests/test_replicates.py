@@ -85,7 +85,7 @@ run = Stubbed(phase, None, [5, 6], None, None, [], None, note)
 try:
     run.run(replicates.fresh(phase.job.rule, [0, 1]))
 except SystemExit as stop:
-    assert str(stop) == "policy diverged with seeds 6, in all of their tries", stop
+    assert str(stop) == "policy diverged with seeds 6, in their last try", stop
 else:
     raise AssertionError("a replicate diverged and nobody said so")
 first, second = ([facts for who, facts in periods if who == r] for r in (0, 1))

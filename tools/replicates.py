@@ -239,7 +239,7 @@ class Replicates:
                 self.note(self.phase, r, facts, weights)
         if lost := [str(self.seeds[r]) for r in n if progress[r].diverged]:
             raise SystemExit(
-                f"{self.phase.name} diverged with seeds {', '.join(lost)}, in all of their tries"
+                f"{self.phase.name} diverged with seeds {', '.join(lost)}, in their last try"
             )
         return best
 

@@ -145,7 +145,7 @@ def choice_schedule(
     validation_unroll: int = CHOICE_VALIDATION,
     cold_periods: int = 1,
 ) -> Schedule:
-    """The schedule of the Choice policy: as many periods as unrolls, the first without warm-up."""
+    """The schedule of the Choice policy: as many periods as unrolls, the first cold."""
     stage = Stage(tuple(unrolls), validation_unroll, cold_periods=cold_periods)
     count = len(unrolls)
     return replace(schedule, stages=(stage,), min_periods=count, max_periods=count, patience=count)

@@ -140,7 +140,7 @@ class MetaTraining:
         """Trajectories after their warm-up, spread over the replicas.
 
         Args:
-            weights: The policy's, whose memory follows the warm-up.
+            weights: The policy's, whose moments follow the warm-up.
             key: Names the stream of trajectories.
             first: Index of the first one; `meta_batch` of them begin.
             warmup: Steps.

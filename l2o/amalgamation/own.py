@@ -211,7 +211,8 @@ def amalgamate(
         batch_size: Examples a step, for arrays; 128 by default.
         devices: Replicas: how many, or which GPUs ("gpu:0"); all GPUs, or one, by default.
         fresh: Whether a run that is in `output` is moved aside.
-        **settings: The other fields of `l2o.amalgamation.settings.Settings`: `train.py`'s flags.
+        **settings: The other fields of `l2o.amalgamation.settings.Settings`, most of
+                `train.py`'s flags.
 
     Returns:
         The policy; `l2o.AmalgamatedOptimizer(policy)` takes it.

@@ -97,7 +97,7 @@ class Trainer:
 
         Raises:
             Stopped: After SIGINT or SIGTERM, once what there is has been saved.
-            Diverged: If a period was lost in every try; see `curriculum.judge`.
+            Diverged: If a period was lost in its last try; see `curriculum.judge`.
         """
         with handling(self._stop):
             run = self._run or self._enter_phase(0, [], seconds=0.0, updates=0, periods=0)
@@ -331,7 +331,7 @@ class Trainer:
 
 def _described(phase: Phase, progress: Progress) -> str:
     """What a run that diverged says."""
-    times = "" if not progress.repeats else f", in all of {progress.repeats + 1} tries"
+    times = "" if not progress.repeats else f" in the last of {progress.repeats + 1} tries"
     return (
         f"The meta-updates or the validation of {phase.name}, stage {progress.stage + 1}, period "
         f"{progress.period + 1} were not finite{times}, so the run cannot go on"

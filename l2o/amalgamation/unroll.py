@@ -134,7 +134,7 @@ def begin(
 
     Args:
         job: The amalgamation.
-        key: Integers that name the trajectory: run seed, phase, index.
+        key: Integers that name the trajectory: run seed, phase, stream, index.
         scaled: Whether the student works in randomly scaled coordinates.
         limit: Largest logarithm of a scale's size. Its sign is random too, so that a step which
             does not depend on the gradient leads nowhere.

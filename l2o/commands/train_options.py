@@ -112,7 +112,9 @@ def parser() -> Parser:
                    help="first periods of the Choice policy without warm-up; default 1")
     g.add_argument("--updates", type=count, metavar="U",
                    help="one stage of U meta-updates in a single period, with the first of "
-                   "--unrolls, --alphas and --choice-unrolls")
+                   "--unrolls, --alphas and --choice-unrolls; validated on that unroll where "
+                   "--last-validation is not given. The Choice policy's period has no warm-up, "
+                   "unless --choice-cold-periods is 0")
     g.add_argument("--truncation", type=count, metavar="T", help="inner steps a meta-update")
     g.add_argument("--period", type=count, metavar="P",
                    help="trajectories a period, after which the policy is validated")
