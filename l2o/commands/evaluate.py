@@ -142,9 +142,9 @@ def parser() -> Parser:
                    help="write tables, figures and a page of these results (tables, or directories "
                    "with one) instead of evaluating; --output is then where, default report/ in "
                    "the first one's directory, and files there of the same names are replaced. "
-                   "--problem, --optimizer and --epochs say what it is of, by the names in its tables (a "
-                   "replicate as NAME/3, and NAME alone where all of it are NAME+wd0.0003 and so "
-                   "on); default everything. Of a part it goes to selection/")
+                   "--problem, --optimizer and --epochs say what it is of, by the names in its "
+                   "tables (a replicate as NAME/3, and NAME alone where all of it are "
+                   "NAME+wd0.0003 and so on); default everything. Of a part it goes to selection/")
     # fmt: on
     return p
 
