@@ -31,6 +31,9 @@ def quiet() -> Iterator[None]:
 
 def run(module: str) -> None:
     """Imports a command's module and runs its `main`."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed; this opens its number anew
+            setattr(sys, name, open(os.devnull, "w"))
     gc.disable()  # modules stay: looking for garbage is a fifth of the time that importing takes
     try:
         with quiet():

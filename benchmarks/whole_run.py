@@ -76,7 +76,10 @@ def main() -> None:
     train = [sys.executable, str(ROOT / "train.py"), *chosen.options, "--output"]
     print(f"{'stretch':>7} {'seconds':>8} {'gradient':>11} {'so far':>11}")
     with table.open("a", buffering=1) as kept, log.open("a") as said:
-        process = subprocess.Popen([*train, str(chosen.output)], stdout=said, stderr=said)
+        process = subprocess.Popen(
+            [*train, str(chosen.output)], stdout=said, stderr=said,
+            start_new_session=True,  # Ctrl-C is for this one, which passes it on
+        )  # fmt: skip
         try:
             for row in stretches(process, lambda: median_seconds(compute), chosen.every):
                 rows.append(row)

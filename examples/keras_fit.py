@@ -75,7 +75,10 @@ def main() -> int:
         policy = l2o.AmalgamatedOptimizer.load(arguments.policy).policy
     except l2o.PolicyError as error:
         raise UserError(str(error)) from error
-    data = datasets.load_dataset("mnist")
+    try:
+        data = datasets.load_dataset("mnist")
+    except datasets.DatasetUnavailable as error:
+        raise UserError(str(error)) from error
     examples = min(arguments.examples, len(data.train))
     steps = -(-examples // arguments.batch) * arguments.epochs
     print(f"{data.name}, {data.source}: {steps} steps of {arguments.batch} examples")

@@ -53,7 +53,11 @@ class Claim:
             raise DirectoryError(f"{self.path} is in use by another process") from error
 
     def _move_aside(self) -> None:
-        path, number = Path(os.path.abspath(self.path)), 1
+        if self.path.name in ("", ".."):  # it would still be called so
+            raise DirectoryError(
+                f"{self.path} cannot be moved aside from within; name it, or leave"
+            )
+        path, number = self.path.parent.resolve() / self.path.name, 1
         while (aside := path.with_name(f"{path.name}.old{number}")).exists():
             number += 1
         os.replace(path, aside)

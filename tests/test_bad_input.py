@@ -5,7 +5,7 @@ read must be what was written.
 """
 
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,13 @@ import pytest
 from bad_input import assert_refused, cases, files_of, mutations
 from hypothesis import given
 from hypothesis import strategies as st
+from made_results import made_evaluation
 
 import problems
 from l2o.commands import evaluate, train
 from l2o.commands import train_options as options
 from l2o.evaluation.results import Result, read_results, write_results
-from l2o.evaluation.store import ResultsDirectory
+from l2o.evaluation.store import ResultsDirectory, read_cards, read_samples
 from l2o.evaluation.tables import TableError
 from problems import Dataset, DatasetUnavailable, Split
 
@@ -240,3 +241,50 @@ def test_prepared_data_with_other_bytes(place, mutate, prepared):
             np.testing.assert_array_equal(a.labels, b.labels)
     finally:
         file.write_bytes(original)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"epoch": 1, "steps": 0}, {"steps": 10**400}, {"seconds": float("inf")}, {"seed": 2**60},
+        {"epoch": 2, "steps": 0},
+    ],
+)  # fmt: skip
+def test_a_row_that_the_report_could_not_reckon_with(values):
+    row = {f.name: {"str": "p", "int": 1, "float": 0.5}[str(f.type)] for f in fields(Result)}
+    Result(**row)
+    with pytest.raises(ValueError, match="cannot be"):
+        Result(**(row | values))
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        '{"perturbation": {"magnitude": 1}}', '{"updates": 1' + 400 * "0" + "}", '{"seconds": NaN}',
+        '{"perturbation": {"kind": "input", "magnitude": Infinity}}',
+    ],
+)  # fmt: skip
+def test_a_card_that_the_report_could_not_draw(card, tmp_path):
+    (tmp_path / "cards").mkdir()
+    (tmp_path / "cards" / "origin.json").write_text(card)
+    with pytest.raises(TableError, match="origin.json cannot be read"):
+        read_cards([tmp_path])
+
+
+def test_images_of_two_channels_are_none(tmp_path):
+    (tmp_path / "samples").mkdir()
+    np.save(tmp_path / "samples" / "odd.npy", np.zeros((2, 4, 4, 2), np.uint8))
+    with pytest.raises(TableError, match="odd.npy cannot be read: no images"):
+        read_samples([tmp_path])
+
+
+def test_tables_that_tell_different_things_of_one_evaluation(tmp_path):
+    one, cut = made_evaluation("adam", [2.0, 1.0]), made_evaluation("adam", [2.0, 1.0, 0.5])[:2]
+    other = [one[0], replace(one[1], test_loss=0.1)]
+    for name, rows in (("one", one), ("other", other), ("cut", cut)):
+        write_results(tmp_path / name, rows)
+    assert read_results(tmp_path / "one", tmp_path / "one") == one
+    with pytest.raises(TableError, match="adam .* differs from another table's"):
+        read_results(tmp_path / "one", tmp_path / "other")
+    with pytest.raises(TableError, match="adam .* is not whole"):
+        read_results(tmp_path / "cut")

@@ -45,6 +45,8 @@ def test_a_policy_by_its_directory_its_run_and_a_name_of_ones_own(tmp_path):
     contenders = [get_contenders(str(word))[0] for word in words]
     assert [c.name for c in contenders] == ["mine", "mine", "other"]
     assert len({c.origin for c in contenders}) == 1
+    odd = make_policy(tmp_path / "lr=0.1")
+    assert get_contenders(f"other={odd}")[0].name == "other"
     make_policy(run / "policy", seed=1)
     assert get_contenders(str(run))[0].origin != contenders[0].origin
 

@@ -77,6 +77,21 @@ def test_digits_are_the_same_however_often_they_are_prepared(bare, monkeypatch):
     assert equal(first, load_dataset("digits"))
 
 
+def test_nobodys_home_is_needed(bare, monkeypatch):
+    """A container's user may have none."""
+
+    def unknown(user):
+        raise KeyError(user)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(RuntimeError):
+        Path.home()
+    assert not load_dataset("digits").substituted
+    with pytest.raises(DatasetUnavailable, match="not prepared in"):
+        load_dataset("mnist", "tfds")
+
+
 def test_digits_need_no_folder_that_can_be_written(bare, monkeypatch):
     (bare / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(bare / "file"))

@@ -1,5 +1,6 @@
 """Which devices a run is spread over."""
 
+import numpy as np
 import pytest
 
 from l2o.amalgamation.conduct import RunError, chosen_devices
@@ -18,6 +19,8 @@ from l2o.amalgamation.conduct import RunError, chosen_devices
     ],
 )
 def test_devices_by_number_and_by_name(devices, gpus, names):
+    if isinstance(devices, int):
+        assert chosen_devices(np.int64(devices), gpus) == chosen_devices(devices, gpus)
     assert chosen_devices(devices, gpus) == [f"/{name}" for name in names.split()]
 
 

@@ -47,6 +47,23 @@ class Subclassed(keras.Model):
         return self.out(self.hidden(inputs))
 
 
+class Whole(keras.Model):
+    """Tells no settings of its own."""
+
+    share = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.out = layers.Dense(3), layers.Dense(1, kernel_initializer="zeros")
+
+    def call(self, inputs):
+        return self.out(self.share * self.hidden(inputs))
+
+
+class Half(Whole):
+    share = 0.5
+
+
 _KINDS = {
     "batch norm": (sequential((6, 6, 1), lambda: layers.Conv2D(2, 3), layers.BatchNormalization,
                               lambda: layers.MaxPooling2D(2), layers.Flatten, dense()), IMAGES),
@@ -295,6 +312,29 @@ def test_name_of_the_data_tells_data_and_networks_apart():
     deeper = sequential((3,), dense(4, activation="relu"), dense())
     names = [name(), name(deeper), name(inputs=-TABLE), name(loss="mae")]
     assert len(set(names)) == 4 and name() == names[0]
+
+
+def test_settings_that_a_first_loss_does_not_show_tell_networks_apart():
+    """The outputs of all these are zeros at first."""
+
+    def network(activation="relu", momentum=0.5, rate=0.1):
+        return sequential(
+            (3,), dense(4, activation=activation), lambda: layers.Dropout(rate, seed=1),
+            lambda: layers.BatchNormalization(momentum=momentum), dense(kernel_initializer="zeros"),
+        )  # fmt: skip
+
+    def described(model_fn, loss="mse"):
+        own = OwnProblem(model_fn, (TABLE, TARGETS), loss=loss, batch_size=8)
+        return prepare(own, "mine:problem")[0].network
+
+    one = described(network())
+    others = [described(network(**other))
+              for other in ({"activation": "tanh"}, {"momentum": 0.9}, {"rate": 0.2})]  # fmt: skip
+    others += [described(Half), described(Whole)]
+    assert {network["first_loss"] for network in others} == {one["first_loss"]}
+    assert all(network != other for network in others for other in (one, *others)
+               if network is not other)  # fmt: skip
+    assert described(network()) == one and described(Whole) == others[-1]
 
 
 def test_validation_data_of_another_kind_is_refused():

@@ -34,6 +34,15 @@ def below_zero():
 def raises():
     raise RuntimeError("the file\\nis not there")
 
+def quits():
+    raise SystemExit
+
+def moves():
+    import os
+    os.makedirs("data", exist_ok=True)
+    os.chdir("data")
+    return classes()
+
 def number():
     return 3
 
@@ -53,6 +62,7 @@ def here(tmp_path, monkeypatch):
     Path("mine_own.py").write_text(_MINE)
     Path("broken_own.py").write_text("import nothing_of_the_sort")
     Path("needs_own.py").write_text("import needs")
+    Path("quits_own.py").write_text("import sys; sys.exit()")
 
 
 def call(command, *words) -> int:
@@ -69,6 +79,8 @@ _WRONG = {
     "mine_own:not_a_function": "has no function not_a_function",
     "sys:f": "sys has no function f",
     "needs_own:f": "importing needs_own failed: ModuleNotFoundError: No module named 'needs'",
+    "quits_own:f": "importing quits_own failed: SystemExit",
+    "mine_own:quits": "quits failed: SystemExit",
     "mine_own:raises": "raises failed: RuntimeError: the file is not there",
     "mine_own:number": "number must return an l2o.OwnProblem. Received: a int",
     "mine_own:": "unknown name 'mine_own:'; allowed: mnist_cnn, ",
@@ -85,8 +97,14 @@ def test_wrong_problems(command, words, capfd):
     assert call(command, "--preset", "smoke", *output, "--problem", *words.split()) == 2
     error = capfd.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and _WRONG[words] in error
-    assert sorted(p.suffix for p in Path().iterdir() if p.is_file()) == [".py"] * 3
+    assert sorted(p.suffix for p in Path().iterdir() if p.is_file()) == [".py"] * 4
     assert not Path("runs").exists() and not Path("results").exists()
+
+
+def test_results_go_where_they_should_wherever_a_problem_goes(tmp_path):
+    line = ("--problem", "mine_own:moves", "--optimizer", "adam", "--preset", "smoke")
+    assert call(evaluate, *line, "--output", "out") == 0
+    assert (tmp_path / "out" / "results.csv").exists() and Path.cwd() == tmp_path
 
 
 def test_a_loss_that_need_not_be_positive(capfd):

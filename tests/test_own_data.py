@@ -65,6 +65,12 @@ _BAD_DATA = {
         tf.data.Dataset.from_tensor_slices((tf.ragged.constant([[1], [1, 2]]), [0, 1])).batch(2),
         "dense tensors",
     ),
+    "batch of several lengths": (tf.data.Dataset.from_generator(
+        lambda: (([0.0] * n, 0) for n in (3, 4)), output_signature=(
+            tf.TensorSpec([None]), tf.TensorSpec([], tf.int32))).batch(2),
+        "data cannot be read: Cannot batch"),
+    "masked": ((np.ma.masked_greater(TABLE, 1), TARGETS), "data's x must be a dense array"),
+    "beyond int64": ((TABLE, np.full(40, 2**63, "uint64")), r"below 2\*\*63. Received: 92233720"),
     "empty dataset": (_slices(TABLE, TARGETS).batch(8).take(0), "no examples"),
     "shapes": (_slices(TABLE, TARGETS).bucket_by_sequence_length(
         lambda x, y: 1, [2], [8, 8]).map(lambda x, y: (x[:, : tf.cast(y[0] > 0, tf.int32) + 1], y)),

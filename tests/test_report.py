@@ -151,6 +151,14 @@ def test_what_cannot_be_compared_is_kept_apart(other):
     assert len(summarize(rows(first, second))) == 2
 
 
+def test_cases_that_data_alone_tell_apart_have_titles_that_do():
+    one, other = (made_evaluation("adam", [1, 0.5], data=data) for data in ("own a", "own b"))
+    assert [case.title for case in summarize(one)] == ["mnist_cnn, 1 epoch"]
+    assert {case.title for case in summarize(one + other)} == {
+        "mnist_cnn, 1 epoch, own a", "mnist_cnn, 1 epoch, own b"
+    }  # fmt: skip
+
+
 def test_paired_difference_pairs_by_seed():
     found = rows(
         *(made_evaluation("adam", [3.0, loss], repeat=k) for k, loss in enumerate([1.0, 0.1], 1)),
@@ -160,6 +168,11 @@ def test_paired_difference_pairs_by_seed():
     by = {s.label: s for s in summaries}
     gap = difference(by["adam"], by["nadam"])
     assert gap.mean == pytest.approx(-log(2))
+    swapped = [replace(r, repeat=3 - r.repeat) if r.optimizer == "nadam" else r for r in found]
+    (summaries,) = summarize(swapped).values()
+    by = {s.label: s for s in summaries}
+    gap = difference(by["adam"], by["nadam"])  # whichever repeat a seed is
+    assert (gap.low, gap.high) == pytest.approx((-log(2), -log(2)))
     assert gap.high - gap.low == pytest.approx(0, abs=1e-6)
 
 
@@ -414,6 +427,14 @@ def test_panels_are_as_wide_however_many_curves_are_outside():
     assert axes.get_position().width > 0.7
     lines = axes.texts[0].get_text().splitlines()
     assert len(lines) > 3 and max(map(len, lines)) <= 70
+
+
+def test_a_panel_of_an_oracle_that_ends_where_it_began_is_about_it():
+    found = rows(
+        made_evaluation("adam", [0.1, 0.05, 0.1]), made_evaluation("mine", [0.1, 0.1, 0.1])
+    )
+    low, high = drawn(found, "figure-e3-accuracy").axes[0].get_ylim()
+    assert 80 < low < high < 100
 
 
 def test_a_panel_holds_what_curves_reach_on_their_way():

@@ -196,6 +196,38 @@ def test_foreign_directory_is_left_alone(tmp_path, fresh):
     assert files_of(tmp_path) == {"thesis.tex": b"years of work"}
 
 
+def test_a_directory_is_not_moved_from_under_ones_feet(saved, monkeypatch):
+    """It would still be called ".": the run that is there would be gone on with."""
+    before = files_of(saved)
+    monkeypatch.chdir(saved)
+    for path in (".", "sub/.."):
+        Path("sub").mkdir(exist_ok=True)
+        with pytest.raises(DirectoryError, match="cannot be moved aside from within"):
+            RunDirectory(Path(path), _CONFIG, fresh=True)
+    assert files_of(saved) == before | {".lock": b""}
+
+
+def test_what_is_moved_aside_is_what_was_there(saved, tmp_path, monkeypatch):
+    """`..` after a link is the parent of where it leads."""
+    (tmp_path / "else").mkdir()
+    monkeypatch.chdir(tmp_path / "else")
+    (saved.parent / "deep").mkdir()
+    Path("link").symlink_to(saved.parent / "deep")
+    Path(saved.name).mkdir()
+    (Path(saved.name) / CONFIG).write_text("another's")
+    RunDirectory(Path("link") / ".." / saved.name, _CONFIG, fresh=True).close()
+    assert (Path(saved.name) / CONFIG).read_text() == "another's"
+    assert saved.with_name(f"{saved.name}.old1").is_dir()
+
+
+def test_a_directory_that_has_gone_is_not_made_again(tmp_path):
+    with RunDirectory(tmp_path / "run", _CONFIG) as directory:
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        with pytest.raises(DirectoryError, match="run has gone"):
+            directory.save({"w": np.zeros(2)}, {})
+    assert not (tmp_path / "run").exists()
+
+
 def test_file_in_the_way(tmp_path):
     (tmp_path / "file").write_text("mine")
     for path in (tmp_path / "file", tmp_path / "file" / "run"):

@@ -87,6 +87,7 @@ _WRONG = {
     "--policy scale --output-scale 1": "output_scale is for rnnprop and original",
     "--output-scale 0": "--output-scale: must be a number above 0, not '0'",
     "--perturbation noise --magnitude 1": "allowed: none, gaussian, adversarial, pgd, fgsm, input",
+    "--perturbation gaussian --magnitude 1e-3 1.0000001e-3": "values of --magnitude are 0.001 in",
     "--perturbation gaussian": "perturbation gaussian needs a magnitude",
     "--perturbation gaussian --magnitude -1": "--magnitude: must be a number of at least 0",
     "--perturbation fgsm --magnitude 1 --attack-steps 2": "Only 'adversarial' and 'pgd'",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def chosen_devices(devices: int | Sequence[str] | None, gpus: int) -> list[str]:
     """
     named = [f"gpu:{k}" for k in range(gpus)]
     devices = [devices] if isinstance(devices, str) else devices
-    if devices is None or isinstance(devices, int):
+    if devices is None or isinstance(devices, Integral):
         count = (gpus or 1) if devices is None else devices
         names = named or [f"cpu:{k}" for k in range(MOST_LOGICAL)]
         if not 1 <= count <= len(names):

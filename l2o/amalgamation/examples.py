@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,7 +98,7 @@ def _read(dataset: tf.data.Dataset, name: str) -> tuple[tuple[np.ndarray, np.nda
         raise ProblemError(f"{name} must be finite: drop its .repeat() or add .take(...)")
     unknown = dataset.cardinality() == tf.data.UNKNOWN_CARDINALITY
     batches, read = [], 0
-    for x, y in dataset.as_numpy_iterator():
+    for x, y in _batches(dataset, name):
         if len(x) != len(y):
             raise ProblemError(
                 f"{name} must be batched, x and y alike. Received: shapes {x.shape} and {y.shape}"
@@ -120,8 +122,16 @@ def _read(dataset: tf.data.Dataset, name: str) -> tuple[tuple[np.ndarray, np.nda
     return (x, y), max(len(x) for x, _ in batches)
 
 
+def _batches(dataset: tf.data.Dataset, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    try:
+        yield from dataset.as_numpy_iterator()
+    except tf.errors.OpError as error:  # examples of several lengths in a batch, most of all
+        line = " ".join(re.sub(r"{{.*?}}|\[Op:.*", "", str(error.message)).split())[:300]
+        raise ProblemError(f"{name} cannot be read: {line}") from error
+
+
 def _array(part: Any, name: str) -> np.ndarray:
-    if isinstance(part, tf.RaggedTensor | tf.SparseTensor):
+    if isinstance(part, tf.RaggedTensor | tf.SparseTensor | np.ma.MaskedArray):
         raise ProblemError(f"{name} must be a dense array. Received: {_kind(part)}")
     try:
         array = np.asarray(part)
@@ -144,6 +154,8 @@ def _plain(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):
             return array.astype(keras.config.floatx(), copy=False)
+    if array.size and array.max() >= 2**63:
+        raise ProblemError(f"Whole numbers must be below 2**63. Received: {array.max()}")
     small = not array.size or (array.min() >= -(2**31) and array.max() < 2**31)
     return array.astype("int32" if small else "int64", copy=False)
 

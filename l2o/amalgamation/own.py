@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +18,16 @@ import tensorflow as tf
 from l2o.amalgamation.conduct import RunError, conduct, make_strategy, origin_of
 from l2o.amalgamation.examples import BATCH_SIZE, Examples, ProblemError, as_examples, digest
 from l2o.amalgamation.keras_loss import Loss
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee
+from l2o.amalgamation.optimizee import Batch, KerasOptimizee, loss_and_gradient
 from l2o.amalgamation.refusals import builder, checked_optimizee
 from l2o.amalgamation.rundir import CONFIG
 from l2o.amalgamation.settings import RECIPES, Settings
 from l2o.amalgamation.trainer import Diverged, Stopped
 from l2o.checkpoint import Policy
 from l2o.claim import check_free
+
+# Of settings, what has the names of layers, which Keras numbers as they are made.
+_NAMES = {"name", "inbound_nodes", "input_layers", "output_layers"}
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def prepare(
         own.model_fn, own.loss, train, batch_size, first_order, positive,
         held_out={"validation": validation, "test": test},
     )  # fmt: skip
-    network = described_network(optimizee, train, batch_size)
+    network = described_network(optimizee, own.loss, train, batch_size)
     mark = hashlib.sha256(repr(network).encode()).hexdigest()[:4]
     dataset_name = f"own data {digest(train, validation, test)}, network {mark}"
     return (
@@ -162,14 +166,40 @@ def _train(own: OwnProblem) -> tuple[Examples, int]:
 
 
 def described_network(
-    optimizee: KerasOptimizee, examples: Examples, batch_size: int
+    optimizee: KerasOptimizee, loss: Loss, examples: Examples, batch_size: int
 ) -> dict[str, Any]:
-    """What tells a network and its loss from others: its tensors, and its loss on a first batch."""
+    """What tells a network and its loss from others, so far as that can be seen.
+
+    Its tensors, a digest of its layers' and its loss's settings, and what a first batch gives.
+    """
     parameters, carried = tf.nest.map_structure(tf.constant, optimizee.initial(0))
-    batch = Batch(tf.constant(examples.inputs[:batch_size]), examples.labels[:batch_size])
-    loss, _ = optimizee.loss(parameters, carried, batch, training=True)
-    tensors = [f"{v.name} {list(v.shape)}" for v in optimizee.model.trainable_variables]
-    return {"batch_size": batch_size, "tensors": tensors, "first_loss": f"{float(loss):.4g}"}
+    inputs, labels = examples.inputs[:batch_size], examples.labels[:batch_size]
+    batch = Batch(tf.constant(inputs), tf.constant(labels))
+    first, gradient, _ = loss_and_gradient(optimizee, parameters, carried, batch)
+    layers = optimizee.model._flatten_layers(include_self=False)
+    settings = [_settings(part) for part in (*layers, loss)]
+    return {
+        "batch_size": batch_size,
+        "tensors": [f"{v.name} {list(v.shape)}" for v in optimizee.model.trainable_variables],
+        "settings": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8],
+        "first_loss": f"{float(first):.4g}",
+        "first_gradient": f"{float(tf.norm(gradient)):.4g}",
+    }
+
+
+def _settings(part: Any) -> Any:
+    """A layer, a loss or a value of their settings, as the same in every process."""
+    if isinstance(part, dict):
+        return {str(key): _settings(part[key]) for key in part.keys() - _NAMES}
+    if isinstance(part, list | tuple):
+        return [_settings(value) for value in part]
+    if part is None or isinstance(part, bool | int | float | str):
+        return part
+    kind = getattr(part, "__qualname__", type(part).__qualname__)
+    try:
+        return [kind, _settings(part.get_config())]
+    except Exception:  # nothing that has settings, or a layer that does not tell them
+        return kind
 
 
 def amalgamate(
@@ -248,7 +278,7 @@ def amalgamate(
         f"own {kind} of {weights:,} weights",
         f"own data {digest(examples)} ({len(examples):,} train)",
         devices,
-        described_network(optimizee, examples, batch_size),
+        described_network(optimizee, loss, examples, batch_size),
     )
     print(f"Problem: {origin['problem']}; {origin['data']}, batches of {batch_size}", flush=True)
     arrays = Batch(examples.inputs, examples.labels)

@@ -55,7 +55,13 @@ class RunDirectory(Claim):
             raise
 
     def save(self, arrays: dict[str, np.ndarray], status: dict[str, Any]) -> None:
-        """Writes a checkpoint; the one before it stays as the previous one."""
+        """Writes a checkpoint; the one before it stays as the previous one.
+
+        Raises:
+            DirectoryError: If the directory has gone.
+        """
+        if not (self.path / CONFIG).exists():
+            raise DirectoryError(f"{self.path} has gone, or its {CONFIG}, while it was written to")
         buffer = io.BytesIO()
         names = np.array(sorted(arrays))
         np.savez(buffer, status=np.array(json.dumps(status)), names=names, **arrays)

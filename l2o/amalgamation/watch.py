@@ -140,14 +140,12 @@ def draw_periods(table: Path, path: Path) -> None:
         table: A run's periods.csv.
         path: The PNG to be written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
 
     with open(table, newline="") as file:
         rows = list(csv.DictReader(file))
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 6), sharex=True)
+    figure = Figure(figsize=(8, 6))
+    top, bottom = figure.subplots(2, 1, sharex=True)
     phases = list(dict.fromkeys(row["phase"] for row in rows))
     for phase, style in zip(phases, ("--", "-"), strict=False):
         mine = [row for row in rows if row["phase"] == phase]
@@ -173,5 +171,4 @@ def draw_periods(table: Path, path: Path) -> None:
     figure.tight_layout()
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=120, format="png")
-    plt.close(figure)
     write_atomically(path, buffer.getvalue())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -71,7 +72,8 @@ def load_problem(
     """
     _float32(report)
     if is_own(name):
-        problem, dataset = _own(name, **needs)
+        with contextlib.chdir("."):  # whatever the user's module does about it
+            problem, dataset = _own(name, **needs)
         report(f"Data: {dataset.description}")
         return problem, dataset
     problem, loaded = problems.get_problem(name), {} if loaded is None else loaded
@@ -115,11 +117,11 @@ def _own(name: str, **needs: bool) -> tuple:
     from l2o.amalgamation.own import OwnProblem, prepare
 
     module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:
+    if sys.path[:1] != [os.getcwd()]:
         sys.path.insert(0, os.getcwd())
     try:
         found = importlib.import_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(
             f"{error.name}."
         )
@@ -134,7 +136,7 @@ def _own(name: str, **needs: bool) -> tuple:
         raise UserError(f"--problem {name}: {place} has no function {function}")
     try:
         own = make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--problem {name}: {function} failed: {_line(error)}") from error
     if not isinstance(own, OwnProblem):
         raise UserError(
@@ -147,5 +149,5 @@ def _own(name: str, **needs: bool) -> tuple:
         raise UserError(f"--problem {name}: {error}") from error
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

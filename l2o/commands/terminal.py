@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -18,6 +19,9 @@ class UserError(Exception):
 
 def run_command(command: Callable[[], int]) -> None:
     """Runs a command and exits with its status; what the user can mend is one line and status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal need not have an epsilon
+            stream.reconfigure(errors="replace")
     try:
         status = command()
     except UserError as error:

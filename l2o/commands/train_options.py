@@ -251,6 +251,8 @@ def settings(options: argparse.Namespace, preset: str) -> list[tuple[Path, Setti
                 directory /= f"magnitude-{magnitude:g}"
             if options.replicates > 1:
                 directory /= str(k + 1)
+            if directory in dict(runs):
+                raise UserError(f"Two values of --magnitude are {magnitude:g} in {directory}")
             one = choices | {"magnitude": magnitude, "seed": options.seed + k}
             try:
                 runs.append((directory, Settings.of(one)))

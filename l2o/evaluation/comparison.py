@@ -27,11 +27,12 @@ _MEASURED = 5.0  # seconds; what is shorter varies by itself
 
 
 class Case(NamedTuple):
-    """What makes evaluations comparable."""
+    """What makes evaluations comparable; `apart` if there is one of other data beside it."""
 
     problem: str
     data: str
     epochs: int
+    apart: bool = False
 
     @property
     def substituted(self) -> bool:
@@ -42,8 +43,9 @@ class Case(NamedTuple):
     def title(self) -> str:
         """The case in words."""
         unit = "epoch" if self.epochs == 1 else "epochs"
-        substituted = f", ON {self.data.upper()}" if self.substituted else ""
-        return f"{self.problem}, {self.epochs} {unit}{substituted}"
+        data = f", {self.data}" if self.apart else ""
+        data = f", ON {self.data.upper()}" if self.substituted else data
+        return f"{self.problem}, {self.epochs} {unit}{data}"
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,11 @@ class Summary:
 def summarize(results: Iterable[Result]) -> dict[Case, list[Summary]]:
     """Statistics of every optimizer on every case, the best mean first."""
     groups: dict[Case, dict[str, list[Evaluation]]] = {}
-    for evaluation in evaluations(results):
-        groups.setdefault(evaluation.case, {}).setdefault(evaluation.label, []).append(evaluation)
+    known = evaluations(results)
+    titles = Counter(case.title for case in {evaluation.case for evaluation in known})
+    for evaluation in known:
+        case = evaluation.case._replace(apart=titles[evaluation.case.title] > 1)
+        groups.setdefault(case, {}).setdefault(evaluation.label, []).append(evaluation)
     return {
         case: sorted(
             (_summary(case, label, members) for label, members in labels.items()),

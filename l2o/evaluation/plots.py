@@ -250,7 +250,7 @@ def _crop(axes: Axes, spans: list[tuple[bool, np.ndarray]]) -> None:
     reference = next((mean for is_best, mean in spans if is_best), spans[0][1])
     direction = np.sign(reference[-1] - reference[0])
     bests = [direction * (direction * mean).max() for _, mean in spans]
-    bests = [best for best in bests if (best - reference[0]) * direction >= 0]
+    bests = [best for best in bests if direction and (best - reference[0]) * direction >= 0]
     shown = [*reference[(len(reference) - 1) // 5 :], *bests]
     margin = 0.12 * (max(shown) - min(shown)) or 0.1
     axes.set_ylim(min(shown) - margin, max(shown) + margin)

@@ -12,6 +12,7 @@ from l2o.evaluation.tables import TableError, read_table, write_table
 
 VERSION = 1
 TABLE = "results.csv"  # its name in a directory of results
+_MOST = 2**53  # of what is counted, as a float can
 
 
 class Key(NamedTuple):
@@ -90,9 +91,12 @@ class Result:
             raise ValueError(f"version {self.version}; this reads version {VERSION}")
         least = {"replicate": 1, "repeat": 1, "epochs": 1, "diverged_at": -1, "train_loss": -inf,
                  "validation_loss": -inf}  # fmt: skip
-        for name in ("seed", "epoch", "steps", "seconds", "epsilon", "delta", *least):
-            if not getattr(self, name) >= least.get(name, 0):  # NaN is no value either
-                raise ValueError(f"{name} cannot be {getattr(self, name)}")
+        least["steps"] = min(self.epoch, 1)
+        for name in ("seed", "epoch", "seconds", "epsilon", "delta", *least):
+            value = getattr(self, name)
+            most = _MOST if isinstance(value, int) or name == "seconds" else inf
+            if not least.get(name, 0) <= value <= most:  # NaN is no value either
+                raise ValueError(f"{name} cannot be {str(value)[:30]}")
         for name in ("train_accuracy", "validation_accuracy", "test_accuracy"):
             value = getattr(self, name)
             if not (0 <= value <= 1 or isnan(value)):

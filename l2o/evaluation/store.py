@@ -122,17 +122,20 @@ def _card(path: Path) -> dict[str, Any]:
         raise ValueError(f"a card is an object. Received: {type(card).__name__}")
     noise = card.get("perturbation")
     numbers = {name: card.get(name, 0) for name in ("updates", "seconds")}
-    numbers |= {"magnitude": noise.get("magnitude")} if isinstance(noise, dict) else {}
+    if isinstance(noise, dict):
+        numbers["magnitude"] = noise.get("magnitude")
+        if not isinstance(noise.get("kind"), str):
+            raise ValueError("a perturbation has a kind")
     for name, value in numbers.items():
-        if type(value) not in (int, float):
-            raise ValueError(f"{name} must be a number. Received: {value!r}")
+        if type(value) not in (int, float) or not abs(value) < 2**53:
+            raise ValueError(f"{name} must be a number. Received: {str(value)[:30]}")
     return card
 
 
 def _images(path: Path) -> np.ndarray:
     # Mapped first: that compares the size that is declared with the file's.
     images = np.load(path, mmap_mode="r", allow_pickle=False)
-    if images.dtype != np.uint8 or images.ndim != 4 or not 1 <= len(images) <= SAMPLES:
+    if not is_image(images) or len(images) > SAMPLES:
         raise ValueError(f"no images. Received: {images.dtype} of shape {images.shape}")
     return np.array(images)
 

@@ -34,7 +34,7 @@ def read_table(path: Path | str, kind: type[Row]) -> list[Row]:
     """
     names = [f.name for f in fields(kind)]
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
         lines = list(csv.reader(io.StringIO(text)))
     except OSError as error:
         raise TableError(f"{path} cannot be read: {error.strerror}") from error
