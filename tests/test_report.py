@@ -430,9 +430,8 @@ def test_panels_are_as_wide_however_many_curves_are_outside():
 
 
 def test_a_panel_of_an_oracle_that_ends_where_it_began_is_about_it():
-    found = rows(
-        made_evaluation("adam", [0.1, 0.05, 0.1]), made_evaluation("mine", [0.1, 0.1, 0.1])
-    )
+    found = rows(made_evaluation("adam", [2.3, 0.1, 0.05, 0.1]),
+                 made_evaluation("mine", [2.3, 0.1, 0.1, 0.1]))  # fmt: skip
     low, high = drawn(found, "figure-e3-accuracy").axes[0].get_ylim()
     assert 80 < low < high < 100
 
