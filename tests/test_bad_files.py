@@ -226,6 +226,20 @@ def test_checkpoint_of_another_status(status, tmp_path_factory):
     assert files_of(path) == before
 
 
+_COUNTS = ("phase", "unrolls", "updates", "periods")
+
+
+@pytest.mark.parametrize("value", [-1, 0.5, True])
+@pytest.mark.parametrize("name", [*_COUNTS, "stage", "period", "repeats", "trajectories"])
+def test_a_checkpoint_with_a_count_that_is_none_is_refused(name, value, tmp_path):
+    path, status = start_run(tmp_path / "run"), _status()
+    (status if name in _COUNTS else status["progress"])[name] = value
+    with RunDirectory(path, {"test": 1}) as directory:
+        arrays, _ = directory.load()
+        directory.save(arrays, status)
+    assert take_up(path) is None
+
+
 def test_checkpoint_of_other_shapes(tmp_path):
     path = start_run(tmp_path / "run")
     with RunDirectory(path, {"test": 1}) as directory:

@@ -11,7 +11,7 @@ from l2o.amalgamation.batches import batch_indices
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee, keras_seed
 from l2o.evaluation import fit
 from l2o.evaluation.contenders import keras_optimizers
-from l2o.evaluation.fit import Fit, Warmup
+from l2o.evaluation.fit import Fit, Warmup, plain_gradient
 from l2o.evaluation.steppers import KerasStepper, RuleStepper
 from l2o.rules import SGD, Adam, Averaged, Layout, RNNProp
 
@@ -244,3 +244,18 @@ def test_keras_stepper_takes_the_optimizers_steps(name):
     expected = layout.flatten([v.value for v in variables])
     np.testing.assert_allclose(moved, expected, rtol=1e-5, atol=1e-6)
     assert not np.allclose(moved, parameters, rtol=1e-5, atol=1e-7)
+
+
+def test_a_gradient_is_told_seed_and_step(fitted):
+    """They fix the noise of a private one."""
+
+    def told(*arguments):
+        seed, step = tf.unstack(tf.cast(arguments[-1], tf.float32))
+        return plain_gradient(*arguments)._replace(loss=1000 * seed + step)
+
+    course = fitted(RuleStepper(SGD(0.1)), gradient=told).run(7, 2)
+    np.testing.assert_array_equal(course.losses, 7000 + np.arange(2 * STEPS))
+
+
+def test_the_warm_up_is_the_papers():
+    assert Warmup() == Warmup(steps=100, learning_rate=0.01)

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_weights import made_tensors
 
+from l2o.amalgamation.batches import batches
 from l2o.amalgamation.draws import held_out
-from l2o.amalgamation.meta import MetaTraining
+from l2o.amalgamation.meta import MetaTraining, initial_state
 from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.unroll import (
     Amalgamation,
@@ -13,7 +15,7 @@ from l2o.amalgamation.unroll import (
     practise,
     truncation,
 )
-from l2o.rules import SGD, Layout
+from l2o.rules import SGD, Layout, RNNProp
 
 _BATCH, _STEPS, _KEY = 8, 4, (7, 0)
 
@@ -109,3 +111,24 @@ def test_an_unroll_never_trains_on_what_is_held_out():
         judged = {int(x) for cut in cuts for x in np.ravel(cut.judged.labels)}
         assert len(trained) > 170 and len(judged) > 15  # all but an epoch's remainder
         assert not trained & judged
+
+
+def test_meta_updates_and_validations_judge_by_what_is_held_out(float64):
+    data = Batch(np.random.default_rng(0).normal(3, size=(200, 3)), np.zeros(200, "int32"))
+    rule = RNNProp(units=2, scale=2.0)
+    job, key, here = Amalgamation(rule, (), "none", Quadratic()), [7, 0], [7, 0, 0]
+    strategy, weights = tf.distribute.MirroredStrategy(["CPU:0"]), made_tensors(rule)
+    meta = MetaTraining(job, data, _BATCH, _STEPS, 1, strategy, scaled=False, held_out=True)
+    kept, tenth = held_out(200, here)
+    steps, judged = (
+        Batch(*map(tf.constant, batches(data, here, _BATCH, 0, _STEPS, *which)))
+        for which in ((kept,), (tenth, 4))
+    )
+    trajectory = begin(job, here, scaled=False)
+    losses, _, _ = practise(job, weights, trajectory, steps, judged=judged)
+    _, at_start = losses_by_hand(trajectory.student.parameters, steps, judged, 0)
+    expected = np.mean(losses - np.log(at_start))
+    begun = meta.begin(weights, key, 0, 0)
+    report = meta.update(initial_state(weights), begun, key, 0, 0, 0.0)[2]
+    np.testing.assert_allclose(report.meta_loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(meta.validate(weights, key, 1, _STEPS, 0), [expected], rtol=1e-6)

@@ -165,6 +165,17 @@ def test_initial_weights_follow_the_seed_alone():
     np.testing.assert_array_equal(np.random.get_state()[1], before)
 
 
+def test_penalties_on_weights_are_part_of_the_loss():
+    decay = keras.regularizers.L2(0.1)
+    optimizee = KerasOptimizee(sequential((3,), dense(kernel_regularizer=decay)), "mse")
+    parameters, carried = optimizee.initial(0)
+    batch = Batch(tf.constant(TABLE), tf.constant(TARGETS))
+    loss, _ = optimizee.loss(tf.constant(parameters), carried, batch, training=True)
+    kernel, bias = parameters[:3], parameters[3]
+    expected = np.mean((TABLE @ kernel + bias - TARGETS) ** 2) + 0.1 * np.sum(kernel**2)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
 def test_only_images_of_bytes_are_divided():
     adds_up = dense(kernel_initializer="ones")
     for inputs, total in ((np.full((8, 2, 2), 255, "uint8"), 4), (np.full((8, 2), 255), 510)):

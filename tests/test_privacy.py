@@ -2,6 +2,7 @@
 
 import builtins
 import sys
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -11,9 +12,12 @@ from scipy import stats
 
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.evaluation import privacy
+from l2o.evaluation.contenders import get_contenders
 from l2o.evaluation.convolution import convolution
 from l2o.evaluation.fit import plain_gradient
 from l2o.evaluation.privacy import DPSGD, PrivacyError, check_network, check_python
+from l2o.evaluation.run import Bench, Plan, Task
+from problems import Dataset, Split, get_problem
 
 needs_tensorflow_privacy = pytest.mark.skipif(
     sys.version_info >= (3, 12), reason="tensorflow-privacy does not install here"
@@ -184,3 +188,36 @@ def test_convolution_and_its_gradients_are_tensorflows(strides, padding):
         results.append([outputs, *tape.gradient(total, [inputs, kernel])])
     for ours, theirs in zip(*results, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+# --- evaluations --------------------------------------------------------------------------------
+
+
+def measured(private: bool):
+    """Rows and course of three steps of four examples, on noise."""
+    generator = np.random.default_rng(0)
+
+    def split(count: int) -> Split:
+        images = generator.integers(0, 256, (count, 28, 28, 1)).astype("uint8")
+        return Split(images, generator.integers(0, 10, count).astype("int32"))
+
+    parts = split(12), split(9), split(7)
+    dataset = Dataset("mnist", "mnist", "made up", 10, (28, 28, 1), *parts)
+    problem = replace(get_problem("mnist_dp"), batch_size=4, private=private)
+    (contender,) = get_contenders("sgd")
+    return Bench(Plan(1, 1)).run(Task(problem, dataset), 1, contender)[1:]
+
+
+@needs_tensorflow_privacy
+def test_an_evaluation_is_private_and_its_rows_are_what_was_measured():
+    (plain, open_course), (rows, course) = map(measured, (False, True))
+    for found, seen in ((plain, open_course), (rows, course)):
+        for row, epoch in zip(found, seen.epochs, strict=True):
+            for what in ("train", "validation", "test"):
+                for name in (f"{what}_loss", f"{what}_accuracy"):
+                    assert getattr(row, name) == getattr(epoch, name)
+        assert found[1].test_loss != found[1].validation_loss
+    np.testing.assert_allclose(course.losses[0], open_course.losses[0], rtol=1e-6)
+    assert not np.isclose(course.losses[1:], open_course.losses[1:], rtol=1e-6).any()
+    assert [row.epsilon for row in rows] == [0, DPSGD(1.0, 1.1).epsilon(12, 4, 3)]
+    assert [row.epsilon for row in plain] == [np.inf, np.inf]

@@ -282,6 +282,31 @@ def test_csv_holds_the_numbers_in_full(written):
     assert adam["ε"] == "" and float(found["mnist_dp", "sgd"]["ε"]) == pytest.approx(0.6)
 
 
+def test_columns_hold_what_their_heads_say(written):
+    def read(name: str) -> dict[tuple[str, str], dict[str, str]]:
+        with open(written[0] / "tables" / f"{name}.csv", newline="") as file:
+            return {(r["problem"], r["optimizer"]): r for r in csv.DictReader(file)}
+
+    against, stability, time = map(read, ("against_oracle", "stability", "time_to_target"))
+    for case, summaries in summarize(small()).items():
+        by = {s.label: s for s in summaries}
+        ours, theirs = by["choice-large"], by["adam"]
+        gap, found = difference(ours, theirs), against[case.problem, "choice-large"]
+        columns = ("difference", "95% interval from", "95% interval to")
+        assert [float(found[c]) for c in columns] == [gap.mean, gap.low, gap.high]
+        assert gap.mean < 0  # choice-large has the lower loss
+        found = stability[case.problem, "choice-large"]
+        columns = ("meta-stability", "evaluation stability")
+        expected = [ours.performance.meta, ours.performance.evaluation]
+        assert [float(found[c]) for c in columns] == expected
+        assert expected[0] != expected[1]
+        found = time[case.problem, "adam"]  # 100 steps and 2 seconds an epoch
+        name = "95% of the fall"
+        assert [float(found[f"{name}: {unit}"]) for unit in ("steps", "seconds")] == [150, 3]
+    with open(written[0] / "tables" / "overview.csv", newline="") as file:
+        assert all(float(row["paired difference"]) < 0 for row in csv.DictReader(file))
+
+
 def test_what_results_do_not_contain_is_named(written):
     output, _ = written
     lacking = (output / "report.md").read_text().split("## What these results do not contain")[1]

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_weights import made_weights
 
 from l2o.amalgamation import meta
 from l2o.amalgamation import trainer as module
@@ -241,8 +242,57 @@ def test_the_work_is_what_the_schedule_says(uninterrupted):
     ]  # fmt: skip
     assert [row["updates"] for row in periods] == ["2", "6", "8", "10", "14", "18"]
     assert [row["alpha"] for row in periods] == ["0.0", "0.0", "0.2", "0.2", "0.1", "0.1"]
-    first = np.mean([float(row["meta_loss"]) for row in updates[:2]])
-    np.testing.assert_allclose(float(periods[0]["meta_loss"]), first, rtol=1e-12)
+    ends = [int(row["updates"]) for row in periods]
+    for row, begin, end in zip(periods, [0, *ends], ends, strict=False):
+        for name in ("meta_loss", "distance"):
+            mean = np.mean([float(update[name]) for update in updates[begin:end]])
+            np.testing.assert_allclose(float(row[name]), mean, rtol=1e-12)
+
+
+def test_what_the_meta_updates_are_given(train, tmp_path, monkeypatch):
+    """Trajectories one after another, their steps in order, the stage's weight of imitation."""
+    given, update = [], MetaTraining.update
+
+    def spy(self, state, trajectories, key, first, behind, alpha):
+        given.append((first, behind, alpha))
+        return update(self, state, trajectories, key, first, behind, alpha)
+
+    monkeypatch.setattr(MetaTraining, "update", spy)
+    validations(monkeypatch, 6 * [-1.0])
+    schedule, warm = replace(_SCHEDULE, meta_batch=2, period=4), _META.warmup_steps
+    train(tmp_path / "run", phases=(replace(_ALONE[0], schedule=schedule),))
+    assert given == [(k, warm, 0.2) for k in (0, 2, 4, 6)] + [
+        (k, warm + behind, 0.1) for k in (8, 10, 12, 14) for behind in (0, 2)
+    ]
+
+
+def test_what_is_validated(train, tmp_path, monkeypatch):
+    """A stage's start before its periods; unrolls of the stage's length, after a warm-up."""
+    seen, how = [], set()
+
+    def validate(self, weights, key, trajectories, unroll, warmup, tick):
+        seen.append([w.numpy() for w in weights])
+        how.add((trajectories, unroll, warmup))
+        return np.array([-1.0, -1.0])
+
+    monkeypatch.setattr(MetaTraining, "validate", validate)
+    train(tmp_path / "run", phases=_ALONE)
+    assert how == {(2, 4, _META.warmup_steps), (2, 2, _META.warmup_steps)}
+    seed = np.random.default_rng([_META.seed, 0, module.INITIAL]).integers(2**20)
+    start, first, second, enters, third, fourth = seen
+    assert_same(start, _ALONE[0].rule.initial_weights(int(seed)))
+    assert_same(enters, first)  # all are as good, and the first of them is the best
+    for one, other in ((start, first), (first, second), (enters, third), (third, fourth)):
+        assert any((a != b).any() for a, b in zip(one, other, strict=True))
+
+
+def test_a_phase_begins_with_the_weights_it_is_given(data, tmp_path):
+    start = tuple(made_weights(_ALONE[0].rule))
+    phases = (replace(_ALONE[0], start=start),)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with RunDirectory(tmp_path, {}) as directory:
+        trainer = Trainer(phases, _META, Regression(), data, 4, strategy, directory, {})
+        assert_same(trainer._enter_phase(0, [], 0.0, 0, 0).now.weights, start)
 
 
 def test_finished_run_stays_as_it_is(uninterrupted, train, tmp_path):
@@ -279,8 +329,10 @@ def test_kill_between_policy_and_checkpoint(train, tmp_path, monkeypatch):
     monkeypatch.setattr(RunDirectory, "save", killed)
     with pytest.raises(MemoryError):
         train(tmp_path / "run", phases=_ALONE)
+    saved = load_policy(tmp_path / "run" / "policy").weights
     monkeypatch.setattr(RunDirectory, "save", save)
     final = train(tmp_path / "run", phases=_ALONE)
+    assert_same(saved, final.weights)
     assert_same(load_policy(tmp_path / "run" / "policy").weights, final.weights)
 
 
@@ -423,6 +475,18 @@ def test_phases_train_by_the_settings(data, tmp_path):
             trainer._training(phase, trainer._enter_phase(k, ["taught"], 0.0, 0, 0))
             for k, phase in enumerate(_PHASES)
         )
+        unscaled = Trainer(
+            _PHASES,
+            replace(settings, scaling=False),
+            Regression(),
+            data,
+            4,
+            strategy,
+            directory,
+            {},
+        )
+        run = unscaled._enter_phase(1, ["taught"], 0.0, 0, 0)
+        assert not unscaled._training(_PHASES[1], run).scaled
     for training in (first, second):
         for name in ("learning_rate", "scale_limit", "clip_ratio", "clip_floor", "held_out"):
             assert getattr(training, name) == getattr(settings, name)
