@@ -265,13 +265,13 @@ def add_truncation(command: argparse.ArgumentParser) -> None:
 
 def machine() -> dict:
     """The machine and what runs on it."""
+    from l2o.commands.pool import cores
+
     names, path = [], Path("/proc/cpuinfo")
     if path.exists():
         lines = path.read_text().splitlines()
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    cpus = os.cpu_count()
-    if hasattr(os, "sched_getaffinity"):
-        cpus = len(os.sched_getaffinity(0))
+    cpus = cores()
     threads = {"intra": "TF_NUM_INTRAOP_THREADS", "inter": "TF_NUM_INTEROP_THREADS"}
     return {
         "processor": names[0] if names else platform.processor() or platform.machine(),

@@ -23,7 +23,7 @@ from l2o.amalgamation.settings import Settings
 from l2o.amalgamation.trainer import Diverged, Stopped
 from l2o.checkpoint import doubts
 from l2o.claim import DirectoryError, check_free
-from l2o.commands.pool import spread
+from l2o.commands.pool import cores, spread
 from l2o.commands.problem import is_own, load_problem
 from l2o.commands.terminal import UserError, quiet_start, run_command
 from l2o.commands.train_options import check, output, parser, settings
@@ -76,7 +76,7 @@ def _tune(options: argparse.Namespace) -> int:
     place, output = (search.problem, search.data, search.data_dir), options.output
     output = output or Path("runs/tuning")
     gpus = _gpus(options)
-    jobs = options.jobs or (1 if gpus else os.cpu_count() or 1)
+    jobs = options.jobs or (1 if gpus else cores())
     try:
         tune(search, lambda: load_problem(*place), output, jobs, options.fresh)
     except KeyboardInterrupt:
