@@ -60,8 +60,7 @@ def policy_path(path_or_name: Path | str) -> Path:
 
 def check_trained(path: Path) -> None:
     """Raises PolicyError if a path that is not there is the policy of a run in its first phase."""
-    choice = path.with_name("choice")
-    if path.name == "policy" and choice.is_dir():
+    if path.name == "policy" and (choice := path.with_name("choice")).is_dir():
         raise PolicyError(f"The run in {path.parent} has no policy yet; so far there is {choice}")
 
 

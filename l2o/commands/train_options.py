@@ -252,7 +252,7 @@ def settings(options: argparse.Namespace, preset: str) -> list[tuple[Path, Setti
             if options.replicates > 1:
                 directory /= str(k + 1)
             if directory in dict(runs):
-                raise UserError(f"Two values of --magnitude are {magnitude:g} in {directory}")
+                raise UserError(f"Two values of --magnitude are {magnitude:g} in their run's name")
             one = choices | {"magnitude": magnitude, "seed": options.seed + k}
             try:
                 runs.append((directory, Settings.of(one)))

@@ -191,7 +191,7 @@ def _directory(name: str, path: Path) -> list[Contender]:
             f"'{path}' is no optimizer. {guess}Allowed: the directory of a policy or a run; "
             f"oracle; the teachers {', '.join(TEACHERS)}, also NAME@RATE; Keras' own, as "
             "keras:Adam or keras:Adam@0.001; shipped policies: "
-            f"{', '.join(recipes) or 'none'}; --list names more"
+            f"{', '.join(recipes) or 'none'}; evaluate.py --list names more"
         )
     path = path.resolve()
     replicates = _replicates(path)
