@@ -11,7 +11,7 @@ import pytest
 from made_results import made_evaluation
 
 from l2o.evaluation import plots
-from l2o.evaluation.comparison import difference, summarize, summary_table
+from l2o.evaluation.comparison import difference, summarize, summary_table, winner
 from l2o.evaluation.figures import drawings
 from l2o.evaluation.report import write_report
 
@@ -179,6 +179,14 @@ def test_paired_difference_pairs_by_seed():
 
 
 # --- the plain table --------------------------------------------------------------------------
+
+
+def test_one_fit_that_went_well_is_not_the_best_optimizer():
+    lucky = made_evaluation("lucky", [2.3, 0.01, 0.01, 0.01])
+    for found in summarize(small() + lucky).values():
+        assert winner(found).label == "choice-large"
+    (alone,) = summarize(lucky).values()
+    assert winner(alone).label == "lucky"
 
 
 def test_table_says_what_it_must():

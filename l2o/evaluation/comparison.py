@@ -232,6 +232,21 @@ def oracle_name(summaries: Iterable[Summary]) -> str:
     return "oracle" if len(_teachers(summaries)) == len(TEACHERS) else "best teacher"
 
 
+def winner(summaries: Sequence[Summary]) -> Summary:
+    """The first, best mean first, that was evaluated with every seed of the best teacher.
+
+    So a single fit that went well does not come before several of another. Without teachers all
+    will do.
+    """
+    reference = oracle(summaries)
+    wanted = _seeds(reference) if reference else set()
+    return next(s for s in summaries if wanted <= _seeds(s))
+
+
+def _seeds(summary: Summary) -> set[int]:
+    return {e.key.seed for e in summary.evaluations}
+
+
 def no_oracle(summaries: Iterable[Summary]) -> str:
     """Why a case has no oracle; empty if it has, or has nothing that could be taken for one."""
     present = _teachers(summaries)

@@ -20,6 +20,7 @@ from l2o.evaluation.comparison import (
     oracle,
     oracle_name,
     summarize,
+    winner,
 )
 from l2o.evaluation.figures import Drawing, drawings, perturbation
 from l2o.evaluation.fit import Warmup
@@ -151,7 +152,7 @@ def _overview(cases, cards: Cards, selection: str) -> list[Block]:
     ]
     rows = []
     for case, found in cases.items():
-        best, reference = found[0], oracle(found)
+        best, reference = winner(found), oracle(found)
         d = difference(best, reference) if reference and best is not reference else None
         rows.append([case.title, best.label, best.performance.mean, best.test_accuracy * 100,
                      reference.label if reference else "none",
@@ -173,7 +174,8 @@ def _overview(cases, cards: Cards, selection: str) -> list[Block]:
         "validation loss is chosen, and test is reported at that epoch; the best log test loss "
         "alone is of the epoch that is best on test, as Huang et al. report. The oracle is, for "
         "each problem, the tuned teacher with the best mean on validation. The best optimizer "
-        "below is picked by the very losses it is compared by, which flatters it.",
+        "below, of those with all of the oracle's seeds, is picked by the very losses it is "
+        "compared by, which flatters it.",
         "Diverged evaluations are counted and named; they are in no mean, interval, stability or "
         "paired difference. In time to target they never reached what they had not reached "
         "before. The same goes for evaluations whose loss fell below zero, where it has no "
