@@ -33,7 +33,7 @@ class Claim:
     def __init__(self, path: Path, mark: str, fresh: bool = False):
         self.path = Path(path)
         self.moved_to: Path | None = None
-        check_free(self.path, mark)
+        check_free(self.path, mark, fresh)
         try:
             if fresh and (self.path / mark).exists():
                 self._lock()  # nobody's run is moved from under their feet
@@ -53,10 +53,6 @@ class Claim:
             raise DirectoryError(f"{self.path} is in use by another process") from error
 
     def _move_aside(self) -> None:
-        if self.path.name in ("", ".."):  # it would still be called so
-            raise DirectoryError(
-                f"{self.path} cannot be moved aside from within; name it, or leave"
-            )
         path, number = self.path.parent.resolve() / self.path.name, 1
         while (aside := path.with_name(f"{path.name}.old{number}")).exists():
             number += 1
@@ -80,16 +76,19 @@ class Claim:
         self.close()
 
 
-def check_free(path: Path, mark: str) -> None:
+def check_free(path: Path, mark: str, fresh: bool = False) -> None:
     """Looks, and only looks, whether a directory may be claimed.
 
     Args:
         path: The directory, which need not exist.
         mark: Name of the file that tells a directory of ours from anybody's.
+        fresh: Whether ours is to be moved aside.
 
     Raises:
         DirectoryError: If it may not.
     """
+    if fresh and path.name in ("", ".."):  # it would be called so afterwards too
+        raise DirectoryError(f"{path} cannot be moved aside from within; name it, or leave")
     try:
         if path.is_dir() and not (path / mark).exists():
             foreign = sorted(p.name for p in path.iterdir() if not p.name.startswith("."))

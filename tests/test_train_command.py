@@ -130,6 +130,8 @@ _WRONG = {
     "--problem mnist_dp": "mnist_dp is trained with DP-SGD",
     "--output foreign": "foreign is not empty and holds no config.json",
     "--output foreign --fresh": "thesis.tex",
+    "--output . --fresh": ". cannot be moved aside from within",
+    "--tune --output .. --fresh": ".. cannot be moved aside from within",
     "--output file": "Cannot write file: file is not a directory",
     "--output file/run": "Cannot write file/run",
     "--output file/run --replicates 2": "Cannot write file/run/1",

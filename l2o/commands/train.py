@@ -115,7 +115,7 @@ def _check_places(work: Work) -> None:
                     "another --output"
                 )
             above /= part
-        check_free(directory, CONFIG)
+        check_free(directory, CONFIG, work.options.fresh)
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,7 @@ def tune(
         TableError: If it holds another search.
         UserError: If the fits are too short for a rate to matter.
     """
-    check_free(output, TRIALS)
+    check_free(output, TRIALS, fresh)
     problem, data = load()
     per_epoch, warmup = len(data.train) // problem.batch_size, Warmup().steps
     if settings.epochs * per_epoch <= warmup:
