@@ -83,7 +83,7 @@ def load_dataset(
         DatasetUnavailable: The dataset cannot be had, and `data` is "tfds"; or it is damaged; or
             `data_dir` is no folder.
     """
-    if data_dir is not None and not Path(os.path.expanduser(data_dir)).is_dir():
+    if data_dir is not None and not _expanded(data_dir).is_dir():
         raise DatasetUnavailable(f"There is no folder of data at {data_dir}")
     if data not in ("auto", "tfds", "digits"):
         raise ValueError(f"data must be 'auto', 'tfds' or 'digits'. Received: {data!r}")
@@ -107,14 +107,19 @@ def load_dataset(
 # --- finding and preparing --------------------------------------------------------------------
 
 
+def _expanded(path: str | Path) -> Path:
+    """A path with its `~` expanded where there is a home; `Path.expanduser` raises without one."""
+    return Path(os.path.expanduser(path))
+
+
 def _find(
     name: str, data_dir: str | None, report: Callable[[str], None]
 ) -> tfds.core.DatasetBuilder:
     """The prepared builder of a dataset, preparing or downloading it where that is possible."""
-    folders = [Path(os.path.expanduser(data_dir))] if data_dir else []
-    default = Path(os.path.expanduser("~/tensorflow_datasets"))
+    folders = [_expanded(data_dir)] if data_dir else []
+    default = _expanded("~/tensorflow_datasets")
     # The environment is read here: TFDS reads it once, when it is first imported.
-    shared = Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or default))
+    shared = _expanded(os.environ.get("TFDS_DATA_DIR") or default)
     places = list(dict.fromkeys([*folders, shared, default]))
     for place in places:
         builder = _builder(name, place)
@@ -271,9 +276,7 @@ def _writable(folder: Path) -> bool:
 
 def _load_digits(requested: str) -> Dataset:
     """The embedded digits, prepared in the user's cache or, failing that, in a temporary folder."""
-    cache = (
-        Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "l2o" / "tfds"
-    )
+    cache = _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "l2o" / "tfds"
     if _writable(cache):
         return _read(_prepare("digits", cache), requested)
     with tempfile.TemporaryDirectory(prefix="l2o-") as folder:

@@ -108,7 +108,8 @@ def get_contenders(text: str) -> list[Contender]:
         return [_teacher(head, rate)]
     if text.lower().startswith(_KERAS):
         return [_keras(head[len(_KERAS) :], rate)]
-    name, _, path = ("", "", text) if Path(text).is_dir() else _split_name(text)
+    named = "=" in text and not Path(text).is_dir()
+    name, path = text.split("=", 1) if named else ("", text)
     if not path or not re.fullmatch(r"[\w.+-]*", name):
         raise ContenderError(
             "A policy is named as NAME=POLICY, the name of letters, digits and . + - _. "
@@ -120,11 +121,6 @@ def get_contenders(text: str) -> list[Contender]:
     if (taken := contenders[0].bare_name) in (ORACLE, *TEACHERS):
         raise ContenderError(f"A policy cannot be called {taken}; name it, as in other={path}")
     return contenders
-
-
-def _split_name(text: str) -> tuple[str, str, str]:
-    name, equals, path = text.partition("=")
-    return (name, equals, path) if equals else ("", "", text)
 
 
 def _split_rate(text: str) -> tuple[str, float | None]:
