@@ -11,7 +11,7 @@ from l2o.rules import Adam, Averaged, Layout, RNNProp, Scale, averaged, averagin
 _LAYOUT = Layout(("a", "b"), ((3, 2), (2,)))
 
 
-def test_the_network_stands_between_the_iterate_and_its_average():
+def test_the_network_stands_between_the_iterate_and_its_average(float64):
     """Through the warm-up, while averaging comes in, and with the whole window, from 4,491 on."""
     rule, bare, share = Averaged(Adam(0.01), 0.7), Adam(0.01), 0.7
     state, inner = rule.initial_state(_LAYOUT), bare.initial_state(_LAYOUT)
@@ -22,7 +22,7 @@ def test_the_network_stands_between_the_iterate_and_its_average():
     generator = np.random.default_rng(0)
     y = x = z = np.ones(_LAYOUT.size)
     for t in range(-2, 5000):
-        gradient = tf.constant(y + generator.normal(size=y.size), tf.float32)
+        gradient = tf.constant(y + generator.normal(size=y.size))
         if t <= 0:  # the warm-up moves them together
             state = rule.observe([], gradient, state, _LAYOUT)
             inner = bare.observe([], gradient, inner, _LAYOUT)
@@ -34,7 +34,7 @@ def test_the_network_stands_between_the_iterate_and_its_average():
         x = (1 - weight) * x + weight * z
         if t in (1, 2, 100, 1900, 4490, 4999):
             s = share * min(t / 2000, 1)
-            np.testing.assert_allclose(y, (1 - s) * z + s * x, atol=2e-4)
+            np.testing.assert_allclose(y, (1 - s) * z + s * x, atol=1e-9)
     assert abs(x - z).max() > 0.01  # so that it mattered
 
 

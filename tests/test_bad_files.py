@@ -226,14 +226,21 @@ def test_checkpoint_of_another_status(status, tmp_path_factory):
     assert files_of(path) == before
 
 
-_COUNTS = ("phase", "unrolls", "updates", "periods")
+_COUNTS = "phase", "unrolls", "updates", "periods", "stage", "period", "repeats", "trajectories"
+_OF_NO_SUCH_KIND = [
+    *((name, value) for name in (*_COUNTS, "best_period") for value in (-1, 0.5, True)),
+    *(("sums", value) for value in ([], [0.0], [0.0, "0"], {})),
+    *((name, value) for name in ("seconds", "incoming", "best") for value in ("0", [], True)),
+    *((name, value) for name in ("finished", "diverged") for value in (0, None, "no")),
+]
 
 
-@pytest.mark.parametrize("value", [-1, 0.5, True])
-@pytest.mark.parametrize("name", [*_COUNTS, "stage", "period", "repeats", "trajectories"])
-def test_a_checkpoint_with_a_count_that_is_none_is_refused(name, value, tmp_path):
+@pytest.mark.parametrize("name, value", _OF_NO_SUCH_KIND)
+def test_a_checkpoint_with_a_value_of_another_kind_is_refused(name, value, tmp_path):
     path, status = start_run(tmp_path / "run"), _status()
-    (status if name in _COUNTS else status["progress"])[name] = value
+    of = status if name in status else status["progress"]
+    assert name in of
+    of[name] = value
     with RunDirectory(path, {"test": 1}) as directory:
         arrays, _ = directory.load()
         directory.save(arrays, status)

@@ -56,7 +56,7 @@ def play(schedule, incoming, losses):
     return progress, verdicts
 
 
-# The schedules of method.md, section 5
+# The schedules of method.md
 
 
 def test_stages_are_the_papers():

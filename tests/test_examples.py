@@ -77,6 +77,14 @@ def test_a_teacher_is_not_fitted_twice_for_figure_3(monkeypatch):
     assert call(monkeypatch, _FIGURE.replace("choice-large", "adam")) == 0
 
 
+def test_of_larger_problems_figure_8_is_drawn(monkeypatch, capsys):
+    monkeypatch.setattr(run, "evaluate", made)
+    digits = problems.load_dataset("digits")
+    monkeypatch.setattr(problems, "load_dataset", lambda *_: digits)
+    assert call(monkeypatch, _FIGURE.replace("digits_cnn", "cifar10_resnet52")) == 0
+    assert "Figure 8: larger evaluations, of cifar10_resnet52" in capsys.readouterr().out
+
+
 def test_figure_3_is_written_in_one_piece_or_not_at_all(here, monkeypatch, capsys):
     monkeypatch.setattr(run, "evaluate", made)
     figure = here / "results/figure-3/figure-3.png"

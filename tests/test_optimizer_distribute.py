@@ -64,7 +64,6 @@ def on_each(variable) -> list[np.ndarray]:
     [
         {},
         {"weight_decay": 1e-4},
-        {"global_clipnorm": 1e6},
         {"use_ema": True},
         {"gradient_accumulation_steps": 3},
         {"learning_rate": 0.5},
@@ -84,6 +83,17 @@ def test_replicas_take_the_step_of_their_summed_gradients(strategy, settings):
         first, second = on_each(ours)
         np.testing.assert_array_equal(first, second)
         np.testing.assert_allclose(first, theirs.numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("clip", ["clipnorm", "global_clipnorm"])
+def test_each_replica_clips_its_own_gradient(strategy, clip):
+    with strategy.scope():
+        mirrored, variable = optimizer(**{clip: 0.5}), keras.Variable(ONES)
+    walk(strategy, mirrored, GRADIENTS, variable)
+    lengths = np.linalg.norm(GRADIENTS, axis=(2, 3), keepdims=True)
+    wanted = alone(optimizer(), GRADIENTS * np.minimum(1, 0.5 / lengths))
+    for replica in on_each(variable):
+        np.testing.assert_allclose(replica, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_a_bad_gradient_on_one_replica_skips_the_step_on_all(strategy):

@@ -17,7 +17,6 @@ def test_ten_million_parameters_train_in_24_gigabytes():
     done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout.splitlines()[-1])
-    print(report)
     assert report["results"][0]["parameters"] >= 1e7
     assert report["results"][0]["bytes_per_parameter"] == pytest.approx(328, abs=1)
     assert report["peak_gb"] < 24

@@ -317,5 +317,4 @@ print(*(set(sys.modules) & {"tensorflow_datasets", "statsmodels", "problems"}))
     done = run(code, tmp_path / "p")
     assert done.returncode == 0, done.stderr[-2000:]
     seconds, ours, all_of_them = done.stdout.split("\n")[:3]
-    print(f"import l2o and load: {float(seconds):.2f} s")
     assert float(seconds) < 1 and not ours and not all_of_them

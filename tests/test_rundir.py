@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bad_input import files_of
 
 from l2o.amalgamation.rundir import (
     CHECKPOINT,
@@ -25,10 +26,6 @@ _CONFIG = {"pool": "large", "phases": [{"schedule": {"period": 10, "alphas": (0.
 def arrays(number: int) -> dict[str, np.ndarray]:
     values = np.random.default_rng(number).normal(size=50).astype("float32")
     return {"now.0": values, "count": np.array(number, "int32")}
-
-
-def files_of(path) -> dict[str, bytes]:
-    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
 @pytest.fixture

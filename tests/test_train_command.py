@@ -18,6 +18,7 @@ from l2o.amalgamation.settings import Settings
 from l2o.checkpoint import fingerprint
 from l2o.commands import train as command
 from l2o.commands.train_options import parser, settings
+from l2o.commands.tune import Search
 
 _ROOT = Path(__file__).parents[1]
 # Everything there is, in seconds: both phases, two stages.
@@ -184,22 +185,27 @@ def test_jobs_do_not_share_a_gpu(monkeypatch, capfd):
         assert run(*line.split(), "--jobs", 2) == 2
         said = "error: --jobs spreads runs over the cores of a machine without a GPU\n"
         assert capfd.readouterr().err == said
-    assert run("--tune") == 0
-    ((_, _, _, jobs, _),) = tuned
-    assert jobs == 1
+    line = "--tune --data digits --data-dir x --rates 0.1 0.1 --tune-seeds 2 --seed 7 --epochs 12"
+    assert run(*line.split()) == 0
+    search = Search("mnist_cnn", "digits", "x", rates=(0.1,), seeds=2, first_seed=7, epochs=12)
+    ((found, _, output, jobs, fresh),) = tuned
+    assert (found, output, jobs, fresh) == (search, Path("runs/tuning"), 1, False)
 
 
 def test_data_that_cannot_be_had(capfd, monkeypatch):
     from problems import DatasetUnavailable
 
+    asked = []
+
     def missing(*args):
+        asked.append(args[:3])
         raise DatasetUnavailable("mnist is not at hand")
 
     monkeypatch.setattr("problems.load_dataset", missing)
-    for line in ("--data tfds", "--data tfds --tune"):
+    for line in ("--data tfds --data-dir there", "--data tfds --data-dir there --tune"):
         assert run(*line.split()) == 2
         assert capfd.readouterr().err == "error: mnist is not at hand\n"
-    assert files() == {}
+    assert files() == {} and asked == [("mnist", "tfds", "there")] * 2
 
 
 def test_every_setting_of_the_schedule_is_a_flag():
@@ -438,13 +444,3 @@ def test_run_that_cannot_recover(capfd, monkeypatch):
     assert first.endswith("It has no policy yet; a smaller --learning-rate may help")
     assert run(*line) == 1
     assert capfd.readouterr().err.splitlines() == [first, first]
-
-
-def test_full_disk_is_one_line(capfd, monkeypatch):
-    def full(*args):
-        raise OSError(28, "No space left on device", "out/checkpoint.npz")
-
-    monkeypatch.setattr("l2o.amalgamation.rundir.RunDirectory.save", full)
-    assert run(*_SHORT, "--output", "out") == 2
-    error = capfd.readouterr().err
-    assert "No space left on device: 'out/checkpoint.npz'" in error and error.count("\n") == 1

@@ -301,7 +301,11 @@ def _put(tree, r: int, new):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; a flag that train.py has means what it means there."""
+    """The command line.
+
+    Flags mean what they mean to train.py, but --meta-batch, which keeps the number of meta-updates,
+    and --finetune, which takes a directory for each seed.
+    """
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("data", type=Path, help="mnist.npz")
     p.add_argument("output", type=Path, help="directory of the replicates, a new one")

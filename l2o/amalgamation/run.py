@@ -77,6 +77,13 @@ def unpack(arrays: dict[str, np.ndarray], status: dict[str, Any], fresh: Run) ->
     progress = Progress(**status["progress"])
     whole = [counters[name] for name in ("phase", "unrolls", "updates", "periods")]
     whole += [progress.stage, progress.period, progress.repeats, progress.trajectories]
+    whole += [progress.best_period]
     if not all(type(n) is int and n >= 0 for n in whole):
         raise ValueError(f"counts are whole numbers. Received: {whole}")
+    losses = [x for x in (progress.incoming, progress.best) if x is not None]
+    numbers = [*counters["sums"], counters["seconds"], *losses]
+    if len(counters["sums"]) != 2 or not all(type(x) in (int, float) for x in numbers):
+        raise ValueError(f"two sums, seconds and losses are numbers. Received: {numbers}")
+    if not all(type(end) is bool for end in (progress.finished, progress.diverged)):
+        raise ValueError("finished and diverged are true or false")
     return replace(fresh, **states, **counters, previous=tensors("previous"), progress=progress)
