@@ -21,43 +21,23 @@ class Claim:
     Args:
         path: The directory; made if it is not there.
         mark: Name of the file that tells a directory of ours from anybody's.
-        fresh: Whether ours, with what is in it, is moved aside first.
-
-    Attributes:
-        moved_to: Where `fresh` put what was there, or None.
 
     Raises:
         DirectoryError: If the directory cannot be written, is in use, or holds files not ours.
     """
 
-    def __init__(self, path: Path, mark: str, fresh: bool = False):
+    def __init__(self, path: Path, mark: str):
         self.path = Path(path)
-        self.moved_to: Path | None = None
-        check_free(self.path, mark, fresh)
+        check_free(self.path, mark)
         try:
-            if fresh and (self.path / mark).exists():
-                self._lock()  # nobody's run is moved from under their feet
-                self._move_aside()
-                self.close()
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock()
-        except OSError as error:
-            raise DirectoryError(f"Cannot write {self.path}: {error.strerror}") from error
-
-    def _lock(self) -> None:
-        self._file = open(self.path / ".lock", "w")  # noqa: SIM115 held until `close`
-        try:
+            self._file = open(self.path / ".lock", "w")  # noqa: SIM115 held until `close`
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._file.close()
             raise DirectoryError(f"{self.path} is in use by another process") from error
-
-    def _move_aside(self) -> None:
-        path, number = self.path.parent.resolve() / self.path.name, 1
-        while (aside := path.with_name(f"{path.name}.old{number}")).exists():
-            number += 1
-        os.replace(path, aside)
-        self.moved_to = aside
+        except OSError as error:
+            raise DirectoryError(f"Cannot write {self.path}: {error.strerror}") from error
 
     def tidy(self) -> None:
         """Removes what a process that was killed left half written."""
@@ -104,3 +84,27 @@ def check_free(path: Path, mark: str, fresh: bool = False) -> None:
         raise DirectoryError(f"Cannot write {path}: {there} is not a directory")
     if not os.access(there, os.W_OK | os.X_OK):
         raise DirectoryError(f"Cannot write {path}: no permission to write in {there}")
+
+
+def move_aside(path: Path, mark: str) -> None:
+    """Moves a directory of ours, if there is one, with what is in it, and says where to.
+
+    Args:
+        path: The directory.
+        mark: Name of the file that tells a directory of ours from anybody's.
+
+    Raises:
+        DirectoryError: If it cannot be moved, is in use, or holds files not ours.
+    """
+    check_free(path, mark, fresh=True)
+    if not (path / mark).exists():
+        return
+    with Claim(path, mark):  # nobody's run is moved from under their feet
+        place, number = path.parent.resolve() / path.name, 1
+        while (aside := place.with_name(f"{place.name}.old{number}")).exists():
+            number += 1
+        try:
+            os.replace(place, aside)
+        except OSError as error:
+            raise DirectoryError(f"Cannot move {path}: {error.strerror}") from error
+    print(f"What was in {path} is now in {aside}")

@@ -175,20 +175,17 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         skipped = self._add("skipped_steps", np.zeros((), "int32"))
         weights = [w.astype(_dtype()) for w in self._policy.weights]
         weights = [self._add(f"policy_{k}", w) for k, w in enumerate(weights)]
-        shared = {name: self._add(name, value) for name, value in start.shared.items()}
-        self._slots = _Slots(weights, [], shared, skipped)
+        self._slots = _Slots(weights, [], self._add_all("", start.shared), skipped)
         for variable in variables:
             path = _path(variable).replace("/", "_").replace(":", "_")
-            size = math.prod(variable.shape)
             with beside(self, variable):
-                coordinate, tensor = (
-                    {name: self._add(f"{head}_{name}", x, columns) for name, x in part.items()}
-                    for head, part, columns in (
-                        (path, start.coordinate, size),
-                        (f"{path}_tensor", start.tensor, 1),
-                    )
-                )
+                coordinate = self._add_all(f"{path}_", start.coordinate, math.prod(variable.shape))
+                tensor = self._add_all(f"{path}_tensor_", start.tensor, 1)
             self._slots.states.append(State(coordinate, tensor, {}))
+
+    def _add_all(self, prefix: str, values: dict, columns: int | None = None) -> dict:
+        """A variable of each value, with the prefix before its name."""
+        return {name: self._add(prefix + name, x, columns) for name, x in values.items()}
 
     def _add(self, name: str, value: np.ndarray, columns: int | None = None) -> keras.Variable:
         """A variable of `value`; where `columns` is given, of as many copies of its only one."""

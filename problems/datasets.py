@@ -150,10 +150,9 @@ def _find(
             f"{', '.join(sorted(hosts)) or 'its source'} cannot be reached",
         )
 
-    writable = [place for place in dict.fromkeys((shared, *folders, default)) if _writable(place)]
-    if not writable:
+    target = next(filter(_writable, (shared, *folders, default)), None)
+    if target is None:
         raise _unavailable(name, files, f"{shared} cannot be written, so it cannot be prepared")
-    target = writable[0]
     size = sum(files.values()) / 2**20
     origin = f"the files in {raw}" if raw else f"a download of {size:,.0f} MiB"
     report(f"Preparing {name} in {target} from {origin}: once, and it may take some minutes.")

@@ -101,8 +101,9 @@ def test_wrong_calls_touch_nothing(tmp_path):
     assert not (output / "policy").exists()
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "thesis.tex").write_text("years of work")
-    with pytest.raises(DirectoryError, match="thesis.tex"):
-        amalgamate(output=tmp_path / "foreign")
+    for fresh in (False, True):  # found before there is anything to read
+        with pytest.raises(DirectoryError, match="thesis.tex"):
+            amalgamate(x=None, output=tmp_path / "foreign", fresh=fresh)
 
 
 def test_a_loss_below_zero_with_the_difference_of_losses():

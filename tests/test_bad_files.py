@@ -174,7 +174,7 @@ def trainer(directory: RunDirectory) -> Trainer:
 def start_run(path: Path) -> Path:
     """A run's directory with two checkpoints, at 1 and 2 updates."""
     with RunDirectory(path, {"test": 1}) as directory:
-        run = trainer(directory)._enter_phase(0, [], 0.0, 0, 0)
+        run = trainer(directory)._fresh(0)
         for run.updates in (1, 2):
             directory.save(*pack(run))
     return path

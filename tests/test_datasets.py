@@ -252,6 +252,14 @@ def test_files_of_one_name_do_not_become_each_others_data(bare, official):
         assert images(dataset) == {i.tobytes() for i in raw_images(bare / "raw" / name)}
 
 
+def test_a_place_that_is_not_needed_is_not_made(bare, official, monkeypatch):
+    write_idx(bare / "raw", seed=1)
+    official("mnist", bare / "raw")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(bare / "shared"))
+    load_dataset("mnist", data="tfds", data_dir=str(bare / "raw"), report=silent)
+    assert (bare / "shared" / "mnist").is_dir() and not (bare / "home").exists()
+
+
 def test_raw_files_are_prepared_beside_where_the_default_cannot_be_written(
     bare, official, monkeypatch
 ):

@@ -105,6 +105,24 @@ def test_evaluation_from_nothing_to_table_and_again(here, capsys):
     assert (here / "results" / "smoke" / "results.csv").read_text() == before
 
 
+def test_a_directory_of_others_is_refused_before_data_is_read(here, capsys, monkeypatch):
+    monkeypatch.setattr(problems, "load_dataset", None)
+    (here / "foreign").mkdir()
+    (here / "foreign" / "thesis.tex").touch()
+    words = ("--optimizer", "adam", "--output", "foreign")
+    assert "foreign is not empty and holds no results.csv" in error_of(capsys, *words)
+
+
+def test_data_are_those_that_the_flags_say(here, capsys, monkeypatch):
+    def missing(*words):
+        raise problems.DatasetUnavailable(f"asked for {words[:3]}")
+
+    monkeypatch.setattr(problems, "load_dataset", missing)
+    words = ("--problem", "fmnist_cnn", "--data", "tfds", "--data-dir", "there")
+    asked = "error: asked for ('fashion_mnist', 'tfds', 'there')"
+    assert error_of(capsys, "--optimizer", "adam", *words) == asked
+
+
 def test_replicates_that_stand_together_are_named(here, capsys):
     words = ("--preset", "smoke", "--problem", "mnist_mlp", "--averaging", "0")
     for policies, said in (

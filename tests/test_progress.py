@@ -2,10 +2,15 @@
 
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from l2o.amalgamation import curriculum
+from l2o.amalgamation.plan import Phase
+from l2o.amalgamation.watch import Watch
 from l2o.progress import Progress, duration
+from l2o.rules import RNNProp
 
 
 class Terminal(io.StringIO):
@@ -27,3 +32,24 @@ def test_a_line_is_as_wide_as_columns_says(columns, shown, monkeypatch):
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
     Progress("work").show(1, 2, "3 min left")
     assert terminal.getvalue() == f"\r{shown}"
+
+
+def test_the_bar_says_how_long_a_run_takes(tmp_path, monkeypatch):
+    """Two stages of two periods, of four trajectories of 20 steps, two at a time, and one judged.
+
+    A step takes 0.2 s for each of the two, one of a validation 0.3 of that: a stage 32 s and 2 or,
+    with that of its beginning, 3 times 1.2 s, of which 8 s are over.
+    """
+    schedule = curriculum.Schedule(
+        (curriculum.Stage((20,), 20),) * 2, truncation=10, meta_batch=2, period=4, min_periods=2,
+        max_periods=2, patience=2, validation_trajectories=1,
+    )  # fmt: skip
+    phase, shown = Phase("policy", RNNProp(units=1), "none", schedule), []
+    watch = Watch(tmp_path, (phase,), False)
+    monkeypatch.setattr(Progress, "show", lambda self, done, total, text: shown.append(text))
+    run = SimpleNamespace(phase=0, progress=curriculum.Progress(incoming=0.0))
+    facts = {"phase": phase, "run": run, "finite": True, "meta_loss": 0.0, "distance": 0.0}
+    for done, seconds in ((10, 99.0), (20, 4.0)):  # the first is mostly tracing
+        facts |= {"done": done, "total": 40, "seconds": seconds}
+        watch("update", facts)
+    assert "left: run 62 s, stage 26 s" in shown[-1]

@@ -43,6 +43,8 @@ if name == "attacked":
 _, scale = draws.begin([[list(arrays["key"])]], True)
 found = {f"gradient{k:02}": g for k, g in enumerate(gradient)}
 found |= {"theta": after.student.parameters, "report": jnp.stack([1.0 * x for x in report])}
+if name == "none":
+    found["rehearsed"] = jax_unroll.rehearse(job, take("weight"), data, here, cut)[1]
 np.savez(sys.argv[1] + "/out.npz", drawn=drawn, drawn_scale=scale, **found)
 """
 
@@ -113,6 +115,28 @@ lane = jnp.zeros(1)
 state, _, report = jax_unroll.meta_update(job, np.inf, state, [], data, lane, lane, 0.0)
 assert state.skipped == 1 and report[2] == 0, "an update that is left out is reported"
 """
+UPDATES_IN_JAX = """
+import jax, jax.numpy as jnp, numpy as np
+import jax_unroll
+from l2o.rules import SGD
+jax_unroll.truncation = lambda job, weights, teachers, data, t, *_: ([t], t, (t[0], 0.0, True))
+w, m, v = np.array([3.0, 4.0]), 0, 0
+weights = [jnp.asarray(w, "float32")]
+moments = jax_unroll.Adam(1.0).initial_state(jax_unroll.Layout.of(weights))
+state = jax_unroll.MetaState(weights, moments, jnp.zeros((), "int32"))
+for t, pair in enumerate(([[30.0, 0], [30, 80]], [[0.1, 0], [0, -0.1]]), 1):  # clipped, then not
+    state, _, report = jax_unroll.meta_update(
+        jax_unroll.Job(SGD(1.0)), 0.5, state, [], (), jnp.array(pair), jnp.zeros(2), 0.0)
+    assert np.isclose(report[0], np.mean(pair, axis=0)[0])
+    g = np.mean(pair, axis=0)
+    g = g * min(1, 0.1 * np.linalg.norm(w) / np.linalg.norm(g))
+    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+    w = w - 0.5 * m / (1 - 0.9**t) / np.sqrt(v / (1 - 0.999**t) + 1e-14)
+    np.testing.assert_allclose(state.weights[0], w, rtol=1e-5)
+noisy = lambda key: jax_unroll._noisy(0.1, [jnp.full(10_000, 2.0)], jax.random.key(key))[0] - 2
+assert abs(noisy(0).std() / 0.2 - 1) < 0.05 and abs(noisy(0).mean()) < 0.01
+assert (noisy(0) != noisy(1)).all()
+"""
 
 
 def run_in_jax(code: str, *words) -> None:
@@ -129,11 +153,11 @@ def test_the_truncation_is_that_of_l2o(name, tmp_path):
     import tensorflow as tf
     from made_weights import made_weights
 
-    from l2o.amalgamation.batches import take
+    from l2o.amalgamation.batches import entry
     from l2o.amalgamation.draws import batch_indices, held_out
     from l2o.amalgamation.optimizee import Batch, KerasOptimizee
     from l2o.amalgamation.perturbation import Perturbation
-    from l2o.amalgamation.unroll import Amalgamation, Teacher, begin, truncation, warm_up
+    from l2o.amalgamation.unroll import Amalgamation, Teacher, begin, rehearse, truncation, warm_up
     from l2o.rules import Choice, RNNProp, Scale, get_pool
     from problems import networks
 
@@ -171,12 +195,12 @@ def test_the_truncation_is_that_of_l2o(name, tmp_path):
         drawn = np.concatenate([drawn, indices(0, 30, tenth, 4)])
     trajectory = begin(job, key, name != "none")
     theta, scale = (np.asarray(x) for x in (trajectory.start[0], trajectory.scale))
-    trajectory = warm_up(job, weights, trajectory, take(data, early))
-    judged = take(data, held["held"]) if attack else ()
+    trajectory = warm_up(job, weights, trajectory, entry(data, early))
+    judged = entry(data, held["held"]) if attack else ()
 
     @tf.function(autograph=False)
     def learn(weights, trajectory):
-        return truncation(job, weights, trajectory, take(data, cut), ALPHA, judged)
+        return truncation(job, weights, trajectory, entry(data, cut), ALPHA, judged)
 
     gradient, after, report = learn(weights, trajectory)
 
@@ -201,6 +225,9 @@ def test_the_truncation_is_that_of_l2o(name, tmp_path):
         np.testing.assert_array_equal(found["drawn"], drawn)
         if name != "none":
             np.testing.assert_array_equal(found["drawn_scale"][0, 0], scale)
+        else:
+            loss = rehearse(job, weights, trajectory, entry(data, cut))[1]
+            np.testing.assert_allclose(found["rehearsed"], loss, rtol=1e-3)
         np.testing.assert_allclose(found["report"], [float(x) for x in report], rtol=1e-3)
         np.testing.assert_allclose(found["theta"], after.student.parameters, atol=1e-3)
         for k, wanted in enumerate(gradient):
@@ -245,6 +272,10 @@ def test_the_fit_is_that_of_evaluate(tmp_path):
 def test_replicates_go_on_and_end_as_a_run_does():
     """What was left out stays counted; one that diverges is named, and not carried on."""
     run_in_jax(REPLICATES_IN_JAX)
+
+
+def test_updates_are_adams_with_clipped_mean_gradients_and_noise_is_of_the_weights_size():
+    run_in_jax(UPDATES_IN_JAX)
 
 
 def test_what_is_not_finite_is_not_taken_and_said():

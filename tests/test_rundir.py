@@ -18,7 +18,7 @@ from l2o.amalgamation.rundir import (
     Table,
     differences,
 )
-from l2o.claim import DirectoryError, check_free
+from l2o.claim import DirectoryError, check_free, move_aside
 
 _CONFIG = {"pool": "large", "phases": [{"schedule": {"period": 10, "alphas": (0.2, 0.1)}}]}
 
@@ -71,9 +71,9 @@ def test_directory_is_one_process_alone(saved):
 
 def refused(path) -> None:
     before = files_of(path)
-    for fresh in (False, True):
+    for claim in (lambda: RunDirectory(path, _CONFIG), lambda: move_aside(path, CONFIG)):
         with pytest.raises(DirectoryError, match="in use by another process"):
-            RunDirectory(path, _CONFIG, fresh)
+            claim()
     assert files_of(path) == before
 
 
@@ -111,15 +111,16 @@ def test_differences_of_other_kinds():
     assert list(differences(_CONFIG, _CONFIG)) == []
 
 
-def test_fresh_moves_the_run_aside(saved):
+def test_a_run_is_moved_aside(saved, capsys):
     before = files_of(saved)
     other = _CONFIG | {"pool": "small"}
     for number in (1, 2):
-        with RunDirectory(saved, other, fresh=True) as run:
+        move_aside(saved, CONFIG)
+        aside = saved.with_name(f"run.old{number}")
+        assert capsys.readouterr().out == f"What was in {saved} is now in {aside}\n"
+        with RunDirectory(saved, other) as run:
             assert run.load() is None
             run.save(arrays(9), {"number": 9})
-        aside = saved.with_name(f"run.old{number}")
-        assert run.moved_to == aside
         if number == 1:
             assert files_of(aside) == before
     assert json.loads((aside / CONFIG).read_text())["pool"] == "small"
@@ -179,17 +180,17 @@ def test_damaged_configuration(saved):
     (saved / CONFIG).write_text('{"pool": "la')
     with pytest.raises(DirectoryError, match="config.json is damaged.*--fresh"):
         RunDirectory(saved, _CONFIG)
-    RunDirectory(saved, _CONFIG, fresh=True).close()
+    move_aside(saved, CONFIG)
+    RunDirectory(saved, _CONFIG).close()
 
 
-@pytest.mark.parametrize("fresh", [False, True])
-def test_foreign_directory_is_left_alone(tmp_path, fresh):
+def test_foreign_directory_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    for look in (lambda: check_free(tmp_path, CONFIG), lambda: RunDirectory(tmp_path, {}, fresh)):
+    for look in (check_free, move_aside, lambda path, _: RunDirectory(path, {})):
         with pytest.raises(
             DirectoryError, match="is not empty and holds no config.json.*thesis.tex"
         ):
-            look()
+            look(tmp_path, CONFIG)
     assert files_of(tmp_path) == {"thesis.tex": b"years of work"}
 
 
@@ -200,8 +201,8 @@ def test_a_directory_is_not_moved_from_under_ones_feet(saved, monkeypatch):
     for path in (".", "sub/.."):
         Path("sub").mkdir(exist_ok=True)
         with pytest.raises(DirectoryError, match="cannot be moved aside from within"):
-            RunDirectory(Path(path), _CONFIG, fresh=True)
-    assert files_of(saved) == before | {".lock": b""}
+            move_aside(Path(path), CONFIG)
+    assert files_of(saved) == before
 
 
 def test_what_is_moved_aside_is_what_was_there(saved, tmp_path, monkeypatch):
@@ -212,7 +213,7 @@ def test_what_is_moved_aside_is_what_was_there(saved, tmp_path, monkeypatch):
     Path("link").symlink_to(saved.parent / "deep")
     Path(saved.name).mkdir()
     (Path(saved.name) / CONFIG).write_text("another's")
-    RunDirectory(Path("link") / ".." / saved.name, _CONFIG, fresh=True).close()
+    move_aside(Path("link") / ".." / saved.name, CONFIG)
     assert (Path(saved.name) / CONFIG).read_text() == "another's"
     assert saved.with_name(f"{saved.name}.old1").is_dir()
 

@@ -15,6 +15,7 @@ from l2o.amalgamation.curriculum import PRESETS
 from l2o.amalgamation.perturbation import Perturbation
 from l2o.amalgamation.plan import Meta
 from l2o.amalgamation.settings import Settings
+from l2o.amalgamation.trainer import Stopped
 from l2o.checkpoint import fingerprint
 from l2o.commands import train as command
 from l2o.commands.train_options import parser, settings
@@ -175,6 +176,23 @@ def test_no_run_lies_in_another(line, run_there, nested, untouched, capfd):
     assert capfd.readouterr().err.startswith(said)
     assert files() == before
     (Path(run_there) / "config.json").unlink()
+
+
+def test_all_runs_are_moved_aside_before_the_first_begins(capfd, monkeypatch):
+    """So that what is stopped goes on without --fresh, as it says."""
+
+    def stopped(*_):
+        raise Stopped
+
+    monkeypatch.setattr(command, "conduct", stopped)
+    for name in ("out/1", "out/3"):
+        Path(name).mkdir(parents=True)
+        (Path(name) / "config.json").write_text(name)
+    assert run(*_SHORT, "--output", "out", "--replicates", "3", "--fresh") == 130
+    assert "the same command without --fresh goes on with it" in capfd.readouterr().out
+    assert {k: v.decode() for k, v in files().items() if k.endswith("json")} == {
+        str(Path.cwd() / f"{name}.old1" / "config.json"): name for name in ("out/1", "out/3")
+    }
 
 
 def test_jobs_do_not_share_a_gpu(monkeypatch, capfd):

@@ -292,7 +292,7 @@ def test_a_phase_begins_with_the_weights_it_is_given(data, tmp_path):
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     with RunDirectory(tmp_path, {}) as directory:
         trainer = Trainer(phases, _META, Regression(), data, 4, strategy, directory, {})
-        assert_same(trainer._enter_phase(0, [], 0.0, 0, 0).now.weights, start)
+        assert_same(trainer._fresh(0).now.weights, start)
 
 
 def test_finished_run_stays_as_it_is(uninterrupted, train, tmp_path):
@@ -472,7 +472,7 @@ def test_phases_train_by_the_settings(data, tmp_path):
             _PHASES, settings, Regression(), data, 4, strategy, directory, {}, lambda *_: None
         )
         first, second = (
-            trainer._training(phase, trainer._enter_phase(k, ["taught"], 0.0, 0, 0))
+            trainer._training(phase, replace(trainer._fresh(k), previous=["taught"]))
             for k, phase in enumerate(_PHASES)
         )
         unscaled = Trainer(
@@ -485,7 +485,7 @@ def test_phases_train_by_the_settings(data, tmp_path):
             directory,
             {},
         )
-        run = unscaled._enter_phase(1, ["taught"], 0.0, 0, 0)
+        run = replace(unscaled._fresh(1), previous=["taught"])
         assert not unscaled._training(_PHASES[1], run).scaled
     for training in (first, second):
         for name in ("learning_rate", "scale_limit", "clip_ratio", "clip_floor", "held_out"):

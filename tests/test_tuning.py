@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from l2o.claim import Claim, DirectoryError
+from l2o.claim import DirectoryError
 from l2o.commands.terminal import UserError
 from l2o.commands.tune import TRIALS, Search, search, tune
 from l2o.evaluation.tables import TableError, read_table
@@ -178,8 +178,10 @@ def test_directory_of_another_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["table.md"]
 
 
-def test_fresh_search_moves_the_old_one_aside(tmp_path):
+def test_fresh_search_moves_the_old_one_aside(tmp_path, monkeypatch):
     write_trials(tmp_path / "search" / TRIALS, grid(adam=(1, 2, 3)))
-    with Claim(tmp_path / "search", TRIALS, fresh=True):
-        assert not (tmp_path / "search" / TRIALS).exists()
+    data = load_dataset("digits")
+    monkeypatch.setattr("l2o.commands.tune._tune", lambda *_: None)
+    tune(_SEARCH, lambda: (get_problem("mnist_cnn"), data), tmp_path / "search", 1, fresh=True)
+    assert not (tmp_path / "search" / TRIALS).exists()
     assert len(read_table(tmp_path / "search.old1" / TRIALS, Trial)) == 6

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from ports import free_ports
 
-from l2o.amalgamation.cluster import ClusterError, workers
+from l2o.amalgamation.cluster import ClusterError, check_place, workers
 from l2o.checkpoint import load_policy
+from l2o.claim import DirectoryError
 
 _ROOT = Path(__file__).parent.parent
 _LINE = (
@@ -102,6 +103,20 @@ def test_a_wrong_tf_config_is_one_line(text, monkeypatch):
     with pytest.raises(ClusterError, match="TF_CONFIG must be as") as error:
         workers()
     assert "\n" not in str(error.value)
+
+
+def test_only_the_chief_needs_to_write_and_none_moves_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may do anything
+    cluster = {"worker": ["a:1", "b:2"]}
+    for index in (0, 1):
+        task = {"cluster": cluster, "task": {"type": "worker", "index": index}}
+        monkeypatch.setenv("TF_CONFIG", json.dumps(task))
+        with pytest.raises(DirectoryError, match="--fresh: with several workers"):
+            check_place(tmp_path, fresh=True)
+        if index == 0:
+            with pytest.raises(DirectoryError, match="no permission to write"):
+                check_place(tmp_path, fresh=False)
+    check_place(tmp_path, fresh=False)
 
 
 def test_one_worker_is_no_cluster(monkeypatch):

@@ -41,10 +41,5 @@ def batches(
 
 
 def entry(structure, i):
-    """Entry `i` of every tensor: batch number i of several, say."""
+    """Entry `i` of every tensor, or several: batch number i, the examples at indices [B]."""
     return tf.nest.map_structure(lambda x: tf.gather(x, i), structure)
-
-
-def take(data: Batch, indices) -> Batch:
-    """The examples of `data` at `indices` [B]."""
-    return Batch(tf.gather(data.inputs, indices), tf.gather(data.labels, indices))

@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow as tf
 
 from l2o.amalgamation.rundir import CONFIG, RunDirectory, compare, load
-from l2o.claim import DirectoryError
+from l2o.claim import DirectoryError, check_free
 from l2o.files import write_atomically
 
 
@@ -60,13 +60,10 @@ class Follower:
 
     Attributes:
         path: A folder for what it would have written, gone when it is closed.
-        moved_to: None: it moves nothing aside.
 
     Raises:
         DirectoryError: If the run that is there has another configuration.
     """
-
-    moved_to = None
 
     def __init__(self, path: Path, config: dict[str, Any]):
         self._chief = Path(path)
@@ -90,16 +87,35 @@ class Follower:
         self._folder.cleanup()
 
 
-def open_directory(path: Path, config: dict[str, Any], fresh: bool) -> RunDirectory | Follower:
+def check_place(path: Path, fresh: bool) -> None:
+    """Looks, and only looks, whether a run may be kept there by this process.
+
+    Args:
+        path: The run directory, which need not exist.
+        fresh: Whether a run that is there is to be moved aside.
+
+    Raises:
+        DirectoryError: If it may not.
+    """
+    if fresh and workers():
+        raise DirectoryError("--fresh: with several workers, move the run aside yourself")
+    if not _follows():
+        check_free(path, CONFIG, fresh)
+
+
+def open_directory(path: Path, config: dict[str, Any]) -> RunDirectory | Follower:
     """The run directory as this process may use it.
 
     Raises:
         DirectoryError: If it cannot be used.
     """
+    return Follower(path, config) if _follows() else RunDirectory(path, config)
+
+
+def _follows() -> bool:
+    """Whether another process, the chief, writes the run directory."""
     place = workers()
-    if place and fresh:
-        raise DirectoryError("--fresh: with several workers, move the run aside yourself")
-    return Follower(path, config) if place and place[0] else RunDirectory(path, config, fresh)
+    return place is not None and place[0] > 0
 
 
 def make_cluster(meta_batch: int) -> tf.distribute.Strategy:

@@ -38,7 +38,6 @@ def conduct(
     strategy: tf.distribute.Strategy,
     directory: Path,
     origin: dict[str, Any],
-    fresh: bool = False,
     tensorboard: bool = False,
     named: bool = True,
 ) -> Policy:
@@ -55,7 +54,6 @@ def conduct(
         strategy: A `tf.distribute` strategy.
         directory: Where the run is kept.
         origin: From `origin_of`.
-        fresh: Whether a run that is there is moved aside.
         tensorboard: Whether to write event files.
         named: Whether to say where the run is.
 
@@ -72,7 +70,7 @@ def conduct(
     if meta.perturbation:
         card["perturbation"] = asdict(meta.perturbation)
     with (
-        open_directory(directory, config, fresh) as run,
+        open_directory(directory, config) as run,
         closing(Watch(run.path, phases, tensorboard)) as watch,
     ):
         keras.utils.set_random_seed(meta.seed)
@@ -85,8 +83,6 @@ def conduct(
             raise
         except ValueError as error:
             raise RunError(str(error)) from error
-        if run.moved_to:
-            print(f"The run that was there is now in {run.moved_to}")
         if named:
             again = ", which is gone on with" * trainer.resumed
             print(f"Run directory: {directory}{again}", flush=True)

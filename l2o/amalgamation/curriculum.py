@@ -259,13 +259,6 @@ def standard_error(losses: np.ndarray) -> float:
     return float(losses.std(ddof=1) / np.sqrt(len(losses)))
 
 
-def explodes(loss: float, reference: float, tolerance: float) -> bool:
-    """Whether a loss is not finite or worse than the reference by over `tolerance` of its size."""
-    if not isfinite(loss) or not isfinite(reference):
-        return not isfinite(loss)
-    return loss > reference + tolerance * abs(reference)
-
-
 def judge(
     schedule: Schedule, progress: Progress, loss: float, skipped: float = 0.0
 ) -> tuple[Progress, Verdict]:
@@ -294,7 +287,7 @@ def judge(
     progress = replace(progress, trajectories=progress.trajectories + schedule.period)
     reference = progress.incoming if progress.best is None else progress.best
     lost = not isfinite(loss) or skipped > MOST_SKIPPED
-    exploded = lost or explodes(loss, reference, schedule.tolerance)
+    exploded = lost or loss > reference + schedule.tolerance * abs(reference)
     if exploded and progress.repeats < schedule.max_repeats:
         return replace(progress, repeats=progress.repeats + 1), Verdict(False, exploded=True)
     if lost:

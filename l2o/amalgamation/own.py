@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from l2o.amalgamation.cluster import check_place
 from l2o.amalgamation.conduct import RunError, conduct, make_strategy, origin_of
 from l2o.amalgamation.examples import BATCH_SIZE, Examples, ProblemError, as_examples, digest
 from l2o.amalgamation.keras_loss import Loss
@@ -24,7 +25,7 @@ from l2o.amalgamation.rundir import CONFIG
 from l2o.amalgamation.settings import RECIPES, Settings
 from l2o.amalgamation.trainer import Diverged, Stopped
 from l2o.checkpoint import Policy
-from l2o.claim import check_free
+from l2o.claim import move_aside
 
 # Of settings, what has the names of layers, which Keras numbers as they are made.
 _NAMES = {"name", "inbound_nodes", "input_layers", "output_layers"}
@@ -265,9 +266,9 @@ def amalgamate(
         )
     choices = Settings.of(_with_recipe(chosen | settings, recipe))
     phases, meta = choices.phases(), choices.meta()
-    devices = make_strategy(devices, phases[-1].schedule.meta_batch)
-    if output is not None and not fresh:
-        check_free(Path(output), CONFIG)
+    replicas = make_strategy(devices, phases[-1].schedule.meta_batch)
+    if output is not None:
+        check_place(Path(output), fresh)
     examples, batch_size = _train(own)
     optimizee = checked_optimizee(
         model_fn, loss, examples, batch_size, meta.first_order, meta.meta_loss == "log"
@@ -277,16 +278,18 @@ def amalgamate(
         choices,
         f"own {kind} of {weights:,} weights",
         f"own data {digest(examples)} ({len(examples):,} train)",
-        devices,
+        replicas,
         described_network(optimizee, loss, examples, batch_size),
     )
     print(f"Problem: {origin['problem']}; {origin['data']}, batches of {batch_size}", flush=True)
     arrays = Batch(examples.inputs, examples.labels)
+    if output is not None and fresh:
+        move_aside(Path(output), CONFIG)
     with _directory(output) as directory, _quiet():
         try:
             return conduct(
-                phases, meta, optimizee, arrays, batch_size, devices, directory, origin,
-                fresh=fresh, named=output is not None,
+                phases, meta, optimizee, arrays, batch_size, replicas, directory, origin,
+                named=output is not None,
             )  # fmt: skip
         except Diverged as error:
             raise RunError(str(error)) from error

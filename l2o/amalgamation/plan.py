@@ -110,7 +110,7 @@ def plan(
             Phase("choice", Choice(teachers), "none", choice),
             Phase("policy", rule, "mean", schedule, teachers=None),
         )
-    imitated = () if strategy == "none" else tuple(Teacher(rule, []) for rule in teachers)
+    imitated = () if strategy == "none" else tuple(Teacher(teacher, []) for teacher in teachers)
     return (Phase("policy", rule, strategy, schedule, imitated),)
 
 

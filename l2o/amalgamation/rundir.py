@@ -35,15 +35,14 @@ class RunDirectory(Claim):
     Args:
         path: The directory; made if it is not there.
         config: The configuration as JSON can hold it.
-        fresh: Whether a run that is there is moved aside instead of taken up again.
 
     Raises:
         DirectoryError: If the directory cannot be written, is in use, or holds another
             configuration or files that are no run's.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], fresh: bool = False):
-        super().__init__(path, CONFIG, fresh)
+    def __init__(self, path: Path, config: dict[str, Any]):
+        super().__init__(path, CONFIG)
         try:
             if (self.path / CONFIG).exists():
                 compare(self.path, config)

@@ -154,15 +154,14 @@ class Settings:
 
         Where several values may be, a list or a single one will do.
         """
-        plain = {f.name: choices[f.name] for f in fields(cls) if f.name in choices}
+        plain = {}
         for f in fields(cls):
-            value = plain.get(f.name)
-            if f.type.startswith("tuple") and value is not None:
-                value = _without_numpy(value)
-                value = value if isinstance(value, (list, tuple)) else (value,)
-                plain[f.name] = tuple(map(_without_numpy, value))
-            elif value is not None:
-                plain[f.name] = _without_numpy(value)
+            if f.name in choices:
+                value = _without_numpy(choices[f.name])
+                if f.type.startswith("tuple") and value is not None:
+                    several = value if isinstance(value, (list, tuple)) else (value,)
+                    value = tuple(map(_without_numpy, several))
+                plain[f.name] = value
         return cls(**plain)
 
     def meta(self) -> Meta:

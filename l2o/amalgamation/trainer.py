@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -100,7 +100,7 @@ class Trainer:
             Diverged: If a period was lost in its last try; see `curriculum.judge`.
         """
         with handling(self._stop):
-            run = self._run or self._enter_phase(0, [], seconds=0.0, updates=0, periods=0)
+            run = self._run or self._fresh(0)
             path = self._directory.path
             with (
                 Table(path / "updates.csv", UPDATES, run.updates) as self._updates,
@@ -120,8 +120,10 @@ class Trainer:
                 self._advance(phase, training, run)
             if run.phase + 1 == len(self._phases):
                 return Policy(phase.rule, _arrays(run.now.weights), self._card)
-            tick = self._seconds(run)
-            run = self._enter_phase(run.phase + 1, run.now.weights, tick, run.updates, run.periods)
+            run = replace(
+                self._fresh(run.phase + 1), previous=run.now.weights, seconds=self._seconds(run),
+                updates=run.updates, periods=run.periods,
+            )  # fmt: skip
             self._clock = time.monotonic()
             self._save(run)
 
@@ -134,17 +136,15 @@ class Trainer:
     def _seconds(self, run: Run) -> float:
         return run.seconds + time.monotonic() - self._clock
 
-    def _enter_phase(self, number: int, previous: list, seconds, updates, periods) -> Run:
+    def _fresh(self, number: int) -> Run:
+        """A run at the start of a phase."""
         phase = self._phases[number]
-        generator = np.random.default_rng([self._meta.seed, number, INITIAL])
         weights = phase.start
         if weights is None:
+            generator = np.random.default_rng([self._meta.seed, number, INITIAL])
             weights = phase.rule.initial_weights(int(generator.integers(2**20)))
         state = initial_state(weights)
-        return Run(
-            number, Progress(), state, state, state, previous,
-            updates=updates, periods=periods, seconds=seconds,
-        )  # fmt: skip
+        return Run(number, Progress(), state, state, state, previous=[])
 
     def _training(self, phase: Phase, run: Run) -> MetaTraining:
         teachers, scheme = phase.teachers, phase.scheme
@@ -318,7 +318,7 @@ class Trainer:
         if saved is None:
             return None
         try:
-            fresh = self._enter_phase(saved[1]["phase"], [], 0.0, 0, 0)
+            fresh = self._fresh(saved[1]["phase"])
             run = unpack(*saved, fresh)
             self._phases[run.phase].schedule.stages[run.progress.stage]
             return run

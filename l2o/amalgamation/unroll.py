@@ -247,11 +247,9 @@ def practise(
     moved = lambda runner: trajectory._replace(student=runner, step=noise[1] + steps)  # noqa: E731
     measured = META_LOSSES[job.meta_loss]
 
-    def segment(data, goals, place):
-        return partial(_segment, job, scale, data, goals, place)
-
     if not job.recompute:
-        sights, distances, runner = segment((batches, judged), path, noise)(weights, start)
+        data = (batches, judged)
+        sights, distances, runner = _segment(job, scale, data, path, noise, weights, start)
         return measured(sights.loss), distances, moved(runner)
     length = max(n for n in range(1, job.recompute + 1) if steps % n == 0)
     count = steps // length
@@ -261,7 +259,7 @@ def practise(
     def step(k, runner, losses, distances):
         here = (noise[0], noise[1] + k * length)
         *data, goals = entry(pieces, k)
-        run = segment(data, goals, here)
+        run = partial(_segment, job, scale, data, goals, here)
 
         def backward(inputs, outputs, upstream):
             return gradients(partial(run, known=outputs[0]), inputs, upstream)

@@ -16,7 +16,7 @@ import tensorflow as tf
 from l2o import PolicyError, pretrained
 from l2o.amalgamation.plan import MOST_SEED
 from l2o.checkpoint import doubts
-from l2o.claim import DirectoryError
+from l2o.claim import DirectoryError, check_free
 from l2o.commands.forecast import Forecast
 from l2o.commands.pool import spread
 from l2o.commands.problem import (
@@ -43,7 +43,7 @@ from l2o.evaluation.contenders import (
     keras_optimizers,
 )
 from l2o.evaluation.privacy import PrivacyError, check_network
-from l2o.evaluation.results import describe
+from l2o.evaluation.results import TABLE, describe
 from l2o.evaluation.run import Bench, Plan, Task, all_warmup, evaluate, keep, missing, present
 from l2o.evaluation.store import ResultsDirectory
 from l2o.evaluation.tables import TableError
@@ -180,10 +180,11 @@ def _evaluate(options: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be at most {most}. Received: {value}")
     if plan.seed > (most := MOST_SEED - plan.repeats + 1):
         raise UserError(f"--seed must be at most {most}. Received: {plan.seed}")
-    contenders = _contenders(options)
+    contenders, output = _contenders(options), options.output or RESULTS / preset
     try:
+        check_free(output, TABLE)
         tasks = _tasks(options)
-        directory = ResultsDirectory(options.output or RESULTS / preset)
+        directory = ResultsDirectory(output)
     except (PrivacyError, DirectoryError, TableError) as error:
         raise UserError(str(error)) from error
     with directory:

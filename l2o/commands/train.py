@@ -14,7 +14,7 @@ from pathlib import Path
 import tensorflow as tf
 
 import l2o
-from l2o.amalgamation.cluster import ClusterError
+from l2o.amalgamation.cluster import ClusterError, check_place
 from l2o.amalgamation.conduct import RunError, conduct, make_strategy, origin_of
 from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.plan import Phase
@@ -22,7 +22,7 @@ from l2o.amalgamation.rundir import CONFIG
 from l2o.amalgamation.settings import Settings
 from l2o.amalgamation.trainer import Diverged, Stopped
 from l2o.checkpoint import doubts
-from l2o.claim import DirectoryError, check_free
+from l2o.claim import DirectoryError, move_aside
 from l2o.commands.pool import cores, spread
 from l2o.commands.problem import is_own, load_problem
 from l2o.commands.terminal import UserError, quiet_start, run_command
@@ -32,7 +32,6 @@ from l2o.evaluation.run import Task
 from l2o.evaluation.tables import TableError
 from l2o.evaluation.tuning import RATES
 from l2o.progress import duration
-from problems import DatasetUnavailable
 
 STOPPED = 130  # the exit status of what a signal ended
 
@@ -52,14 +51,7 @@ def _main(arguments: list[str] | None) -> int:
     tf.get_logger().setLevel("ERROR")  # it warns of every second network that is traced
     try:
         return _tune(options) if options.tune else _train(options)
-    except (
-        ClusterError,
-        DirectoryError,
-        RunError,
-        TableError,
-        l2o.PolicyError,
-        DatasetUnavailable,
-    ) as error:
+    except (ClusterError, DirectoryError, RunError, TableError, l2o.PolicyError) as error:
         raise UserError(str(error)) from error
 
 
@@ -73,15 +65,14 @@ def _tune(options: argparse.Namespace) -> int:
         first_seed=options.seed,
         epochs=options.epochs,
     )
-    place, output = (search.problem, search.data, search.data_dir), options.output
-    output = output or Path("runs/tuning")
+    place, path = (search.problem, search.data, search.data_dir), options.output
     gpus = _gpus(options)
     jobs = options.jobs or (1 if gpus else cores())
     try:
-        tune(search, lambda: load_problem(*place), output, jobs, options.fresh)
+        tune(search, lambda: load_problem(*place), path or Path("runs/tuning"), jobs, options.fresh)
     except KeyboardInterrupt:
         print(f"\nStopped. The fits that ended are kept; {_again(options)} goes on.")
-        return 130
+        return STOPPED
     return 0
 
 
@@ -91,6 +82,8 @@ def _train(options: argparse.Namespace) -> int:
     _check_places(work)
     print(f"Preset: {work.preset}{work.reason}", flush=True)
     task, count, status = _load_task(work), len(work.runs), 0
+    for directory, _ in work.runs if work.options.fresh else ():
+        move_aside(directory, CONFIG)  # all of them now: what is stopped goes on without --fresh
     if (options.jobs or 1) > 1 and count > 1:
         return _spread(work)
     for k, (_, chosen) in enumerate(work.runs):
@@ -115,7 +108,7 @@ def _check_places(work: Work) -> None:
                     "another --output"
                 )
             above /= part
-        check_free(directory, CONFIG, work.options.fresh)
+        check_place(directory, work.options.fresh)
 
 
 @dataclass(frozen=True)
@@ -149,10 +142,8 @@ def _gpus(options: argparse.Namespace) -> list:
 
 def _prepare(options: argparse.Namespace) -> Work:
     gpus = _gpus(options)
-    preset, reason = options.preset, ""
-    if preset is None:
-        preset, reason = ("paper", "there is a GPU") if gpus else ("cpu", "there is no GPU")
-        reason = f", because {reason}"
+    preset = options.preset or ("paper" if gpus else "cpu")
+    reason = "" if options.preset else f", because there is {'a' if gpus else 'no'} GPU"
     runs = settings(options, preset)
     first = runs[0][1]
     strategy = make_strategy(options.devices, first.schedules()[0].meta_batch)
@@ -179,8 +170,7 @@ def _run(work: Work, task: Task, k: int) -> int:
     try:
         conduct(
             work.phases, chosen.meta(), task.optimizee(), Batch(train.inputs, train.labels),
-            problem.batch_size, work.strategy, directory, origin, options.fresh,
-            options.tensorboard,
+            problem.batch_size, work.strategy, directory, origin, options.tensorboard,
         )  # fmt: skip
     except Stopped:
         print(f"Stopped. The run is kept in {directory}; {_again(options)} goes on with it.")

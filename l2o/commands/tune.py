@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from l2o.claim import Claim, check_free
+from l2o.claim import Claim, check_free, move_aside
 from l2o.commands.pool import spread
 from l2o.commands.problem import load_problem
 from l2o.commands.terminal import UserError
@@ -88,12 +88,13 @@ def search(
     wanted = [(t, r, s) for s in seeds for r in settings.rates for t in settings.teachers]
     known = {_key(trial) for trial in trials}
     missing = [key for key in wanted if key not in known]
-    progress(len(wanted) - len(missing), len(wanted), None)
+    there = len(wanted) - len(missing)
+    progress(there, len(wanted), None)
     results = spread(_run_trial, missing, jobs, _start_worker, (settings,))
-    for left, trial in enumerate(results, start=1 - len(missing)):
+    for done, trial in enumerate(results, start=there + 1):
         trials.append(trial)
         write_trials(path, trials)
-        progress(len(wanted) + left, len(wanted), trial)
+        progress(done, len(wanted), trial)
     return [trial for trial in trials if _key(trial) in set(wanted)]
 
 
@@ -167,9 +168,9 @@ def tune(
             f"{per_epoch} steps, and the first {warmup} steps are warm-up, the same at every rate. "
             f"Received: {settings.epochs}"
         )
-    with Claim(output, TRIALS, fresh) as claim:
-        if claim.moved_to:
-            print(f"The search that was there is now in {claim.moved_to}")
+    if fresh:
+        move_aside(output, TRIALS)
+    with Claim(output, TRIALS) as claim:
         _tune(settings, data, output, jobs)
         claim.tidy()
 

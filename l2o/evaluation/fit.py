@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.batches import batch_indices, take
+from l2o.amalgamation.batches import entry
+from l2o.amalgamation.draws import batch_indices
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.evaluation.steppers import Stepper
 
@@ -232,7 +233,7 @@ class Fit:
             return (i < steps) & tf.math.is_finite(loss)
 
         def step(i, loss, record, parameters, average, carried, state):
-            batch = take(self._train, indices[i])
+            batch = entry(self._train, indices[i])
             now = tf.stack([key[0], key[1] + tf.cast(i, key.dtype)])
             seen = self._gradient(self._optimizee, parameters, carried, batch, now)
 

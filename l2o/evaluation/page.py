@@ -100,17 +100,15 @@ def csv_text(tables: Sequence[Table]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     for k, table in enumerate(tables):
-        prefix = list(table.prefix.items())
-        rows = [list(zip(table.columns, row, strict=True)) for row in table.rows]
         if k == 0:
-            names = [name for name, _ in prefix]
+            names = [*table.prefix]
             for column in table.columns:
                 ends = (" from", " to") if column.interval else ("",)
                 names += [column.name + end for end in ends]
             writer.writerow(names)
-        for row in rows:
-            values: list[Value] = [value for _, value in prefix]
-            for _, value in row:
+        for row in table.rows:
+            values: list[Value] = [*table.prefix.values()]
+            for value in row:
                 values += value if isinstance(value, tuple) else [value]
             writer.writerow("" if isinstance(v, float) and isnan(v) else v for v in values)
     return text.getvalue()

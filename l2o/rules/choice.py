@@ -51,16 +51,14 @@ class Choice(UpdateRule):
 
     def initial_state(self, layout: Layout) -> State:
         states = [teacher.initial_state(layout) for teacher in self.teachers]
-        memory = _prefixed("memory", self.network.initial_memory(layout.size))
-        return self._joined(states, memory, ops.zeros(()))
+        return self._joined(states, self.network.initial_memory(layout.size), ops.zeros(()))
 
     def observe(self, weights, gradient, state, layout):
         states = [
             teacher.observe([], gradient, self._of(state, k), layout)
             for k, teacher in enumerate(self.teachers)
         ]
-        memory = _prefixed("memory", _under("memory", state.coordinate))
-        return self._joined(states, memory, step_count(state) + 1)
+        return self._joined(states, state.coordinate, step_count(state) + 1)
 
     def update(self, weights, gradient, state, layout):
         moves = [
@@ -77,17 +75,18 @@ class Choice(UpdateRule):
                 ops.one_hot(layout.ranks, MAX_RANK + 1, axis=0, dtype=steps.dtype),
             ]
         )
-        logits, memory = self.network(weights, inputs, _under("memory", state.coordinate))
+        logits, memory = self.network(weights, inputs, state.coordinate)
         # Keras warns of a softmax over one, which is 1 whatever its weights.
         shares = ops.softmax(logits, axis=0) if len(moves) > 1 else ops.ones_like(logits)
         step = ops.sum(shares * steps, axis=0)
         states = [state for _, state in moves]
-        return step, self._joined(states, _prefixed("memory", memory), count)
+        return step, self._joined(states, memory, count)
 
     def _of(self, state: State, k: int) -> State:
         return State(*(_under(str(k), part) for part in state))
 
     def _joined(self, states: list[State], memory: dict, count) -> State:
+        """The teachers' states, each under its number, beside the LSTM's memory."""
         coordinate, tensor, shared = dict(memory), {}, {"count": count}
         for k, state in enumerate(states):
             coordinate |= _prefixed(str(k), state.coordinate)

@@ -87,7 +87,7 @@ class CoordinateLSTM:
         Args:
             weights: As from `initial_weights`.
             inputs: [inputs, D].
-            memory: As from `initial_memory`.
+            memory: As from `initial_memory`; what else is in it comes back as it is.
 
         Returns:
             Outputs [outputs, D] and the new memory.

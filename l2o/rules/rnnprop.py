@@ -55,15 +55,13 @@ class RNNProp(UpdateRule):
 
     def update(self, weights, gradient, state, layout):
         state = self.observe(weights, gradient, state, layout)
-        coordinate = dict(state.coordinate)
-        first, second = coordinate.pop("first"), coordinate.pop("second")
+        first, second = state.coordinate["first"], state.coordinate["second"]
         mean, power = corrected(
             first, second, step_count(state), self.beta1, self.beta2, self.bias_correction
         )
         root = ops.sqrt(power + self.epsilon)
         inputs = ops.stack([mean / root, gradient / root])
-        shared = dict(state.shared)
-        count = {"count": shared.pop("count")}
-        output, memory, rest = self.network.steps(weights, inputs, coordinate, shared)
-        coordinate = {"first": first, "second": second} | memory
-        return self.scale * ops.tanh(output[0]), State(coordinate, {}, count | rest)
+        output, coordinate, shared = self.network.steps(
+            weights, inputs, state.coordinate, state.shared
+        )
+        return self.scale * ops.tanh(output[0]), State(coordinate, {}, shared)

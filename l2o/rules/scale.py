@@ -99,7 +99,7 @@ class Scale(UpdateRule):
         return State(coordinate, tensor, {"hidden": zeros(self.global_units, 1)})
 
     def observe(self, weights, gradient, state, layout):
-        logits = _head(weights[9:11], state.coordinate["hidden"])
+        logits = _head(_parts(weights)[3], state.coordinate["hidden"])
         exponents = ops.cast(0.5 ** np.arange(self.scales)[:, None], logits.dtype)
 
         def moved(average, value, logit):
@@ -120,22 +120,30 @@ class Scale(UpdateRule):
         above = ops.take(above, layout.segments, axis=-1)
         inputs = [momentum, logs - ops.mean(logs, axis=0, keepdims=True), log_rate - above[-1:]]
         of_coordinate, of_tensor, of_all = self.networks
+        low, middle, top, _, rate_head, step_head, linear, rate_memory = _parts(weights)
         inputs = ops.concatenate([*inputs, above[:-1]])
-        hidden = of_coordinate(weights[:3], inputs, coordinate["hidden"])
+        hidden = of_coordinate(low, inputs, coordinate["hidden"])
         means = [_tensor_means(hidden, layout), _columns(state.shared["hidden"], layout.tensors)]
-        tensor = of_tensor(weights[3:6], ops.concatenate(means), state.tensor["hidden"])
-        shared = of_all(weights[6:9], _overall_mean(tensor, layout), state.shared["hidden"])
+        tensor = of_tensor(middle, ops.concatenate(means), state.tensor["hidden"])
+        shared = of_all(top, _overall_mean(tensor, layout), state.shared["hidden"])
 
-        log_rate = coordinate["mean_log_rate"] + _head(weights[11:13], hidden)
-        kept = ops.sigmoid(weights[16])
+        log_rate = coordinate["mean_log_rate"] + _head(rate_head, hidden)
+        kept = ops.sigmoid(rate_memory)
         coordinate = coordinate | {
             "hidden": hidden,
             "log_rate": log_rate,
             "mean_log_rate": kept * coordinate["mean_log_rate"] + (1 - kept) * log_rate,
         }
-        direction = _head(weights[13:15], hidden) + ops.matmul(ops.transpose(weights[15]), momentum)
+        direction = _head(step_head, hidden) + ops.matmul(ops.transpose(linear), momentum)
         step = (self.rate * ops.exp(log_rate) + RATE_FLOOR) * direction
         return step[0], State(coordinate, {"hidden": tensor}, {"hidden": shared})
+
+
+def _parts(weights: list) -> tuple:
+    """The weights of each part, in the order of `initial_weights`."""
+    networks = (weights[k : k + 3] for k in (0, 3, 6))
+    heads = (weights[k : k + 2] for k in (9, 11, 13))
+    return (*networks, *heads, *weights[15:])
 
 
 def _head(weights: list, hidden):
