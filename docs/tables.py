@@ -31,7 +31,6 @@ ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 ADDED = "+avg0.8+wd0.0003"  # to the names of policies that bring both
 DEFAULT = "choice-large"
-LEAST = 3  # fits of an optimizer that is in the table of all
 SETTINGS = (  # problem, epochs
     ("mnist_cnn", 25), ("mnist_cnn", 5), ("fmnist_cnn", 25), ("fmnist_cnn", 5), ("mnist_mlp", 5),
     ("mnist_deeper", 5), ("mnist_wider", 5), ("mnist_small_batch", 5), ("cifar10_wider", 5),
@@ -190,8 +189,6 @@ def every() -> Iterator[list[str]]:
         values, cells = [], []
         for name in names:
             found, star = fits(name, problem, epochs), ""
-            if len(found) < LEAST:
-                found = {}
             if not found and epochs == 5:
                 found, star = fits(name, problem, 25, 5), " *"
             values.append(mean(found))
