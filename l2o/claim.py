@@ -107,4 +107,4 @@ def move_aside(path: Path, mark: str) -> None:
             os.replace(place, aside)
         except OSError as error:
             raise DirectoryError(f"Cannot move {path}: {error.strerror}") from error
-    print(f"What was in {path} is now in {aside}")
+    print(f"What was in {path} is now in {path.parent / aside.name}")
