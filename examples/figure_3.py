@@ -29,7 +29,7 @@ with start.quiet():
     from l2o.evaluation.figures import drawings
     from l2o.evaluation.plots import png
     from l2o.evaluation.privacy import PrivacyError
-    from l2o.evaluation.run import Plan, Task, all_warmup, evaluate, missing, present
+    from l2o.evaluation.run import Plan, Task, evaluate, missing, present, warmup_notes
     from l2o.evaluation.store import ResultsDirectory
     from l2o.evaluation.tables import TableError
     from l2o.files import write_atomically
@@ -56,7 +56,7 @@ def main() -> int:
         named = [c for name in (arguments.policy, "oracle") for c in get_contenders(name)]
         contenders = list({(c.name, c.replicate): c for c in named}.values())
         task = Task(*load_problem(arguments.problem, None, None))
-        for note in all_warmup([task], plan):
+        for note in warmup_notes([task], plan):
             print(f"Note: {note}")
         with ResultsDirectory(Path("results/figure-3")) as directory:
             todo = missing([task], contenders, plan, directory)

@@ -66,7 +66,9 @@ def error_of(capsys, *words: str) -> str:
 
 def test_commands_are_in_float32_and_say_so_where_keras_would_not_be(here, capsys, float64):
     assert call("--preset", "smoke", "--epochs", "51", "--optimizer", "choice-small") == 0
-    assert "Note: in float32, not in the float64 of Keras' configuration" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Note: in float32, not in the float64 of Keras' configuration" in out
+    assert "Note: 100 of the 102 steps of mnist_cnn on mnist are warm-up, SGD for every" in out
     assert keras.config.floatx() == keras.config.dtype_policy().name == "float32"
 
 

@@ -44,7 +44,7 @@ from l2o.evaluation.contenders import (
 )
 from l2o.evaluation.privacy import PrivacyError, check_network
 from l2o.evaluation.results import TABLE, describe
-from l2o.evaluation.run import Bench, Plan, Task, all_warmup, evaluate, keep, missing, present
+from l2o.evaluation.run import Bench, Plan, Task, evaluate, keep, missing, present, warmup_notes
 from l2o.evaluation.store import ResultsDirectory
 from l2o.evaluation.tables import TableError
 from l2o.optimizer import WEIGHT_DECAY_LIMIT
@@ -219,7 +219,7 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
             f"Note: weight decay of {options.weight_decay:g} a step is a lot: Keras' optimizers "
             "multiply theirs by the rate, here that is 1"
         )
-    for note in all_warmup(tasks, plan):
+    for note in warmup_notes(tasks, plan):
         print(f"Note: {note}")
     if todo:
         bar = Progress("evaluating")

@@ -90,15 +90,19 @@ def missing(
     ]
 
 
-def all_warmup(tasks: Sequence[Task], plan: Plan) -> list[str]:
-    """What to say of tasks whose every step is warm-up."""
-    warmup = Warmup().steps
-    return [
-        f"the {number} steps of {task.problem.name} on {task.data} are all warm-up, {warmup} steps "
-        "of SGD: optimizers cannot differ; give more --epochs"
-        for task in tasks
-        if (number := plan.epochs * task.steps_per_epoch) <= warmup
-    ]
+def warmup_notes(tasks: Sequence[Task], plan: Plan) -> list[str]:
+    """What to say of tasks whose steps are warm-up, all or most of them."""
+    warmup, notes = Warmup().steps, []
+    for task in tasks:
+        number = plan.epochs * task.steps_per_epoch
+        where = f"steps of {task.problem.name} on {task.data} are"
+        if number <= warmup:
+            notes.append(f"the {number} {where} all warm-up, {warmup} steps of SGD: optimizers "
+                         "cannot differ; give more --epochs")  # fmt: skip
+        elif number < 2 * warmup:
+            notes.append(f"{warmup} of the {number} {where} warm-up, SGD for every optimizer; give "
+                         "more --epochs")  # fmt: skip
+    return notes
 
 
 def present(
