@@ -64,6 +64,20 @@ class Half(Whole):
     share = 0.5
 
 
+class Counting(layers.Layer):
+    """Has weights that are whole numbers and truth values."""
+
+    def build(self, shape):
+        self.steps = self.add_weight((), "zeros", "int32", trainable=False)
+        self.late = self.add_weight((), "zeros", "bool", trainable=False)
+
+    def call(self, inputs, training=False):
+        if training:
+            self.steps.assign(self.steps + 1)
+            self.late.assign(self.steps > 2)
+        return inputs / (1 + keras.ops.cast(self.steps, inputs.dtype))
+
+
 _KINDS = {
     "batch norm": (sequential((6, 6, 1), lambda: layers.Conv2D(2, 3), layers.BatchNormalization,
                               lambda: layers.MaxPooling2D(2), layers.Flatten, dense()), IMAGES),
@@ -145,6 +159,24 @@ def test_trajectories_have_masks_of_their_own_and_keep_them_when_recomputed():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(kept[1].student.parameters, recomputed[1].student.parameters,
                                rtol=1e-5)  # fmt: skip
+
+
+def test_whole_numbers_are_carried():
+    ((_, trajectory, _),) = truncations(sequential((3,), Counting, dense()), TABLE, 1)
+    assert [x.numpy() for x in trajectory.student.carried] == [1 + 4, True]
+
+
+def test_tensors_that_layers_keep_are_constants():
+    """The same as when the data are normalized beforehand."""
+    mean, deviation = TABLE.mean(0), TABLE.std(0)
+    within = sequential((3,), lambda: layers.Normalization(mean=mean, variance=deviation**2),
+                        dense(2, activation="tanh"), dense())  # fmt: skip
+    before = sequential((3,), dense(2, activation="tanh"), dense())
+    (one,) = truncations(within, TABLE, 1, recompute=2)
+    (other,) = truncations(before, (TABLE - mean) / deviation, 1)
+    for a, b in zip(one[0], other[0], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(one[2].meta_loss, other[2].meta_loss, rtol=1e-4)
 
 
 def test_initial_weights_follow_the_seed_alone():

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from l2o.amalgamation.keras_loss import Loss, per_example, takes_class_indices
-from l2o.amalgamation.second_order import second_derivatives
+from l2o.amalgamation.second_order import own_constants, second_derivatives
 from l2o.rules.layout import Layout
 
 # Here, where all comes through that needs TensorFlow; curriculum.py and draws.py need none.
@@ -110,7 +110,7 @@ class KerasOptimizee:
 
     def outcome(self, tensors, carried, batch, training):
         """As `loss`, of the layout's tensors, with the network's outputs [B, ...] as a third."""
-        with second_derivatives():
+        with second_derivatives(), own_constants(self.model):
             outputs, carried, penalties = self.model.stateless_call(
                 tensors,
                 carried,
