@@ -27,6 +27,12 @@ def classes():
     two = lambda: keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
     return l2o.OwnProblem(two, (x, x[:, 0] > 0), batch_size=8)
 
+def stateful():
+    layers = keras.layers
+    kept = lambda: keras.Sequential([layers.Input((3, 1), 8),
+                                     layers.GRU(2, stateful=True, name="kept"), layers.Dense(1)])
+    return l2o.OwnProblem(kept, (x[..., None], x[:, 0]), loss="mse", batch_size=8)
+
 def below_zero():
     loss = lambda y, p: keras.ops.square(p - y) - 1
     return l2o.OwnProblem(model, (x, x[:, 0]), loss=loss, batch_size=8)
@@ -83,6 +89,7 @@ _WRONG = {
     "mine_own:quits": "quits failed: SystemExit",
     "mine_own:raises": "raises failed: RuntimeError: the file is not there",
     "mine_own:number": "number must return an l2o.OwnProblem. Received: a int",
+    "mine_own:stateful": "--problem mine_own:stateful: Layer 'kept' is stateful",
     "mine_own:": "unknown name 'mine_own:'; allowed: mnist_cnn, ",
     "mine_own": "or package.module:function for your own",
     "mine_own:regression --data digits": "--data: mine_own:regression brings its own data",

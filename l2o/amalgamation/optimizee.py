@@ -116,14 +116,10 @@ class KerasOptimizee:
                 carried,
                 as_inputs(batch.inputs),
                 return_losses=True,
-                **self._mode(training),
+                **mode(self.model, training),
             )
         loss = tf.reduce_mean(self.losses(batch.labels, outputs))
         return tf.add_n([loss, *penalties]), carried, outputs
-
-    def _mode(self, training: bool) -> dict[str, bool]:
-        """A model of the user's own need not ask for `training`, and then does not bear it."""
-        return {"training": training} if self.model._call_has_training_arg else {}
 
 
 class Scaled:
@@ -142,6 +138,11 @@ class Scaled:
 
     def loss(self, parameters, carried, batch, training):
         return self._optimizee.loss(parameters * self._scale, carried, batch, training)
+
+
+def mode(model: keras.Model, training: bool) -> dict[str, bool]:
+    """A model of the user's own need not ask for `training`, and then does not bear it."""
+    return {"training": training} if model._call_has_training_arg else {}
 
 
 def as_inputs(inputs):
