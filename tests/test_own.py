@@ -502,6 +502,42 @@ def test_a_sixth_is_split_off_for_validation():
     assert "34 train, 6 validation, 0 test" in dataset.description
 
 
+def seeded():
+    keras.utils.set_random_seed(0)
+    return regression()
+
+
+def loaded():
+    model = regression()
+    model.set_weights([np.linspace(0, 1, w.size).reshape(w.shape) for w in model.get_weights()])
+    return model
+
+
+def drawn(*kernels):
+    hidden = [dense(2, kernel_initializer=kernel) for kernel in kernels]
+    return sequential((3,), *hidden, dense(kernel_initializer="ones"))
+
+
+_STARTS = {
+    "seed of all": (seeded, True),
+    "from a file": (loaded, True),
+    "seeded initializers": (lambda: drawn(keras.initializers.HeNormal(3))(), True),
+    "one initializer for all": (drawn(keras.initializers.HeNormal()), True),
+    "one of two": (drawn(keras.initializers.HeNormal(), "he_normal"), False),
+    "constants": (drawn(), False),
+    "nothing": (regression, False),
+}
+
+
+@pytest.mark.parametrize("name", _STARTS)
+def test_a_start_that_is_always_the_same_is_said(name):
+    model_fn, always = _STARTS[name]
+    own, said = OwnProblem(model_fn, (TABLE, TARGETS), loss="mse", batch_size=8), []
+    prepare(own, "mine:problem", report=said.append)
+    assert len(said) == always
+    assert all("model_fn of mine:problem makes the same initial weights" in line for line in said)
+
+
 def test_name_of_the_data_tells_data_and_networks_apart():
     def name(model_fn=regression, inputs=TABLE, loss="mse"):
         own = OwnProblem(model_fn, (inputs, TARGETS), loss=loss, batch_size=8)
