@@ -106,6 +106,18 @@ def test_wrong_calls_touch_nothing(tmp_path):
             amalgamate(x=None, output=tmp_path / "foreign", fresh=fresh)
 
 
+def test_a_start_that_is_always_the_same_is_said(monkeypatch, capsys):
+    def seeded():
+        keras.utils.set_random_seed(0)
+        return network()
+
+    monkeypatch.setattr("l2o.amalgamation.own.conduct", lambda *args, **settings: None)
+    amalgamate()
+    assert "Note" not in capsys.readouterr().out
+    amalgamate(seeded)
+    assert capsys.readouterr().out.count("Note: model_fn makes the same initial weights") == 1
+
+
 def test_a_loss_below_zero_with_the_difference_of_losses():
     policy = amalgamate(loss=lambda y, p: p[:, 0] ** 2 - 5, meta_loss="difference")
     assert np.isfinite(policy.card["validation"]["validation_loss"])

@@ -20,9 +20,10 @@ from l2o.rules import RNNProp
 layers = keras.layers
 
 
-def sequential(shape, *stack):
+def sequential(shape, *stack, batch_size=None):
     """Makes a model for inputs of a shape, from functions that make its layers."""
-    return lambda: keras.Sequential([layers.Input(shape), *(make() for make in stack)])
+    start = lambda: layers.Input(shape, batch_size)  # noqa: E731
+    return lambda: keras.Sequential([start(), *(make() for make in stack)])
 
 
 def dense(units: int = 1, **settings):
@@ -62,6 +63,20 @@ class Whole(keras.Model):
 
 class Half(Whole):
     share = 0.5
+
+
+class Counting(layers.Layer):
+    """Has weights that are whole numbers and truth values."""
+
+    def build(self, shape):
+        self.steps = self.add_weight((), "zeros", "int32", trainable=False)
+        self.late = self.add_weight((), "zeros", "bool", trainable=False)
+
+    def call(self, inputs, training=False):
+        if training:
+            self.steps.assign(self.steps + 1)
+            self.late.assign(self.steps > 2)
+        return inputs / (1 + keras.ops.cast(self.steps, inputs.dtype))
 
 
 _KINDS = {
@@ -147,6 +162,24 @@ def test_trajectories_have_masks_of_their_own_and_keep_them_when_recomputed():
                                rtol=1e-5)  # fmt: skip
 
 
+def test_whole_numbers_are_carried():
+    ((_, trajectory, _),) = truncations(sequential((3,), Counting, dense()), TABLE, 1)
+    assert [x.numpy() for x in trajectory.student.carried] == [1 + 4, True]
+
+
+def test_tensors_that_layers_keep_are_constants():
+    """The same as when the data are normalized beforehand."""
+    mean, deviation = TABLE.mean(0), TABLE.std(0)
+    within = sequential((3,), lambda: layers.Normalization(mean=mean, variance=deviation**2),
+                        dense(2, activation="tanh"), dense())  # fmt: skip
+    before = sequential((3,), dense(2, activation="tanh"), dense())
+    (one,) = truncations(within, TABLE, 1, recompute=2)
+    (other,) = truncations(before, (TABLE - mean) / deviation, 1)
+    for a, b in zip(one[0], other[0], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(one[2].meta_loss, other[2].meta_loss, rtol=1e-4)
+
+
 def test_initial_weights_follow_the_seed_alone():
     class Numpy(layers.Layer):
         def build(self, shape):
@@ -209,6 +242,97 @@ class Unbuildable(keras.Model):
         return self.convolution(inputs)
 
 
+class Noisy(layers.Layer):
+    """Adds what a function of the inputs draws."""
+
+    def __init__(self, draw, **settings):
+        super().__init__(**settings)
+        self.draw = draw
+
+    def call(self, inputs, training=False):
+        return inputs + self.draw(inputs) if training else inputs
+
+
+class Scored(layers.Layer):
+    """Keeps a metric of what it sees."""
+
+    def __init__(self):
+        super().__init__(name="scored")
+        self.seen = keras.metrics.Mean(name="seen")
+
+    def call(self, inputs):
+        self.seen.update_state(keras.ops.mean(inputs))
+        return inputs
+
+
+class Changing(layers.Layer):
+    """Doubles its inputs after the tenth step, which it counts by itself."""
+
+    def __init__(self):
+        super().__init__(name="changing")
+        self.steps = tf.Variable(0, trainable=False)
+
+    def call(self, inputs, training=False):
+        if training:
+            self.steps.assign_add(1)
+        return tf.where(self.steps > 10, 2 * inputs, inputs)
+
+
+class Called(layers.Layer):
+    """Divides by the number of its calls."""
+
+    calls = 0
+
+    def call(self, inputs):
+        self.calls += 1
+        return inputs / self.calls
+
+
+class Last(layers.Layer):
+    """Adds the inputs of the step before."""
+
+    def build(self, shape):
+        self.before = self.add_weight(shape, "zeros", trainable=False)
+
+    def call(self, inputs, training=False):
+        outputs = inputs + self.before
+        if training:
+            self.before.assign(inputs)
+        return outputs
+
+
+class Jittery(Subclassed):
+    """Draws outside its layers."""
+
+    def call(self, inputs):
+        return self.out(self.hidden(inputs + tf.random.normal((3,))))
+
+
+class KnownSize(Subclassed):
+    """Needs to know how many examples there are."""
+
+    def call(self, inputs):
+        return self.out(self.hidden(inputs) + tf.zeros((inputs.shape[0], 3)))
+
+
+class Tables(layers.Layer):
+    def __init__(self):
+        super().__init__(name="tables")
+        self.tables = [tf.constant([1.0, 2.0])]
+
+    def call(self, inputs):
+        return inputs * self.tables[0]
+
+
+def stateful(layer):
+    return sequential((4, 2), layer, dense(), batch_size=16)
+
+
+def noise(draw):
+    return sequential((3,), dense(2), lambda: Noisy(draw, name="noisy"), dense())
+
+
+_NOISE = keras.random.SeedGenerator(1)
 _ONE = sequential((3,), dense())()
 _WIDTHS = iter(range(1, 100))
 _SOFTSIGN = sequential((3,), dense(2), lambda: layers.Activation("softsign", name="soft"), dense())
@@ -239,6 +363,45 @@ _REFUSED = {
     "unknown shape": (Unbuildable, "mse", TABLE,
                       "shapes of layer 'my_convolution' of unbuildable.* are unknown"),
     "other shape": (sequential((4,), dense()), "mse", TABLE, r"cannot be called on .*\(16, 3\)"),
+    "stateful": (stateful(lambda: layers.LSTM(2, stateful=True, name="long")), "mse", SERIES,
+                 "Layer 'long' is stateful.* Use stateful=False"),
+    "stateful, built on the data": (
+        lambda: keras.Sequential([layers.RNN(layers.GRUCell(2), stateful=True), layers.Dense(1)]),
+        "mse", SERIES, "Layer 'rnn.*' is stateful"),
+    "stateful within": (
+        stateful(lambda: layers.Bidirectional(layers.GRU(2, stateful=True), name="both")), "mse",
+        SERIES, "Layer 'both' is stateful"),
+    "spectral": (
+        sequential((3,), lambda: layers.SpectralNormalization(layers.Dense(2), name="sn"), dense()),
+        "mse", TABLE, "Layer 'sn' changes '.*/kernel' when it is called, which is trainable"),
+    "metric": (sequential((3,), dense(2), Scored, dense()), "mse", TABLE,
+               "Layer 'scored' changes 'seen/total' when it is called, which is no weight of the"),
+    "global seed": (noise(lambda x: keras.random.normal((2,))), "mse", TABLE,
+                    "Layer 'noisy' changes '.*seed.*is no weight.* from a keras.random.SeedGener"),
+    "other's seed": (noise(lambda x: keras.random.normal((2,), seed=_NOISE)), "mse", TABLE,
+                     "Layer 'noisy' changes '.*seed_generator_state'"),
+    "TensorFlow's noise": (noise(lambda x: tf.random.normal((2,))), "mse", TABLE,
+                           "Layer 'noisy' gives something else when it is called again"),
+    "NumPy's noise": (noise(lambda x: np.random.normal(size=2)), "mse", TABLE,
+                      "Layer 'noisy' gives something else when it is called again"),
+    "noise of a model": (Jittery, "mse", TABLE, "Model 'jittery.*' gives something else when"),
+    "Python's noise": (
+        sequential((6, 6, 1), lambda: layers.AugMix((0, 1), name="mixed"), layers.Flatten, dense()),
+        "mse", IMAGES, "Layer 'mixed' gives something else when it is called again"),
+    "Python's state": (sequential((3,), dense(2), Called, dense()), "mse", TABLE,
+                       "Layer 'called.*' gives something else when it is called again"),
+    "variable": (sequential((3,), dense(2), Changing, dense()), "mse", TABLE,
+                 "Layer 'changing' changes a tf.Variable when it is called"),
+    "table": (sequential((4,), lambda: layers.IntegerLookup(vocabulary=[*range(9)], name="words"),
+                         lambda: layers.Embedding(10, 2), layers.Flatten, dense()), "mse", WORDS,
+              "Layer 'words' uses a variable or lookup table .* or use first_order=True"),
+    "tensors": (sequential((3,), dense(2), Tables, dense()), "mse", TABLE,
+                "Layer 'tables' uses a tensor that is no weight .* make it a NumPy array"),
+    "last batch": (sequential((3,), Last, dense(), batch_size=16), "mse", TABLE,
+                   r"of shape \(17, 3\) as in evaluation .* layer 'last.*': .*Incompatible shapes"),
+    "known size": (KnownSize, "mse", TABLE, r"called on inputs of shape \(None, 3\) as in evaluat"),
+    "crop": (sequential((6, 6, 1), lambda: layers.RandomCrop(4, 4), layers.Flatten, dense()), "mse",
+             IMAGES, r"on inputs of shape \(16, 6, 6, 1\) as in evaluation \(training=False,"),
     "half": (sequential((3,), half, dense()), "mse", TABLE, "Layer 'half' computes in float16"),
     "two outputs": (lambda: keras.Model(i := layers.Input((3,)), [layers.Dense(1)(i), i]), "mse",
                     TABLE, "must have one output. Received: a list"),
@@ -281,10 +444,34 @@ def test_probabilities_are_not_taken_for_logits():
         checked_optimizee(sequential((3,), dense(9, activation=activation)), None, examples, 16)
 
 
+def test_what_passes_for_state_and_is_none():
+    class Keeping(layers.Layer):
+        """For a look at it afterwards."""
+
+        def call(self, inputs):
+            self.seen = inputs
+            return inputs
+
+    class Generator(Noisy):
+        def __init__(self):
+            super().__init__(lambda x: keras.random.normal((3,), seed=self.generator))
+            self.generator = keras.random.SeedGenerator(1)
+
+    for model_fn in (
+        sequential((3,), Keeping, dense()),
+        sequential((3,), Generator, dense()),
+        sequential((3,), lambda: layers.BatchNormalization(renorm=True), dense(), batch_size=16),
+    ):
+        checked_optimizee(model_fn, "mse", Examples(TABLE, TARGETS), 8)
+
+
 def test_what_lifts_a_refusal():
     images, table = Examples(IMAGES, TARGETS), Examples(TABLE, TARGETS)
     checked_optimizee(resized("bicubic"), "mse", images, 16, first_order=True)
     checked_optimizee(resized("nearest"), "mse", images, 16)
+    for name, inputs in (("table", WORDS), ("tensors", TABLE)):
+        model_fn = _REFUSED[name][0]
+        checked_optimizee(model_fn, "mse", Examples(inputs, TARGETS), 16, first_order=True)
     checked_optimizee(regression, lambda y, p: p[:, 0] - 5, table, 16, positive=False)
     with pytest.raises(ProblemError, match="all 40 training examples. Received: .* 41$"):
         checked_optimizee(regression, "mse", table, 41)
@@ -313,6 +500,42 @@ def test_a_sixth_is_split_off_for_validation():
     np.testing.assert_array_equal(dataset.train.inputs, TABLE[:34])
     np.testing.assert_array_equal(dataset.validation.labels, TARGETS[34:])
     assert "34 train, 6 validation, 0 test" in dataset.description
+
+
+def seeded():
+    keras.utils.set_random_seed(0)
+    return regression()
+
+
+def loaded():
+    model = regression()
+    model.set_weights([np.linspace(0, 1, w.size).reshape(w.shape) for w in model.get_weights()])
+    return model
+
+
+def drawn(*kernels):
+    hidden = [dense(2, kernel_initializer=kernel) for kernel in kernels]
+    return sequential((3,), *hidden, dense(kernel_initializer="ones"))
+
+
+_STARTS = {
+    "seed of all": (seeded, True),
+    "from a file": (loaded, True),
+    "seeded initializers": (lambda: drawn(keras.initializers.HeNormal(3))(), True),
+    "one initializer for all": (drawn(keras.initializers.HeNormal()), True),
+    "one of two": (drawn(keras.initializers.HeNormal(), "he_normal"), False),
+    "constants": (drawn(), False),
+    "nothing": (regression, False),
+}
+
+
+@pytest.mark.parametrize("name", _STARTS)
+def test_a_start_that_is_always_the_same_is_said(name):
+    model_fn, always = _STARTS[name]
+    own, said = OwnProblem(model_fn, (TABLE, TARGETS), loss="mse", batch_size=8), []
+    prepare(own, "mine:problem", report=said.append)
+    assert len(said) == always
+    assert all("model_fn of mine:problem makes the same initial weights" in line for line in said)
 
 
 def test_name_of_the_data_tells_data_and_networks_apart():

@@ -27,6 +27,18 @@ def classes():
     two = lambda: keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
     return l2o.OwnProblem(two, (x, x[:, 0] > 0), batch_size=8)
 
+def stateful():
+    layers = keras.layers
+    kept = lambda: keras.Sequential([layers.Input((3, 1), 8),
+                                     layers.GRU(2, stateful=True, name="kept"), layers.Dense(1)])
+    return l2o.OwnProblem(kept, (x[..., None], x[:, 0]), loss="mse", batch_size=8)
+
+def seeded():
+    def build():
+        keras.utils.set_random_seed(0)
+        return model()
+    return l2o.OwnProblem(build, (x, x[:, 0]), loss="mse", batch_size=8)
+
 def below_zero():
     loss = lambda y, p: keras.ops.square(p - y) - 1
     return l2o.OwnProblem(model, (x, x[:, 0]), loss=loss, batch_size=8)
@@ -83,6 +95,7 @@ _WRONG = {
     "mine_own:quits": "quits failed: SystemExit",
     "mine_own:raises": "raises failed: RuntimeError: the file is not there",
     "mine_own:number": "number must return an l2o.OwnProblem. Received: a int",
+    "mine_own:stateful": "--problem mine_own:stateful: Layer 'kept' is stateful",
     "mine_own:": "unknown name 'mine_own:'; allowed: mnist_cnn, ",
     "mine_own": "or package.module:function for your own",
     "mine_own:regression --data digits": "--data: mine_own:regression brings its own data",
@@ -105,6 +118,24 @@ def test_results_go_where_they_should_wherever_a_problem_goes(tmp_path):
     line = ("--problem", "mine_own:moves", "--optimizer", "adam", "--preset", "smoke")
     assert call(evaluate, *line, "--output", "out") == 0
     assert (tmp_path / "out" / "results.csv").exists() and Path.cwd() == tmp_path
+
+
+_ALIKE = "Note: model_fn of mine_own:seeded makes the same initial weights every time"
+
+
+def test_a_start_that_is_always_the_same_is_said_once(capfd):
+    line = ("--optimizer", "adam", "--preset", "smoke", "--repeats", "2")
+    assert call(evaluate, "--problem", "mine_own:seeded", "mine_own:classes", *line) == 0
+    assert capfd.readouterr().out.count("Note: model_fn") == 1
+
+
+@pytest.mark.slow
+def test_a_start_that_is_always_the_same_is_said_once_with_several_processes(capfd):
+    line = ("--problem", "mine_own:seeded", "--jobs", "2", "--output", "out")
+    assert call(evaluate, *line, "--optimizer", "adam", "--preset", "smoke", "--repeats", "2") == 0
+    assert capfd.readouterr().out.count(_ALIKE) == 1
+    assert call(train, *_SHORT, *line[:-1], "run", "--replicates", "2") == 0
+    assert capfd.readouterr().out.count(_ALIKE) == 1
 
 
 def test_a_loss_that_need_not_be_positive(capfd):

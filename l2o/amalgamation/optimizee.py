@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from l2o.amalgamation.keras_loss import Loss, per_example, takes_class_indices
-from l2o.amalgamation.second_order import second_derivatives
+from l2o.amalgamation.second_order import own_constants, second_derivatives
 from l2o.rules.layout import Layout
 
 # Here, where all comes through that needs TensorFlow; curriculum.py and draws.py need none.
@@ -110,20 +110,16 @@ class KerasOptimizee:
 
     def outcome(self, tensors, carried, batch, training):
         """As `loss`, of the layout's tensors, with the network's outputs [B, ...] as a third."""
-        with second_derivatives():
+        with second_derivatives(), own_constants(self.model):
             outputs, carried, penalties = self.model.stateless_call(
                 tensors,
                 carried,
                 as_inputs(batch.inputs),
                 return_losses=True,
-                **self._mode(training),
+                **mode(self.model, training),
             )
         loss = tf.reduce_mean(self.losses(batch.labels, outputs))
         return tf.add_n([loss, *penalties]), carried, outputs
-
-    def _mode(self, training: bool) -> dict[str, bool]:
-        """A model of the user's own need not ask for `training`, and then does not bear it."""
-        return {"training": training} if self.model._call_has_training_arg else {}
 
 
 class Scaled:
@@ -142,6 +138,11 @@ class Scaled:
 
     def loss(self, parameters, carried, batch, training):
         return self._optimizee.loss(parameters * self._scale, carried, batch, training)
+
+
+def mode(model: keras.Model, training: bool) -> dict[str, bool]:
+    """A model of the user's own need not ask for `training`, and then does not bear it."""
+    return {"training": training} if model._call_has_training_arg else {}
 
 
 def as_inputs(inputs):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from l2o.amalgamation.cluster import check_place
@@ -29,6 +30,10 @@ from l2o.claim import move_aside
 
 # Of settings, what has the names of layers, which Keras numbers as they are made.
 _NAMES = {"name", "inbound_nodes", "input_layers", "output_layers"}
+_ALIKE = (
+    "makes the same initial weights every time, so all unrolls and all repeats start from them; if "
+    "that is not meant, it should set no seed, and make each initializer anew"
+)
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,11 @@ class NamedProblem:
 
 
 def prepare(
-    own: OwnProblem, name: str, first_order: bool = True, positive: bool = False
+    own: OwnProblem,
+    name: str,
+    first_order: bool = True,
+    positive: bool = False,
+    report: Callable[[str], None] = print,
 ) -> tuple[NamedProblem, OwnDataset]:
     """Reads a user's problem and refuses what cannot be done.
 
@@ -114,6 +123,7 @@ def prepare(
         name: What to call it.
         first_order: Whether it need not be differentiated twice.
         positive: Whether its loss must be positive.
+        report: Told what is not refused and may yet not be meant.
 
     Raises:
         ProblemError: If it cannot be used.
@@ -134,6 +144,8 @@ def prepare(
         own.model_fn, own.loss, train, batch_size, first_order, positive,
         held_out={"validation": validation, "test": test},
     )  # fmt: skip
+    if _starts_alike(optimizee):
+        report(f"Note: model_fn of {name} {_ALIKE}")
     network = described_network(optimizee, own.loss, train, batch_size)
     mark = hashlib.sha256(repr(network).encode()).hexdigest()[:4]
     dataset_name = f"own data {digest(train, validation, test)}, network {mark}"
@@ -141,6 +153,13 @@ def prepare(
         NamedProblem(name, own, batch_size, network),
         OwnDataset(dataset_name, train, validation, test),
     )
+
+
+def _starts_alike(optimizee: KerasOptimizee) -> bool:
+    """Whether initial weights that are not all constants are the same whatever the seed."""
+    one, other = (optimizee.initial(seed)[0] for seed in (0, 1))
+    tensors = map(np.asarray, optimizee.layout.unflatten(one))
+    return np.array_equal(one, other) and any(np.any(t != t.ravel()[:1]) for t in tensors)
 
 
 def _compare(train: Examples, **splits: Examples) -> None:
@@ -282,6 +301,8 @@ def amalgamate(
         described_network(optimizee, loss, examples, batch_size),
     )
     print(f"Problem: {origin['problem']}; {origin['data']}, batches of {batch_size}", flush=True)
+    if _starts_alike(optimizee):
+        print(f"Note: model_fn {_ALIKE}", flush=True)
     arrays = Batch(examples.inputs, examples.labels)
     if output is not None and fresh:
         move_aside(Path(output), CONFIG)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,11 +21,18 @@ from l2o.amalgamation.optimizee import (
     keras_seed,
     loss_and_gradient,
 )
+from l2o.amalgamation.probe import Probe, named
 from l2o.rules import Adam
 
 # Operations that TensorFlow takes for constants: a second derivative without them is wrong.
 WRONG_TWICE = ("ResizeBilinearGrad",)
+WRITES = ("AssignVariableOp", "AssignAddVariableOp", "AssignSubVariableOp")  # to a tf.Variable
 PROBE_STEPS, PROBE_RATE = 100, 0.1
+_CARRIED = (
+    "only non-trainable weights are carried from step to step: replace it; a layer of your own "
+    "keeps state in add_weight(trainable=False), and draws from a keras.random.SeedGenerator that "
+    "is an attribute of it"
+)
 
 
 def checked_optimizee(
@@ -62,7 +70,9 @@ def checked_optimizee(
     _check_dtypes(optimizee.model)
     batch = Batch(examples.inputs[:batch_size], examples.labels[:batch_size])
     batch = Batch(*map(tf.constant, batch))
+    _check_state(optimizee.model, batch.inputs)
     _check_outputs(optimizee, batch, {"data": examples, **held_out})
+    _check_sizes(optimizee.model, batch.inputs)
     _check_derivatives(optimizee, batch, first_order)
     if positive:
         _check_sign(optimizee, batch)
@@ -150,16 +160,62 @@ def _check_dtypes(model: keras.Model) -> None:
             raise ProblemError(f"Weights must be {floatx}. Received: '{v.path}' of {v.dtype}")
 
 
+def _probed(model: keras.Model, inputs: tf.Tensor, training: bool) -> tuple[Any, Probe]:
+    """The outputs of a user's model, and how it came to them."""
+    probe = Probe(model)
+    try:
+        return probe.call(inputs, training), probe
+    except Exception as error:
+        when = "" if training else " as in evaluation (training=False, batches of any size)"
+        within = "".join(f", in layer '{layer.name}'" for layer in probe.inside[1:][-1:])
+        raise ProblemError(
+            f"Model '{model.name}' cannot be called on inputs of shape {inputs.shape}{when}"
+            f"{within}: {_line(error)}"
+        ) from error
+
+
+def _check_state(model: keras.Model, inputs: tf.Tensor) -> None:
+    """A call depends on nothing, and changes nothing, that is not carried from step to step."""
+    for layer in model._flatten_layers():
+        if getattr(layer, "stateful", False):
+            raise ProblemError(
+                f"Layer '{layer.name}' is stateful: its state would go on from one batch to the "
+                "next, which holds other sequences. Use stateful=False"
+            )
+    (_, one), (_, two) = (_probed(model, inputs, training=True) for _ in range(2))
+    carried = {id(v) for v in model.non_trainable_variables}
+    for layer, v in one.writes:
+        if id(v) not in carried:
+            what = "which is trainable" if v.trainable else "which is no weight of the model"
+            raise ProblemError(
+                f"{named(layer)} changes '{v.path}' when it is called, {what}, and {_CARRIED}"
+            )
+    for event, again in zip(one.events, two.events, strict=False):
+        if not _alike(event.values, again.values):
+            raise ProblemError(
+                f"{named(event.layer)} gives something else when it is called again, for the same "
+                f"inputs, weights and seeds, and {_CARRIED}"
+            )
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether nested tensors are the same up to rounding."""
+    pair = [
+        [x.numpy() for x in tf.nest.flatten(nested, expand_composites=True) if hasattr(x, "numpy")]
+        for nested in (one, other)
+    ]
+    return all(
+        np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
+        if a.dtype.kind == "f" and a.shape == b.shape
+        else np.array_equal(a, b)
+        for a, b in zip(*pair, strict=False)
+    )
+
+
 def _check_outputs(optimizee: KerasOptimizee, batch: Batch, splits: Mapping[str, Examples]) -> None:
     """One output without a mask, a class for each label, and a loss for each example."""
     model = optimizee.model
-    try:
-        outputs = model(as_inputs(batch.inputs))
-    except Exception as error:
-        raise ProblemError(
-            f"Model '{model.name}' cannot be called on inputs of shape {batch.inputs.shape}: "
-            f"{_line(error)}"
-        ) from error
+    outputs, probe = _probed(model, batch.inputs, training=False)
     if not tf.is_tensor(outputs):
         raise ProblemError(
             f"Model '{model.name}' must have one output. Received: a {type(outputs).__name__}"
@@ -173,11 +229,7 @@ def _check_outputs(optimizee: KerasOptimizee, batch: Batch, splits: Mapping[str,
         for name, split in splits.items():
             _check_classes(name, split.labels, outputs.shape[-1])
     shapes = f"labels {tuple(batch.labels.shape)} and outputs {tuple(outputs.shape)}"
-    if outputs.shape.rank == 0 or outputs.shape[0] != len(batch.labels):
-        raise ProblemError(
-            f"{_batch_breaker(model, batch)} does not give one output an example. "
-            f"Received: {shapes}"
-        )
+    _check_batch(outputs, probe, len(batch.labels))
     try:
         losses = tf.convert_to_tensor(optimizee.losses(batch.labels, outputs))
     except Exception as error:
@@ -194,6 +246,33 @@ def _check_outputs(optimizee: KerasOptimizee, batch: Batch, splits: Mapping[str,
         )
     if optimizee.losses is cross_entropy:
         _check_logits(model, outputs)
+
+
+def _check_sizes(model: keras.Model, inputs: tf.Tensor) -> None:
+    """One output an example for another size of batch too, and for one that is not known yet."""
+    size = len(inputs) + 1
+    more = tf.gather(inputs, np.arange(size) % len(inputs))
+    _check_batch(*_probed(model, more, training=False), size)
+    unknown = tf.TensorSpec([None, *inputs.shape[1:]], inputs.dtype)
+    call = tf.function(lambda inputs: _probed(model, inputs, training=False)[0], autograph=False)
+    call.get_concrete_function(unknown)
+
+
+def _check_batch(outputs: tf.Tensor, probe: Probe, size: int) -> None:
+    if outputs.shape[:1] == (size,):
+        return
+    model = probe.inside[0]
+    wrong = [
+        layer
+        for layer, values, over in probe.events
+        if over
+        and layer in model.layers
+        and any(x.shape[:1] != (size,) for x in tf.nest.flatten(values)[:1] if tf.is_tensor(x))
+    ]
+    raise ProblemError(
+        f"{named([*wrong, model][0])} does not give one output an example. Received: outputs "
+        f"{tuple(outputs.shape)} of {size} examples"
+    )
 
 
 def _check_logits(model: keras.Model, outputs: tf.Tensor) -> None:
@@ -219,7 +298,7 @@ def _check_derivatives(optimizee: KerasOptimizee, batch: Batch, first_order: boo
     parameters, carried = tf.nest.map_structure(tf.constant, optimizee.initial(0))
     graphs = []
 
-    def derivatives(parameters):
+    def derivatives(parameters, carried, batch):
         graphs.append(tf.compat.v1.get_default_graph())
         with tf.GradientTape() as tape:
             tape.watch(parameters)
@@ -236,7 +315,7 @@ def _check_derivatives(optimizee: KerasOptimizee, batch: Batch, first_order: boo
     function = tf.function(derivatives, autograph=False)
     remedy = "replace it, or use first_order=True (--first-order), without second derivatives"
     try:
-        numbers = function(parameters)
+        numbers = function(parameters, carried, batch)
     except ProblemError:
         raise
     except LookupError as error:
@@ -254,6 +333,22 @@ def _check_derivatives(optimizee: KerasOptimizee, batch: Batch, first_order: boo
         raise ProblemError(
             f"Model '{optimizee.model.name}' cannot be differentiated: {_line(error)}"
         ) from error
+    if written := _operations(graphs[0], WRITES):
+        raise ProblemError(
+            f"{_layer(optimizee.model, written)} changes a tf.Variable when it is called, and "
+            f"{_CARRIED}"
+        )
+    for outside, inside in [] if first_order else graphs[0].captures:
+        what, instead = "tensor", "make it a NumPy array"
+        if outside.dtype == tf.resource:
+            what = "variable or lookup table"
+            instead = "keep it in add_weight(trainable=False), look up in the data beforehand"
+        names = [operation.name for operation in inside.consumers()]
+        raise ProblemError(
+            f"{_layer(optimizee.model, names)} uses a {what} that is no weight of the model, and "
+            f"TensorFlow cannot differentiate a loop around that: {instead}, or use "
+            "first_order=True (--first-order)"
+        )
     wrong = [] if first_order else _operations(graphs[0], WRONG_TWICE)
     if wrong:
         raise ProblemError(
@@ -294,20 +389,6 @@ def _check_sign(optimizee: KerasOptimizee, batch: Batch) -> None:
         )
 
 
-def _batch_breaker(model: keras.Model, batch: Batch) -> str:
-    """The first layer whose outputs are not as many as the examples, where that can be told."""
-    layers = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)]
-    try:
-        watched = keras.Model(model.inputs, [layer.output for layer in layers])
-        outputs = watched(as_inputs(batch.inputs))
-    except Exception:  # no functional model: what its layers are called on is not known
-        return f"Model '{model.name}'"
-    for layer, output in zip(layers, tf.nest.flatten(outputs), strict=False):
-        if output.shape[0] != len(batch.labels):
-            return f"Layer '{layer.name}'"
-    return f"Model '{model.name}'"
-
-
 def _operations(graph: tf.Graph, kinds: tuple[str, ...]) -> list[str]:
     """Names of the operations of some types in a graph and the functions it calls."""
     definition = graph.as_graph_def()
@@ -322,7 +403,7 @@ def _layer(model: keras.Model, operations: list[str]) -> str:
         for name in (part, re.sub(r"_\d+$", "", part)):
             if name in layers:
                 return f"Layer '{name}'"
-    return f"Something in model '{model.name}'"
+    return f"Something in model '{model.name}' or its loss"
 
 
 def _line(error: Exception) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import keras
 import tensorflow as tf
 
 _plain_moments, _plain_max_pool = tf.nn.moments, tf.nn.max_pool
@@ -24,6 +25,29 @@ def second_derivatives() -> Iterator[None]:
         yield
     finally:
         tf.nn.moments, tf.nn.max_pool = _plain_moments, _plain_max_pool
+
+
+@contextmanager
+def own_constants(model: keras.Model) -> Iterator[None]:
+    """Tensors that layers keep, such as the mean of `Normalization`, are the graph's own within.
+
+    TensorFlow has no gradient of a loop whose gradient needs a tensor from outside all graphs.
+    """
+    kept = [
+        (vars(layer), name, value)
+        for layer in model._flatten_layers()
+        for name, value in vars(layer).items()
+        if isinstance(value, tf.Tensor)
+        and hasattr(value, "numpy")  # of no graph
+        and value.dtype.is_numpy_compatible
+    ]
+    for attributes, name, value in kept:
+        attributes[name] = tf.constant(value.numpy())
+    try:
+        yield
+    finally:
+        for attributes, name, value in kept:
+            attributes[name] = value
 
 
 def moments(x, axes, shift=None, keepdims=False, name=None):

@@ -8,6 +8,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -64,7 +65,7 @@ def load_problem(
         data: "auto", by default, "tfds" or "digits".
         data_dir: Where the data is, if not where TFDS looks by itself.
         loaded: Datasets by name, which are not loaded again; this one is added.
-        report: Told what data it is.
+        report: Told what data it is, and what may not be meant.
         **needs: See `own.prepare`.
 
     Raises:
@@ -73,7 +74,7 @@ def load_problem(
     _float32(report)
     if is_own(name):
         with contextlib.chdir("."):  # whatever the user's module does about it
-            problem, dataset = _own(name, **needs)
+            problem, dataset = _own(name, report=report, **needs)
         report(f"Data: {dataset.description}")
         return problem, dataset
     problem, loaded = problems.get_problem(name), {} if loaded is None else loaded
@@ -112,7 +113,7 @@ def _float32(report: Callable[[str], None]) -> None:
         keras.config.set_dtype_policy("float32")
 
 
-def _own(name: str, **needs: bool) -> tuple:
+def _own(name: str, **needs: Any) -> tuple:
     from l2o.amalgamation.examples import ProblemError
     from l2o.amalgamation.own import OwnProblem, prepare
 
