@@ -58,7 +58,6 @@ MODELS: dict[str, tuple[str, dict]] = {
     "settings": (
         "rnnprop",
         {
-            "learning_rate": 0.5,
             "warmup_learning_rate": 0.02,
             "averaging": 0.3,
             "weight_decay": 1e-4,
