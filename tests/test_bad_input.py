@@ -260,7 +260,7 @@ def test_a_row_that_the_report_could_not_reckon_with(values):
     "card",
     [
         '{"perturbation": {"magnitude": 1}}', '{"updates": 1' + 400 * "0" + "}", '{"seconds": NaN}',
-        '{"perturbation": {"kind": "input", "magnitude": Infinity}}',
+        '{"perturbation": {"kind": "input", "magnitude": Infinity}}', '{"gaussian": "much"}',
     ],
 )  # fmt: skip
 def test_a_card_that_the_report_could_not_draw(card, tmp_path):

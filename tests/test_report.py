@@ -2,9 +2,11 @@
 
 import csv
 import re
+from contextlib import closing
 from dataclasses import replace
 from html.parser import HTMLParser
 from math import inf, isnan, log, sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,10 @@ from l2o.evaluation import plots
 from l2o.evaluation.comparison import difference, summarize, summary_table, winner
 from l2o.evaluation.figures import drawings
 from l2o.evaluation.report import write_report
+from l2o.evaluation.results import read_results
+from l2o.evaluation.store import ResultsDirectory, read_cards
+
+_DATA = Path(__file__).parents[1] / "docs" / "results" / "data"
 
 
 def rows(*evaluations):
@@ -547,6 +553,57 @@ def test_figure_6_has_a_line_for_each_way_of_training():
         "gaussian, attack steps 3, choice",
         "gaussian, attack steps 1, choice, +wd0.01",
     }
+
+
+def figure_6(found, directory):
+    """Its panels, by the cards in a directory of results."""
+    figures = drawings(summarize(found), read_cards([directory]))
+    (figure,) = (d for d in figures if d.file == "figure-6")
+    return figure.draw().axes
+
+
+def test_figure_6_reads_the_cards_of_train_py_and_of_replicates_py(tmp_path):
+    found = []
+    by_train = {"phases": [{"rule": {"rule": "rnnprop"}}]}
+    with closing(ResultsDirectory(tmp_path)) as directory:
+        for k, how in enumerate((
+            by_train | {"perturbation": {"kind": "adversarial", "magnitude": 0.002}},
+            {"policy": "rnnprop", "gaussian": 0.0, "adversarial": 0.05},
+            {"policy": "scale", "gaussian": 0.0, "adversarial": 0.05},
+            {"policy": "scale", "gaussian": 0.0, "adversarial": 0.05, "phase": "choice"},
+            {"policy": "scale", "gaussian": 0.0, "adversarial": 0.0},
+        )):  # fmt: skip
+            card = {"phase": "policy"} | how
+            for replicate in (1, 2):
+                directory.keep_card(f"{k}-{replicate}", card)
+                for repeat in (1, 2):
+                    losses = [2.0, 0.1 * replicate + 0.03 * repeat]
+                    found += made_evaluation(f"p{k}", losses, origin=f"{k}-{replicate}",
+                                             replicate=replicate, repeat=repeat)  # fmt: skip
+    (axes,) = figure_6(found, tmp_path)
+    assert {tuple(line.get_xdata()) for line in axes.lines} == {(0.002, 0.05), (0.05,)}
+    assert len(axes.lines) == 3
+    # Not as a formula, which would be drawn as it is written.
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0.002", "0.05"]
+
+
+@pytest.mark.skipif(not _DATA.exists(), reason="the repository's results are not in the wheel")
+def test_figure_6_has_the_perturbed_replicates_of_the_results():
+    found = [r for r in read_results(_DATA) if r.optimizer.startswith("minmax-small")]
+    drawn = [axes.lines[0].get_xydata().tolist() for axes in figure_6(found, _DATA)]
+    expected = []
+    for case in dict.fromkeys((r.problem, r.epochs) for r in found):
+        losses = {}  # best of each replicate and seed
+        for r in found:
+            if r.optimizer == "minmax-small-gaussian" and (r.problem, r.epochs) == case and r.epoch:
+                key = r.replicate, r.seed
+                losses[key] = min(losses.get(key, inf), r.validation_loss)
+        table = np.log([losses[key] for key in sorted(losses)]).reshape(2, 3)
+        means, others = table.mean(1, keepdims=True), table.mean(0)
+        noise = ((table - means - others + table.mean()) ** 2).sum() / 2
+        expected.append([[1e-3, sqrt(max(0, means.var(ddof=1) - noise / 3))]])
+    assert len(expected) == 9
+    np.testing.assert_allclose(drawn, expected, rtol=2e-3)
 
 
 def test_styles_differ_and_do_not_depend_on_other_figures():

@@ -170,7 +170,8 @@ def perturbation(
 ) -> tuple[str, float] | None:
     """Kind and magnitude of the perturbation a policy was trained under, by its card.
 
-    A card has them under "perturbation": {"kind": "gaussian", "magnitude": 1e-3}.
+    A card has them under "perturbation": {"kind": "gaussian", "magnitude": 1e-3}; `read_cards`
+    puts those of other cards there.
     """
     found = cards.get(summary.evaluations[0].key.origin, {}).get("perturbation")
     return (str(found["kind"]), float(found["magnitude"])) if isinstance(found, Mapping) else None
@@ -191,14 +192,14 @@ def _perturbed(cases, cards) -> dict[Case, dict[tuple[str, ...], list[tuple[floa
 
 def _but_for_magnitude(name: str, card: Mapping[str, Any]) -> tuple[str, ...]:
     """How a perturbed policy was trained and is used, in words; the first is the kind."""
-    noise, rule = card["perturbation"], ""
+    noise, rule = card["perturbation"], str(card.get("policy", ""))  # of tools/replicates.py
     with suppress(LookupError, TypeError):  # of a card that is not of our own making
         rule = str(card["phases"][-1]["rule"]["rule"])
     return (
         str(noise["kind"]),
         "absolute" if noise.get("absolute") else "",
         f"attack steps {noise.get('attack_steps', 1)}",
-        *(str(card.get(what, "")) for what in ("strategy", "pool", "problem", "preset")),
+        *(str(card.get(what, "")) for what in ("strategy", "pool", "problem", "preset", "phase")),
         rule,
         "".join(name.partition("+")[1:]),  # averaging, weight decay, EMA
     )
@@ -217,6 +218,8 @@ def _by_magnitude(perturbed) -> Figure:
                       color=colour, marker=marker,
                       label=f"{name} (n = {n} replicates each)")  # fmt: skip
         axes.set_xscale("symlog", linthresh=1e-5)
+        magnitudes = sorted({m for points in lines.values() for m, _ in points})
+        axes.set_xticks(magnitudes, [f"{m:g}" for m in magnitudes])
         axes.set_ylim(bottom=0)
         axes.set_xlabel("magnitude of the perturbation")
         axes.set_ylabel("meta-stability (standard deviation)")

@@ -105,7 +105,8 @@ def report(
     sections.append(Section("Stability", _stability(cases)))
     costs, inputs = _costs(cases, cards), _inputs(cases, cards)
     sections += [Section(title, [table]) for title, table in
-                 (("Table 4: training cost", costs), ("Table 6: input perturbation", inputs))
+                 (("Table 4: training cost, until the policy was saved", costs),
+                  ("Table 6: input perturbation", inputs))
                  if table.rows]  # fmt: skip
     lacking = [f"{f.title}: needs {f.lacking}." for f in figures if not f.draw]
     if not costs.rows:
@@ -292,7 +293,7 @@ def _stability(cases) -> list[Block]:
 
 
 def _costs(cases, cards: Cards) -> Table:
-    """Table 4: what each policy's training cost, means over its replicates."""
+    """Table 4: what each policy's training cost until it was saved, means over its replicates."""
     origins: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
     for found in cases.values():
         for s in found:

@@ -7,9 +7,10 @@ is left out of every number and counted.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from math import isfinite, nan, sqrt
+from functools import partial
+from math import isfinite, log, nan, sqrt
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike
 
 LOG_OFFSET = 1e-10  # a float32 loss can reach zero
 _NEGLIGIBLE = 1e-12  # of the whole variance: rounding, not variation
+_AS_LIKELY = 1e-6  # of deviances: rounding, not another maximum
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ def mixed_effects(
 ) -> Stability:
     """Fits y_ij = μ + a_i + b_j + e_ij, replicate i, evaluation j, by restricted likelihood.
 
+    The fit is statsmodels' where that is at the likelihood's maximum; else a note says that it is
+    not, and the fit is from the likelihood's profile.
+
     Eq. 9 has no b: what evaluations of one seed (initial weights, batches) have in common. Where
     replicates share seeds the scatter of their means does not show it, and without b μ would look
     surer than it is and a smaller. Where no two share one, or `seeds` is not given, it is Eq. 9.
@@ -104,7 +109,8 @@ def mixed_effects(
         notes.append("one evaluation a replicate: meta- and evaluation stability not told apart")
         parts = [_of_the_mean(values)]
     else:
-        mean, meta, evaluation, parts = _fit(values, group, seed)
+        mean, meta, evaluation, parts, found = _fit(values, group, seed)
+        notes += found
     if len(values) == 1:
         notes.append("one value: no interval")
     elif np.ptp(values) == 0:
@@ -114,16 +120,16 @@ def mixed_effects(
                      excluded, tuple(notes))  # fmt: skip
 
 
-def _fit(values, group, seed) -> tuple[float, float, float, list[tuple[float, int]]]:
-    """μ, standard deviations of a and of b + e, and the parts of μ's variance."""
+def _fit(values, group, seed) -> tuple[float, float, float, list[tuple[float, int]], list[str]]:
+    """μ, standard deviations of a and of b + e, the parts of μ's variance, and notes."""
     centre, scale, counts = values.mean(), values.std(), np.bincount(group)
     if scale < _NEGLIGIBLE * abs(centre) or scale == 0:
-        return float(centre), 0.0, 0.0, [(0.0, len(counts) - 1)]
+        return float(centre), 0.0, 0.0, [(0.0, len(counts) - 1)], []
     z = (values - centre) / scale
     seeds, pairs = len(set(seed)), len(set(zip(group, seed, strict=True)))
     if seeds == pairs or len(z) < seeds + len(counts):
         seed, seeds = np.zeros_like(seed), 1  # none is shared, or nothing would be left for e
-    fitted, covariance, between, within = _components(z, group, seed)
+    fitted, covariance, between, within, notes = _components(z, group, seed)
     mean, contrasts = fitted[0], _coded(np.arange(seeds))
     effects = contrasts @ fitted[1:]  # b of each seed
     # Weights of the replicates' means by the variance of each, up to a factor.
@@ -136,55 +142,83 @@ def _fit(values, group, seed) -> tuple[float, float, float, list[tuple[float, in
         errors = np.trace(contrasts @ covariance[1:, 1:] @ contrasts.T)
         within += max(0.0, (effects @ effects - errors) / (seeds - 1))
     return (float(centre + scale * mean), scale * sqrt(between), scale * sqrt(within),
-            [(scale**2 * part, freedom) for part, freedom in parts])  # fmt: skip
+            [(scale**2 * part, freedom) for part, freedom in parts], notes)  # fmt: skip
 
 
 def _components(z, group, seed):
     """Of values with mean 0 and variance 1, with a at random and b as fixed effects of sum 0.
 
-    Statsmodels' own starting point leaves its optimizers stranded where a's variance is near zero
-    or far above e's. So zero is decided by the sign of the restricted likelihood's slope there,
-    and the search starts at the analysis of variance's estimate, which is the solution itself
-    where replicates have equally many evaluations.
+    The restricted likelihood can have several peaks, of which one may be where a's variance is
+    zero. The highest is found in its profile over the ratio of a's variance to e's. Statsmodels'
+    mixed model starts there: from its own start it misses the peak in about one unbalanced
+    table of eight. It still misses it, by rounding, where the ratio is above 1e10 or so. Where it
+    is zero there is nothing to search for.
 
     Returns:
-        μ and the contrasts of b, their covariance, the variances of a and e.
+        μ and the contrasts of b, their covariance, the variances of a and e, and notes.
     """
     design = np.hstack([np.ones((len(z), 1)), _coded(seed)])
-    fitted, left, within = _least_squares(design, z)
-    sums = np.bincount(group, left)  # by replicate
-    indicators = np.equal.outer(group, np.arange(group.max() + 1)).astype(float)
-    inverse = np.linalg.inv(design.T @ design)
-    across = design.T @ indicators
-    spread = indicators.T @ indicators - across.T @ inverse @ across
-    if sums @ sums <= within * np.trace(spread):
-        return fitted, within * inverse, 0.0, within
-    both, _, within = _least_squares(np.hstack([design, _coded(group)]), z)
     size = design.shape[1]
-    if within < _NEGLIGIBLE:
+    whole = np.hstack([design, _coded(group)])
+    both, _, rank, _ = np.linalg.lstsq(whole, z, rcond=None)
+    left = z - whole @ both
+    if left @ left < _NEGLIGIBLE * (len(z) - rank):  # the likelihood has no bound
         between = (_coded(np.arange(group.max() + 1)) @ both[size:]).var(ddof=1)
-        return both[:size], np.zeros((size, size)), between, 0.0
-    ratio = max((sums @ sums / within - np.trace(spread)) / np.trace(spread @ spread), 1e-3)
-    return _restricted_likelihood(z, design, group, ratio)
+        between *= between > _NEGLIGIBLE
+        return both[:size], np.zeros((size, size)), between, 0.0, []
+
+    profile = partial(_profile, z, design, group)
+    ratio = _best_ratio(lambda ratio: profile(ratio)[0])
+    deviance, fitted, covariance, within = profile(ratio)
+    if not ratio:
+        return fitted, covariance, 0.0, within, []
+    fit = _mixed_model(z, design, group, ratio)
+    if profile(fit.cov_re[0, 0] / fit.scale)[0] < deviance + _AS_LIKELY:
+        return fit.fe_params, covariance, fit.cov_re[0, 0], fit.scale, []
+    note = "statsmodels misses the restricted likelihood's maximum, which is taken from its profile"
+    return fitted, covariance, ratio * within, within, [note]
 
 
-def _restricted_likelihood(z, design, group, ratio: float):
-    """As `_components`, by statsmodels' mixed model; starts at the ratio of a's variance to e's."""
+def _best_ratio(deviance: Callable[[float], float]) -> float:
+    """The ratio with the least deviance of all: 0, or from 1e-8 to 1e14."""
+    from scipy.optimize import minimize_scalar
+
+    at = lambda power: deviance(10**power)  # noqa: E731
+    powers = np.linspace(-8, 14, 67)  # no valley is narrower than a few of these
+    depths = np.array([at(power) for power in powers])
+    lowest = np.flatnonzero((depths[1:-1] <= depths[:-2]) & (depths[1:-1] <= depths[2:]))
+    valleys = [minimize_scalar(at, bounds=powers[[i, i + 2]], method="bounded") for i in lowest]
+    return min([0.0, *(10**valley.x for valley in valleys)], key=deviance)
+
+
+def _profile(z, design, group, ratio: float):
+    """The restricted likelihood's maximum at a ratio of a's variance to e's (Harville 1977).
+
+    Returns:
+        Minus twice its logarithm, but for a constant; the coefficients, their covariance, and e's
+        variance.
+    """
+    table, counts = np.column_stack([design, z]), np.bincount(group)
+    means = np.equal.outer(np.arange(len(counts)), group) @ table / counts[:, None]
+    # With the means shrunk by this the rows are uncorrelated, and least squares is likelihood.
+    shrunk = means / np.sqrt(1 + ratio * counts)[:, None]
+    root = np.linalg.qr(table - (means - shrunk)[group], mode="r")
+    inverse, free = np.linalg.inv(root[:-1, :-1]), len(z) - design.shape[1]
+    within = root[-1, -1] ** 2 / free
+    determinants = 2 * np.log(np.abs(np.diag(root)[:-1])).sum() + np.log1p(ratio * counts).sum()
+    deviance = free * log(within) + determinants
+    return deviance, inverse @ root[:-1, -1], within * inverse @ inverse.T, within
+
+
+def _mixed_model(z, design, group, ratio: float):
+    """Statsmodels' fit from a ratio of a's variance to e's on."""
     from statsmodels.regression.mixed_linear_model import MixedLM, MixedLMParams
 
     size = design.shape[1]
     start = MixedLMParams.from_components(fe_params=np.zeros(size), cov_re=np.array([[ratio]]))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on the boundary, which has been looked at already
-        fit = MixedLM(z, design, groups=group).fit(start_params=start, method=["nm"])
-    return fit.fe_params, fit.cov_params()[:size, :size], fit.cov_re[0, 0], fit.scale
-
-
-def _least_squares(design, z) -> tuple[Any, Any, float]:
-    """Coefficients, residuals and the variance of these."""
-    fitted, _, rank, _ = np.linalg.lstsq(design, z, rcond=None)
-    left = z - design @ fitted
-    return fitted, left, left @ left / (len(z) - rank)
+        warnings.simplefilter("ignore")  # on convergence, which is judged by the profile
+        return MixedLM(z, design, groups=group).fit(start_params=start, method=["nm"])
 
 
 def _coded(number) -> np.ndarray:

@@ -101,6 +101,8 @@ def steps_file(key: Key) -> str:
 def read_cards(directories: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """The policies' cards kept in directories of results, by origin.
 
+    A perturbation is where `train.py` has it, whatever made the card.
+
     Raises:
         TableError: If one cannot be read.
     """
@@ -120,6 +122,11 @@ def _card(path: Path) -> dict[str, Any]:
     card = json.loads(path.read_text())
     if not isinstance(card, dict):
         raise ValueError(f"a card is an object. Received: {type(card).__name__}")
+    # Cards of tools/replicates.py, also of most shipped policies, have magnitudes by kind.
+    magnitudes = {kind: card[kind] for kind in ("gaussian", "adversarial") if card.get(kind)}
+    if len(magnitudes) == 1:
+        ((kind, magnitude),) = magnitudes.items()
+        card["perturbation"] = {"kind": kind, "magnitude": magnitude}
     noise = card.get("perturbation")
     numbers = {name: card.get(name, 0) for name in ("updates", "seconds")}
     if isinstance(noise, dict):
