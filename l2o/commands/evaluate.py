@@ -42,6 +42,7 @@ from l2o.evaluation.contenders import (
     get_contenders,
     keras_optimizers,
 )
+from l2o.evaluation.made import made_with
 from l2o.evaluation.privacy import PrivacyError, check_network
 from l2o.evaluation.results import TABLE, describe
 from l2o.evaluation.run import Bench, Plan, Task, evaluate, keep, missing, present, warmup_notes
@@ -184,7 +185,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     try:
         check_free(output, TABLE)
         tasks = _tasks(options)
-        directory = ResultsDirectory(output)
+        directory = ResultsDirectory(output, made_with(task.dataset for task in tasks))
     except (PrivacyError, DirectoryError, TableError) as error:
         raise UserError(str(error)) from error
     with directory:
