@@ -478,6 +478,39 @@ def test_results_that_do_not_say_what_they_were_made_with_go_on_and_say_it_then(
         assert files_of(here) == before
 
 
+def test_a_policy_trained_anew_is_another_and_both_are_told_apart(here, capsys, monkeypatch):
+    words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "mine", "adam")
+    note = "Note: there are also results of another mine, from before it changed; "
+    rows = []
+    for seed in (0, 1):
+        make_policy(here / "mine", seed)
+        for times in (0, 1):
+            assert call(*words) == 0
+            out = capsys.readouterr().out
+            assert (note in out) == bool(seed) and "another adam" not in out
+            assert f"{1 + times if seed else 2 * times} of 2 evaluations are there" in out
+        rows.append(read_results("results/smoke"))
+    assert rows[1][: len(rows[0])] == rows[0]
+    first, second = {r.origin: None for r in rows[1] if r.optimizer == "mine"}
+    monkeypatch.setattr("l2o.evaluation.report.png", lambda draw: b"")
+    assert call("--report", "results/smoke") == 0
+    page = (here / "results" / "smoke" / "report" / "report.md").read_text()
+    both = sorted([f"mine [{first[:6]}]", f"mine [{second[:6]}]"], key=page.index)
+    assert f"{', '.join(both)} were all called mine: a policy that was trained anew" in page
+    assert "called adam" not in page
+
+
+def test_a_policy_replaced_while_it_is_evaluated_is_refused_by_a_process_of_jobs(here):
+    task, plan, path = Task(get_problem("mnist_mlp"), tiny("mnist")), Plan(1, 1), here / "mine"
+    make_policy(path, 0)
+    key = plan.key(task, get_contenders("mine")[0], 1)
+    bench = SimpleNamespace(plan=plan, run=lambda *_: "run")
+    assert _run_one((bench, [task], get_contenders("mine")), key) == "run"
+    make_policy(path, 1)
+    with pytest.raises(UserError, match="mnist_mlp or mine has changed since the evaluation began"):
+        _run_one((bench, [task], get_contenders("mine")), key)
+
+
 def test_a_second_process_is_kept_out(tmp_path):
     first = ResultsDirectory(tmp_path)
     with pytest.raises(DirectoryError, match="in use"):

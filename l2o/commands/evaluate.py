@@ -202,6 +202,11 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
     print(f"Optimizers: {', '.join(_named(contenders))}")
     print(f"Results: {directory.table}, {wanted - len(todo)} of {wanted} "
           "evaluations are there", flush=True)  # fmt: skip
+    for name in dict.fromkeys(c.name for c in contenders if _replaces(c, directory)):
+        print(
+            f"Note: there are also results of another {name}, from before it changed; they stay, "
+            "and reports tell the two apart"
+        )
     for name, doubt in dict.fromkeys(
         (c.name, doubt) for c in contenders for doubt in doubts(c.card)
     ):
@@ -254,6 +259,15 @@ def _named(contenders) -> list[str]:
         f"{name} (replicate{'s' * (len(found) > 1)} {', '.join(map(str, found))})"
         for name, found in numbers.items()
     ]  # fmt: skip
+
+
+def _replaces(contender, directory: ResultsDirectory) -> bool:
+    """Whether there are results of another optimizer by that name and number."""
+    return any(
+        (r.optimizer, r.replicate) == (contender.name, contender.replicate)
+        and r.origin != contender.origin
+        for r in directory.results
+    )
 
 
 def _in_turn(todo, plan, directory, bar: Progress, device: str) -> None:
