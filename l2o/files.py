@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
 from collections.abc import Iterator
@@ -46,6 +48,16 @@ def write_atomically(path: Path | str, text: str | bytes) -> None:
         finally:
             draft.unlink(missing_ok=True)
     sync_directory(path.parent)
+
+
+def csv_lines(text: str) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a CSV file that hold anything, with their numbers.
+
+    Spreadsheets, according to their language, separate cells by semicolons or tabs too.
+    """
+    separator = next((s for s in ";\t" if s in text.partition("\n")[0]), ",")
+    reader = csv.reader(io.StringIO(text), delimiter=separator)
+    return ((reader.line_num, line) for line in reader if any(line))
 
 
 def sync_directory(path: Path) -> None:

@@ -1,5 +1,6 @@
 """python evaluate.py: table, resuming, and what it says when it cannot."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,9 +8,11 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+from bad_input import files_of
 from made_results import made_evaluation
 from made_weights import made_weights, make_policy
 
+import l2o
 import problems
 from l2o import save_policy
 from l2o.claim import DirectoryError
@@ -408,6 +411,104 @@ def test_a_damaged_table_is_one_line_and_left_alone(here, capsys, damage):
     assert "results.csv" in error_of(capsys, *words)
     assert "results.csv" in error_of(capsys, "--report", "results/smoke")
     assert table.read_bytes() == broken
+
+
+# --- what has changed since ---------------------------------------------------------------------
+
+_ADAM = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "adam")
+
+
+def other_digits(name: str, *_, **__) -> Dataset:
+    """As `tiny`, but for one label of the part that is not trained on."""
+    dataset = tiny(name)
+    labels = dataset.test.labels.copy()
+    labels[-1] = (labels[-1] + 1) % 10
+    return replace(dataset, test=Split(dataset.test.images, labels))
+
+
+def test_results_do_not_go_on_with_other_data_of_the_same_name(here, capsys, monkeypatch):
+    assert call(*_ADAM) == 0
+    before = files_of(here)
+    monkeypatch.setattr(problems, "load_dataset", other_digits)
+    for words in (_ADAM, (*_ADAM, "sgd")):
+        said = error_of(capsys, *words)
+        assert "results/smoke was made with mnist " in said and "the data have changed" in said
+        assert said.endswith("Choose another --output")
+    assert files_of(here) == before
+    assert call(*_ADAM, "--problem", "fmnist_cnn") == 0  # of other data nothing is known yet
+    assert call(*_ADAM, "--output", "new") == 0
+    said = error_of(capsys, "--report", "results/smoke", "new")
+    assert "new was made with mnist " in said and said.endswith("Report them apart")
+    monkeypatch.setattr(problems, "load_dataset", tiny)
+    assert call(*_ADAM, "sgd") == 0
+
+
+def test_results_do_not_go_on_with_another_release(here, capsys, monkeypatch):
+    """A minor version: what comes between them gives the same numbers."""
+    monkeypatch.setattr(l2o, "__version__", "0.4.1")
+    assert call(*_ADAM) == 0
+    monkeypatch.setattr(l2o, "__version__", "0.4.12")
+    assert call(*_ADAM, "sgd") == 0
+    before = files_of(here)
+    monkeypatch.setattr(l2o, "__version__", "0.5.0")
+    assert error_of(capsys, *_ADAM, "rmsprop") == (
+        "error: results/smoke was made with l2o 0.4, not 0.5; such results do not stand together. "
+        "Choose another --output"
+    )
+    assert files_of(here) == before
+    assert call(*_ADAM, "--output", "new") == 0
+    said = error_of(capsys, "--report", "results/smoke", "new")
+    assert "new was made with l2o 0.5, not 0.4; " in said
+
+
+def test_results_that_do_not_say_what_they_were_made_with_go_on_and_say_it_then(here, capsys):
+    assert call(*_ADAM) == 0
+    made = here / "results" / "smoke" / "made.json"
+    said = json.loads(made.read_text())
+    made.unlink()
+    assert call("--report", "results/smoke") == 0
+    assert call(*_ADAM) == 0 and not made.exists()  # nothing was added
+    assert call(*_ADAM, "sgd") == 0
+    assert json.loads(made.read_text()) == said and set(said) == {"l2o", "mnist"}
+    for broken in ("[]", '{"l2o": ', "\ufeff{}", "[" * 100_000):
+        made.write_text(broken)
+        before = files_of(here)
+        for words in ((*_ADAM, "rmsprop"), ("--report", "results/smoke")):
+            assert "made.json cannot be read: " in error_of(capsys, *words)
+        assert files_of(here) == before
+
+
+def test_a_policy_trained_anew_is_another_and_both_are_told_apart(here, capsys, monkeypatch):
+    words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "mine", "adam")
+    note = "Note: there are also results of another mine, from before it changed; "
+    rows = []
+    for seed in (0, 1):
+        make_policy(here / "mine", seed)
+        for times in (0, 1):
+            assert call(*words) == 0
+            out = capsys.readouterr().out
+            assert (note in out) == bool(seed) and "another adam" not in out
+            assert f"{1 + times if seed else 2 * times} of 2 evaluations are there" in out
+        rows.append(read_results("results/smoke"))
+    assert rows[1][: len(rows[0])] == rows[0]
+    first, second = {r.origin: None for r in rows[1] if r.optimizer == "mine"}
+    monkeypatch.setattr("l2o.evaluation.report.png", lambda draw: b"")
+    assert call("--report", "results/smoke") == 0
+    page = (here / "results" / "smoke" / "report" / "report.md").read_text()
+    both = sorted([f"mine [{first[:6]}]", f"mine [{second[:6]}]"], key=page.index)
+    assert f"{', '.join(both)} were all called mine: a policy that was trained anew" in page
+    assert "called adam" not in page
+
+
+def test_a_policy_replaced_while_it_is_evaluated_is_refused_by_a_process_of_jobs(here):
+    task, plan, path = Task(get_problem("mnist_mlp"), tiny("mnist")), Plan(1, 1), here / "mine"
+    make_policy(path, 0)
+    key = plan.key(task, get_contenders("mine")[0], 1)
+    bench = SimpleNamespace(plan=plan, run=lambda *_: "run")
+    assert _run_one((bench, [task], get_contenders("mine")), key) == "run"
+    make_policy(path, 1)
+    with pytest.raises(UserError, match="mnist_mlp or mine has changed since the evaluation began"):
+        _run_one((bench, [task], get_contenders("mine")), key)
 
 
 def test_a_second_process_is_kept_out(tmp_path):

@@ -269,3 +269,33 @@ def test_table_is_cut_back_to_its_checkpoint(tmp_path):
     with open(path, newline="") as file:
         rows = list(csv.reader(file))
     assert rows == [["name", "loss"], ["row, 0", "0.0"], ["row, 1", str(1 / 3)], ["again", "7"]]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_table_that_a_spreadsheet_saved_goes_on_in_its_own_form(separator, tmp_path):
+    path = tmp_path / "table.csv"
+    lines = [["name", "loss"], ["a", "0.5"], ["b", "0.25"], ["c", "0.125"]]
+    text = "".join(f"{separator.join(line)}\r\n\r\n" for line in lines)
+    path.write_text(f"\ufeff{text}{separator}\r\n", encoding="utf-8", newline="")
+    with Table(path, ("name", "loss"), 2) as table:
+        table.append({"name": "again", "loss": 7})
+    assert path.read_text(encoding="utf-8") == "name,loss\na,0.5\nb,0.25\nagain,7\n"
+
+
+@pytest.mark.parametrize(
+    "text, received",
+    [
+        ("name,meta_loss\na,0.5\n", "name, meta_loss"),  # of another release, perhaps
+        ("name,loss,note\na,0.5,x\n", "name, loss, note"),
+        ("name,loss\na,0,5\n", "a, 0, 5"),
+        ("", ""),
+    ],
+)
+def test_another_table_is_refused_and_left_alone(text, received, tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text(text)
+    with pytest.raises(DirectoryError, match=f"{path} needs .* Received: {received}$"):
+        Table(path, ("name", "loss"), 1)
+    assert path.read_text() == text
+    Table(path, ("name", "loss"), 0).close()  # nothing in it counts
+    assert path.read_text() == "name,loss\n"

@@ -5,10 +5,12 @@ from math import inf
 from pathlib import Path
 
 import pytest
+from bad_input import files_of
 
 from l2o.claim import DirectoryError
 from l2o.commands.terminal import UserError
 from l2o.commands.tune import TRIALS, Search, search, tune
+from l2o.evaluation.made import keep_made, made_with, read_made
 from l2o.evaluation.tables import TableError, read_table
 from l2o.evaluation.tuning import (
     RATES,
@@ -139,6 +141,7 @@ def test_search_and_its_resume(tmp_path, capsys):
         -1,
         "digits",
     )
+    assert read_made(tmp_path) == made_with([_load()[1]])
     assert 0 < good.validation_loss < 2.5 and 0.1 <= good.validation_accuracy <= 1
     assert (bad.rate, bad.validation_loss) == (1e38, inf) and bad.diverged_at > 100
     text = (tmp_path / "table.md").read_text()
@@ -146,7 +149,7 @@ def test_search_and_its_resume(tmp_path, capsys):
     assert "IN PLACE OF mnist" in text
     assert f"adam         0.02  (in the pools: {TUNED_RATES['adam']:g})" in out
     before = (tmp_path / TRIALS).read_bytes()
-    found = search(_SEARCH, "digits", tmp_path / TRIALS, 1, lambda *args: None)  # nothing to do
+    found = search(_SEARCH, _load()[1], tmp_path / TRIALS, 1, lambda *args: None)  # nothing to do
     assert len(found) == 4 and there[1] not in found
     assert (tmp_path / TRIALS).read_bytes() == before
 
@@ -159,6 +162,17 @@ def test_another_search_is_refused(tmp_path, other):
     with pytest.raises(TableError, match="Choose another --output"):
         tune(_SEARCH, _load, tmp_path, jobs=1)
     assert (tmp_path / TRIALS).read_bytes() == before
+
+
+@pytest.mark.parametrize("name, mark", [("digits", "0" * 8), ("l2o", "0.0")])
+def test_a_search_of_other_data_or_another_release_is_refused(name, mark, tmp_path):
+    made = made_with([_load()[1]])
+    keep_made(tmp_path, made | {name: mark})
+    write_trials(tmp_path / TRIALS, [trial(problem="mnist_mlp", dataset="digits", epochs=12)])
+    before = files_of(tmp_path)
+    with pytest.raises(TableError, match=f"was made with {name} {mark}, not {made[name]}.*--outp"):
+        tune(_SEARCH, _load, tmp_path, jobs=1)
+    assert files_of(tmp_path) | {".lock": b""} == before | {".lock": b""}
 
 
 def test_fits_that_end_within_the_warm_up_are_refused(tmp_path):

@@ -17,13 +17,14 @@ import json
 import os
 import zipfile
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from l2o.claim import Claim, DirectoryError
-from l2o.files import sync_directory, temporary, write_atomically, writing
+from l2o.files import csv_lines, sync_directory, temporary, write_atomically, writing
 
 CONFIG = "config.json"
 CHECKPOINT, PREVIOUS = "checkpoint.npz", "checkpoint.previous.npz"
@@ -174,15 +175,28 @@ class Table:
         path: The file.
         columns: Its header.
         rows: How many of its rows count; later ones are of a time that will be lived again.
+
+    Raises:
+        DirectoryError: If the file has other columns, or a row that counts has.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], rows: int):
         self._columns = tuple(columns)
-        text = path.read_text(errors="replace") if path.exists() else ""
-        behind = list(csv.reader(io.StringIO(text)))[1 : rows + 1]
-        head = io.StringIO()
-        csv.writer(head, lineterminator="\n").writerows([self._columns, *behind])
-        write_atomically(path, head.getvalue())
+        behind: list[list[str]] = []
+        if rows and path.exists():
+            lines = csv_lines(path.read_text(encoding="utf-8-sig", errors="replace"))
+            head, *behind = [line for _, line in islice(lines, rows + 1)] or [[]]
+            wrong = [head] * (head != [*columns])
+            wrong += [line for line in behind if len(line) != len(columns)]
+            if wrong:
+                raise DirectoryError(
+                    f"{path} needs the columns {', '.join(columns)}, and as many cells a row. "
+                    "Without that file, the run goes on with a new one. "
+                    f"Received: {', '.join(wrong[0])[:200]}"
+                )
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self._columns, *behind])
+        write_atomically(path, text.getvalue())
         self._path = path
         self._file = open(path, "a", newline="")  # noqa: SIM115 grows while the run lasts
         self._writer = csv.writer(self._file, lineterminator="\n")

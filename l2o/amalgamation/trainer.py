@@ -98,6 +98,7 @@ class Trainer:
         Raises:
             Stopped: After SIGINT or SIGTERM, once what there is has been saved.
             Diverged: If a period was lost in its last try; see `curriculum.judge`.
+            DirectoryError: If a table that is there is not this run's.
         """
         with handling(self._stop):
             run = self._run or self._fresh(0)

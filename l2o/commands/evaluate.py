@@ -42,6 +42,7 @@ from l2o.evaluation.contenders import (
     get_contenders,
     keras_optimizers,
 )
+from l2o.evaluation.made import made_with
 from l2o.evaluation.privacy import PrivacyError, check_network
 from l2o.evaluation.results import TABLE, describe
 from l2o.evaluation.run import Bench, Plan, Task, evaluate, keep, missing, present, warmup_notes
@@ -184,7 +185,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     try:
         check_free(output, TABLE)
         tasks = _tasks(options)
-        directory = ResultsDirectory(output)
+        directory = ResultsDirectory(output, made_with(task.dataset for task in tasks))
     except (PrivacyError, DirectoryError, TableError) as error:
         raise UserError(str(error)) from error
     with directory:
@@ -201,6 +202,11 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
     print(f"Optimizers: {', '.join(_named(contenders))}")
     print(f"Results: {directory.table}, {wanted - len(todo)} of {wanted} "
           "evaluations are there", flush=True)  # fmt: skip
+    for name in dict.fromkeys(c.name for c in contenders if _replaces(c, directory)):
+        print(
+            f"Note: there are also results of another {name}, from before it changed; they stay, "
+            "and reports tell the two apart"
+        )
     for name, doubt in dict.fromkeys(
         (c.name, doubt) for c in contenders for doubt in doubts(c.card)
     ):
@@ -253,6 +259,15 @@ def _named(contenders) -> list[str]:
         f"{name} (replicate{'s' * (len(found) > 1)} {', '.join(map(str, found))})"
         for name, found in numbers.items()
     ]  # fmt: skip
+
+
+def _replaces(contender, directory: ResultsDirectory) -> bool:
+    """Whether there are results of another optimizer by that name and number."""
+    return any(
+        (r.optimizer, r.replicate) == (contender.name, contender.replicate)
+        and r.origin != contender.origin
+        for r in directory.results
+    )
 
 
 def _in_turn(todo, plan, directory, bar: Progress, device: str) -> None:

@@ -10,6 +10,7 @@ from l2o.commands.problem import ALL
 from l2o.commands.terminal import Parser, UserError, given_beside
 from l2o.evaluation.comparison import evaluations
 from l2o.evaluation.contenders import ORACLE
+from l2o.evaluation.made import read_made
 from l2o.evaluation.report import write_report
 from l2o.evaluation.results import Result, distinct, read_results
 from l2o.evaluation.store import read_cards, read_samples
@@ -36,6 +37,7 @@ def report(options: argparse.Namespace, parser: Parser) -> int:
             "--problem, --epochs and, by the names in its tables, --optimizer"
         )
     try:
+        read_made(*folders)  # first: it says why two tables differ
         results = read_results(*options.report)
         if not results:
             raise UserError(f"{', '.join(map(str, options.report))}: no results yet")

@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from l2o.claim import Claim, check_free, move_aside
 from l2o.commands.pool import spread
 from l2o.commands.problem import load_problem
 from l2o.commands.terminal import UserError
 from l2o.evaluation.fit import Warmup
+from l2o.evaluation.made import keep_made, made_with, read_made
 from l2o.evaluation.tables import TableError, read_table
 from l2o.evaluation.tuning import (
     RATES,
@@ -54,7 +56,7 @@ class Search:
 
 def search(
     settings: Search,
-    dataset: str,
+    data: Any,
     path: Path,
     jobs: int,
     progress: Callable[[int, int, Trial | None], None],
@@ -63,7 +65,7 @@ def search(
 
     Args:
         settings: What is tried.
-        dataset: Name of the data that will really be used.
+        data: The dataset that will really be used.
         path: The table, made if it is not there.
         jobs: Processes, of one thread each.
         progress: Called with trials done, trials in all, and the newest.
@@ -72,11 +74,11 @@ def search(
         The trials of this search.
 
     Raises:
-        TableError: If `path` is no table of trials, or one of another problem or data.
+        TableError: If `path` is no table of trials, or one of another problem, data or release.
         UserError: If a process died.
     """
     trials = read_table(path, Trial) if path.exists() else []
-    mine = (settings.problem, dataset, settings.epochs)
+    mine = (settings.problem, data.name, settings.epochs)
     for trial in trials:
         theirs = (trial.problem, trial.dataset, trial.epochs)
         if mine != theirs:
@@ -84,11 +86,14 @@ def search(
                 f"{path} holds trials of {theirs[0]} on {theirs[1]}, {theirs[2]} epochs; asked "
                 f"for {mine[0]} on {mine[1]}, {mine[2]} epochs. Choose another --output."
             )
+    made = read_made(path.parent, now=made_with([data]))
     seeds = range(settings.first_seed, settings.first_seed + settings.seeds)
     wanted = [(t, r, s) for s in seeds for r in settings.rates for t in settings.teachers]
     known = {_key(trial) for trial in trials}
     missing = [key for key in wanted if key not in known]
     there = len(wanted) - len(missing)
+    if missing:
+        keep_made(path.parent, made)
     progress(there, len(wanted), None)
     results = spread(_run_trial, missing, jobs, _start_worker, (settings,))
     for done, trial in enumerate(results, start=there + 1):
@@ -191,7 +196,7 @@ def _tune(settings: Search, data, output: Path, jobs: int) -> None:
         text = f"{duration(left)} left | {done}/{total} {trial.teacher} {trial.rate:g}: {loss}"
         bar.show(done, total, text)
 
-    trials = search(settings, data.name, output / TRIALS, jobs, progress)
+    trials = search(settings, data, output / TRIALS, jobs, progress)
     bar.close()
     text = (
         f"# Teachers' learning rates\n\nValidation loss of {settings.problem} after "

@@ -143,6 +143,14 @@ def _overview(cases, cards: Cards, selection: str) -> list[Block]:
         for label, e in evaluations
         for doubt in doubts(cards.get(e.key.origin, {}))
     )
+    of_name: dict[str, dict[str, None]] = defaultdict(dict)
+    for label, e in evaluations:
+        if label != e.key.optimizer:
+            of_name[e.key.optimizer][label] = None
+    warnings += [
+        f"{', '.join(group)} were all called {name}: a policy that was trained anew, for example."
+        for name, group in of_name.items()
+    ]
     stand_ins = defaultdict(list)
     for case, found in cases.items():
         if no_oracle(found):

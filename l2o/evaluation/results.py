@@ -60,7 +60,7 @@ class Result:
         privacy: Accountant and sampling assumption; empty where training is not private.
 
     Raises:
-        ValueError: If the version is another, or a value cannot be.
+        ValueError: If a value cannot be.
     """
 
     version: int
@@ -87,8 +87,10 @@ class Result:
     privacy: str
 
     def __post_init__(self):
-        if self.version != VERSION:
-            raise ValueError(f"version {self.version}; this reads version {VERSION}")
+        if "E+" in self.origin:
+            raise ValueError(
+                f"origin cannot be {self.origin[:30]}, the number that a spreadsheet took it for"
+            )
         least = {"replicate": 1, "repeat": 1, "epochs": 1, "diverged_at": -1, "train_loss": -inf,
                  "validation_loss": -inf}  # fmt: skip
         least["steps"] = min(self.epoch, 1)
@@ -120,7 +122,7 @@ def read_results(*paths: Path | str) -> list[Result]:
         if path.is_dir() and not (path / TABLE).exists():
             raise TableError(f"{path} holds no {TABLE}")
         path = path / TABLE if path.is_dir() else path
-        for key, rows in by_evaluation(read_table(path, Result)).items():
+        for key, rows in by_evaluation(read_table(path, Result, VERSION)).items():
             epochs = [row.epoch for row in rows]
             whole = rows[-1].diverged_at >= 0 or epochs[-1] == key.epochs
             if epochs != list(range(len(rows))) or not whole:

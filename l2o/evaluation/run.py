@@ -187,7 +187,8 @@ def evaluate(
 
 
 def keep(todo: Sequence[tuple[Task, int, Contender]], directory: ResultsDirectory) -> None:
-    """Keeps what belongs to evaluations: cards of policies, samples of datasets."""
+    """Keeps what belongs to evaluations: cards, samples, and what they are made with."""
+    directory.keep_made()
     for dataset in {id(task.dataset): task.dataset for task, _, _ in todo}.values():
         if is_image(dataset.test.inputs):
             directory.keep_samples(dataset.name, dataset.test.inputs)

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from l2o.claim import Claim
 from l2o.evaluation.fit import Course
+from l2o.evaluation.made import keep_made, read_made
 from l2o.evaluation.results import (
     TABLE,
     Key,
@@ -34,18 +35,21 @@ class ResultsDirectory(Claim):
     steps/*.npz     an evaluation's arrays `loss` and `accuracy`: of every step's batch, before it
     cards/*.json    the card of each policy, by its origin
     samples/*.npy   the first test images of each dataset
+    made.json       the release, and a digest of each dataset
 
     Args:
         path: The directory; made if it is not there.
+        made: What results to come will be made with, as from `made_with`.
 
     Raises:
         DirectoryError: If it cannot be written, is in use, or holds other files.
-        TableError: If its table cannot be read.
+        TableError: If its table cannot be read, or was made with something else.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, made: Mapping[str, str] = {}):  # noqa: B006  (read only)
         super().__init__(path, TABLE)
         try:
+            self._made = read_made(self.path, now=made)
             self.results = read_results(self.table) if self.table.exists() else []
             self.tidy()
         except BaseException:
@@ -71,6 +75,10 @@ class ResultsDirectory(Claim):
         write_results(self.table, [*self.results, *results])
         self.results += results
         self._known.add(key.fit)
+
+    def keep_made(self) -> None:
+        """Keeps what results are made with."""
+        keep_made(self.path, self._made)
 
     def keep_card(self, origin: str, card: dict[str, Any]) -> None:
         """Keeps a policy's card."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from contextlib import suppress
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from l2o.files import write_atomically
+from l2o.files import csv_lines, write_atomically
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -22,43 +23,84 @@ class TableError(ValueError):
     """A table that cannot be read; the message names file and fault in one line."""
 
 
-def read_table(path: Path | str, kind: type[Row]) -> list[Row]:
-    """Reads a table written by `write_table`.
+def read_table(path: Path | str, kind: type[Row], version: int | None = None) -> list[Row]:
+    """Reads a table written by `write_table`, or saved again by a program that kept all cells.
+
+    A spreadsheet may have put a mark before it, other separators and line ends into it and empty
+    lines after it. Numbers must be as they were: where it wrote them anew, it dropped digits.
 
     Args:
         path: The file.
         kind: The dataclass of its rows; its fields are annotated str, int or float.
+        version: What the table's column `version` must say, if it has one.
 
     Raises:
-        TableError: If the file cannot be read, has other columns, or a line that is no such row.
+        TableError: If the file cannot be read, has another version or other columns, or a line
+            that is no such row.
     """
-    names = [f.name for f in fields(kind)]
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        lines = list(csv.reader(io.StringIO(text)))
+        text = Path(path).read_text(encoding="utf-8-sig")
+        lines = list(csv_lines(text))
     except OSError as error:
         raise TableError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, csv.Error) as error:
+    except UnicodeError as error:
+        raise TableError(
+            f"{path} is no text in UTF-8, which spreadsheets call CSV UTF-8: {error}"
+        ) from error
+    except csv.Error as error:
         raise TableError(f"{path} cannot be read: {error}") from error
-    if not lines or lines[0] != names:
-        received = ", ".join(lines[0])[:200] if lines else "an empty file"
-        raise TableError(f"{path} needs the columns {', '.join(names)}. Received: {received}")
+    (_, columns), *rows = lines or [(0, [])]
+    if version is not None and "version" in columns:
+        at = columns.index("version")
+        for found in (line[at] for _, line in rows if len(line) > at):
+            if found.lstrip("-").isdecimal() and found != str(version):
+                raise TableError(
+                    f"{path} is a table of another release of l2o, in version {found[:30]} of its "
+                    f"form. This release reads version {version}"
+                )
+    names = [f.name for f in fields(kind)]
+    if columns != names:
+        raise TableError(f"{path} needs the columns {', '.join(names)}. {_other(columns, names)}")
     if not text.endswith("\n"):
-        raise TableError(f"{path} is cut off: its last line, number {len(lines)}, has no end")
-    rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        try:
-            values = [_KINDS[str(f.type)](cell) for f, cell in zip(fields(kind), line, strict=True)]
-            rows.append(kind(*values))
-        except ValueError as error:
-            raise TableError(f"{path}, line {number} is no row of this table: {error}") from error
-    return rows
+        raise TableError(f"{path} is cut off: its last line, number {lines[-1][0]}, has no end")
+    return [_row(f"{path}, line {number}", line, kind) for number, line in rows]
 
 
 def write_table(path: Path | str, rows: Sequence, kind: type) -> None:
     """Writes rows in one piece: a reader sees the old table or the new one."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, [f.name for f in fields(kind)], lineterminator="\n")
-    table.writeheader()
-    table.writerows(asdict(row) for row in rows)
+    text, names = io.StringIO(), {f.name: _KINDS[str(f.type)] for f in fields(kind)}
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(names)
+    table.writerows(
+        [as_kind(getattr(row, name)) for name, as_kind in names.items()] for row in rows
+    )
     write_atomically(path, text.getvalue())
+
+
+def _other(columns: list[str], names: list[str]) -> str:
+    """How a table's columns are not these."""
+    if not {*columns} & {*names}:
+        return f"Received: {', '.join(columns)[:200] or 'an empty file'}"
+    lacking = ", ".join(name for name in names if name not in columns)
+    more = ", ".join(repr(name) for name in columns if name not in names)[:200]
+    said = [f"Not there: {lacking}"] * bool(lacking) + [f"There besides: {more}"] * bool(more)
+    return ". ".join(said) or "Received: these in another order"
+
+
+def _row(place: str, line: list[str], kind: type[Row]) -> Row:
+    try:
+        if len(line) != len(fields(kind)):
+            raise ValueError(f"it has {len(line)} cells, not {len(fields(kind))}")
+        return kind(*map(_value, fields(kind), line))
+    except ValueError as error:
+        raise TableError(f"{place} is no row of this table: {error}") from error
+
+
+def _value(field: Field, cell: str) -> str | int | float:
+    with suppress(ValueError):
+        if str(value := _KINDS[str(field.type)](cell)) == cell:
+            return value
+    raise ValueError(
+        f"{field.name} is {cell[:30]!r}, no {field.type} as l2o writes it: a spreadsheet "
+        "writes numbers anew, with fewer digits"
+    )
