@@ -265,7 +265,7 @@ def add_truncation(command: argparse.ArgumentParser) -> None:
 
 def machine() -> dict:
     """The machine and what runs on it."""
-    from l2o.commands.pool import cores
+    from l2o.threads import cores
 
     names, path = [], Path("/proc/cpuinfo")
     if path.exists():

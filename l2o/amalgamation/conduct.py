@@ -21,6 +21,7 @@ from l2o.amalgamation.trainer import Trainer
 from l2o.amalgamation.watch import Watch
 from l2o.checkpoint import Policy, fingerprint, load_policy
 from l2o.claim import DirectoryError
+from l2o.threads import take_cores
 
 MOST_LOGICAL = 64  # devices that one CPU is divided into
 
@@ -119,6 +120,7 @@ def make_strategy(devices: int | Sequence[str] | None, meta_batch: int) -> tf.di
         RunError: If there are no such devices, or they do not divide the meta-batch.
         ClusterError: The same, where TF_CONFIG names several workers.
     """
+    take_cores()
     if workers():
         if devices:
             raise RunError("--devices: with several workers, each uses all of its GPUs or one CPU")

@@ -51,6 +51,7 @@ from l2o.evaluation.tables import TableError
 from l2o.optimizer import WEIGHT_DECAY_LIMIT
 from l2o.progress import Progress, duration
 from l2o.rules import TUNED_RATES
+from l2o.threads import take_cores
 from problems import PROBLEMS
 
 PRESETS = {"paper": (10, 25), "cpu": (3, 5), "smoke": (1, 1)}  # repeats, epochs
@@ -169,6 +170,7 @@ def _main(arguments: list[str] | None) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    take_cores()
     gpus = tf.config.list_physical_devices("GPU")
     preset = options.preset or ("paper" if gpus else "cpu")
     reason = "" if options.preset else f", because there is {'a' if gpus else 'no'} GPU"

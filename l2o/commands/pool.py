@@ -22,13 +22,6 @@ _KILLED = (
 )
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on a Mac
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def spread(
     call: Callable, arguments: Sequence[tuple], jobs: int, start: Callable, settings: tuple
 ) -> Iterator[Any]:

@@ -23,7 +23,7 @@ from l2o.amalgamation.settings import Settings
 from l2o.amalgamation.trainer import Diverged, Stopped
 from l2o.checkpoint import doubts
 from l2o.claim import DirectoryError, move_aside
-from l2o.commands.pool import cores, spread
+from l2o.commands.pool import spread
 from l2o.commands.problem import is_own, load_problem
 from l2o.commands.terminal import UserError, quiet_start, run_command
 from l2o.commands.train_options import check, output, parser, settings
@@ -32,6 +32,7 @@ from l2o.evaluation.run import Task
 from l2o.evaluation.tables import TableError
 from l2o.evaluation.tuning import RATES
 from l2o.progress import duration
+from l2o.threads import cores
 
 STOPPED = 130  # the exit status of what a signal ended
 
