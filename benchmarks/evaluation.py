@@ -25,10 +25,9 @@ import tensorflow as tf
 from benchmarks.measuring import CLASSES, SHAPE, count, parser, report, seconds, traced_gradient
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.evaluation.contenders import get_contenders
-from l2o.evaluation.fit import Fit, Warmup, plain_gradient
+from l2o.evaluation.fit import Fit, plain_gradient
 from l2o.evaluation.privacy import DPSGD
-from l2o.evaluation.steppers import RuleStepper, Stepper
-from l2o.rules import Choice, RNNProp, get_pool
+from l2o.rules import Choice, RNNProp, UpdateRule, core, get_pool
 from problems import networks
 
 BATCH = 128
@@ -54,8 +53,9 @@ def cases(steps: int) -> dict[str, Callable[[], float]]:
             seconds(lambda: [plain(parameters) for _ in range(steps)][-1].numpy()) / steps
         )
 
-    def loop(stepper: Stepper, gradient=plain_gradient) -> Callable[[], float]:
-        fit = Fit(optimizee, stepper, data, few, BATCH, warmup=Warmup(steps=0), gradient=gradient)
+    def loop(rule: UpdateRule, gradient=plain_gradient) -> Callable[[], float]:
+        weights = rule.initial_weights(0)
+        fit = Fit(optimizee, rule, weights, data, few, BATCH, gradient=gradient)
         return lambda: fit.run(0, 1).epochs[-1].seconds / steps
 
     def keras_fit(jit: str | bool) -> Callable[[], float]:
@@ -65,22 +65,17 @@ def cases(steps: int) -> dict[str, Callable[[], float]]:
         fit = partial(model.fit, inputs, labels, BATCH, epochs=1, verbose=0)
         return lambda: seconds(fit) / steps
 
-    def policy(rule) -> Stepper:
-        return RuleStepper(rule, rule.initial_weights(0))
-
-    def adam() -> Stepper:
-        return get_contenders("adam")[0].stepper()
-
+    adam, keras_adam = (core(get_contenders(name)[0].rule) for name in ("adam", "keras:Adam"))
     return {
         "plain gradient": gradients(),
         "model.fit, Adam": keras_fit("auto"),
         "model.fit, Adam, no XLA": keras_fit(False),
-        "loop, keras:Adam": loop(get_contenders("keras:Adam")[0].stepper()),
-        "loop, adam": loop(adam()),
-        "loop, RNNProp": loop(policy(RNNProp())),
-        "loop, Choice large": loop(policy(Choice(get_pool("large")))),
-        "private loop, adam": loop(adam(), DPSGD()),
-        "private loop, RNNProp": loop(policy(RNNProp()), DPSGD()),
+        "loop, keras:Adam": loop(keras_adam),
+        "loop, adam": loop(adam),
+        "loop, RNNProp": loop(RNNProp()),
+        "loop, Choice large": loop(Choice(get_pool("large"))),
+        "private loop, adam": loop(adam, DPSGD()),
+        "private loop, RNNProp": loop(RNNProp(), DPSGD()),
     }
 
 

@@ -1,11 +1,13 @@
 """The policy directory: a trained policy on disk.
 
-    policy.json         format, the rule's settings, its weight decay, the weights' file, shapes and
-                        dtypes, the card, and a checksum over all of it
+    policy.json         format, the rule's settings, the weights' file, shapes and dtypes, the card,
+                        and a checksum over all of it
     weights-....h5      one dataset a weight tensor
 
 policy.json is replaced in one rename after the weights it names are on disk, so that the directory
 holds the old policy or the new one at every moment. No pickle; nothing in it is ever executed.
+
+Format 1 had the rule without warm-up, which was 100 steps at 0.01, and its weight decay beside it.
 """
 
 from __future__ import annotations
@@ -16,18 +18,17 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
-from numbers import Real
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from l2o.files import half_written, write_atomically
-from l2o.rules.average import averaged
-from l2o.rules.base import UpdateRule, rule_from_config
+from l2o.rules import UpdateRule, WarmUp, decayed, rule_from_config
 
-FORMAT = "l2o policy 1"
+FORMAT, FORMAT_1 = "l2o policy 2", "l2o policy 1"
 DESCRIPTION, WEIGHTS = "policy.json", "weights-{}.h5"
 MOST_BYTES = 2**28  # of a file that is read; a policy has tens of kilobytes
 _WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.h5")
@@ -45,28 +46,18 @@ class Policy:
     """A rule with its weights: what can be wrapped as an optimizer.
 
     Attributes:
-        rule: The update rule.
+        rule: The update rule, wrapped as it is to be used: with its warm-up, averaging and decay.
         weights: As the rule's `initial_weights`, NumPy arrays.
         card: Where it comes from: problem, data, pool, schedule, seed, versions, validation.
-        weight_decay: The fraction of the parameters that should be subtracted with each step.
     """
 
     rule: UpdateRule
     weights: list[np.ndarray] = field(default_factory=list, repr=False)
     card: dict[str, Any] = field(default_factory=dict)
-    weight_decay: float = 0.0
 
     def save(self, path: Path | str) -> None:
         """Writes the whole policy as a directory; see `save_policy`."""
-        save_policy(path, self.rule, self.weights, self.card, self.weight_decay)
-
-    def averaged(self, share: float) -> Policy:
-        """The policy with this share of averaging in place of its own; see `l2o.rules.Averaged`.
-
-        Raises:
-            ValueError: If `share` is not from 0, which is none, to below 1.
-        """
-        return replace(self, rule=averaged(self.rule, share))
+        save_policy(path, self.rule, self.weights, self.card)
 
 
 def doubts(card: Mapping[str, Any]) -> list[str]:
@@ -80,25 +71,19 @@ def doubts(card: Mapping[str, Any]) -> list[str]:
 
 
 def save_policy(
-    path: Path | str,
-    rule: UpdateRule,
-    weights: Sequence,
-    card: dict[str, Any],
-    weight_decay: float = 0.0,
+    path: Path | str, rule: UpdateRule, weights: Sequence, card: dict[str, Any]
 ) -> None:
     """Writes a policy directory in place of the one that is there, if any.
 
     Args:
         path: The directory.
-        rule: The update rule.
+        rule: The update rule, wrapped as it is to be used.
         weights: As from the rule's `initial_weights`.
         card: Anything JSON can hold.
-        weight_decay: As of a `Policy`.
 
     Raises:
         PolicyError: If `path` holds something that is no policy; it is left alone.
         TypeError: If JSON cannot hold the card.
-        ValueError: If `weight_decay` is not from 0 to below 1.
     """
     path, weights = Path(path), [np.asarray(w) for w in weights]
     if not _is_free(path):
@@ -110,8 +95,6 @@ def save_policy(
         "weights": [{"shape": w.shape, "dtype": str(w.dtype)} for w in weights],
         "card": card,
     }
-    if _decay(weight_decay):
-        description["weight_decay"] = float(weight_decay)
     description = json.loads(json.dumps(description))  # as a reader will see it
     description["sha256"] = _digest(description, weights)
     write_atomically(path / description["file"], _to_hdf5(weights))
@@ -181,8 +164,10 @@ def _parse(path: Path, text: str) -> Policy:
         kind = description.get("format") if isinstance(description, dict) else None
     except (ValueError, RecursionError) as error:
         raise PolicyError(f"{path / DESCRIPTION} cannot be read: {_line(error)}") from error
-    if kind != FORMAT:
-        raise PolicyError(f"{path / DESCRIPTION} has format {kind!r}; this reads {FORMAT!r}")
+    if kind not in (FORMAT, FORMAT_1):
+        raise PolicyError(
+            f"{path / DESCRIPTION} has format {kind!r}; this reads {FORMAT!r} and {FORMAT_1!r}"
+        )
     try:
         shapes = _declared(description["weights"])
         file = path / Path(description["file"]).name  # whatever it says, in this directory
@@ -197,14 +182,16 @@ def _parse(path: Path, text: str) -> Policy:
         )
     try:
         rule = rule_from_config(description["rule"])
-        fits = _fits(rule, shapes)
+        if kind == FORMAT_1:
+            rule = WarmUp(decayed(rule, description.get("weight_decay", 0.0)))
+        pairs = zip_longest(rule.weight_shapes(), (shape for shape, _ in shapes))
+        fits = all(own == declared for own, declared in pairs)
         card = dict(description["card"])
-        weight_decay = _decay(description.get("weight_decay", 0.0))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise PolicyError(f"The policy in {path} cannot be read: {_line(error)}") from error
     if not fits:
         raise PolicyError(f"The weights in {path} do not fit the rule '{rule.name}'")
-    return Policy(rule, weights, card, weight_decay)
+    return Policy(rule, weights, card)
 
 
 def _read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -225,31 +212,8 @@ def _declared(weights: list) -> list[tuple[tuple[int, ...], np.dtype]]:
     return shapes
 
 
-def _decay(value: Any) -> float:
-    number = float(value) if isinstance(value, Real) and value is not True else math.nan
-    if not 0 <= number < 1:
-        raise ValueError(f"weight_decay must be from 0 to below 1. Received: {value!r}")
-    return number
-
-
 def _size(shapes: list) -> int:
     return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes)
-
-
-def _fits(rule: UpdateRule, shapes: list) -> bool:
-    """Whether the rule's weights have these shapes.
-
-    They are made to be looked at, but not where a size of the rule is so large that they cannot
-    be these: a layer of n units has more than n squared weights, n layers have more than n.
-    """
-    rule = averaged(rule, 0)  # it has the sizes
-    elements = sum(math.prod(shape) for shape, _ in shapes)
-    sizes = {f.name: n for f in fields(rule) if type(n := getattr(rule, f.name)) is int}
-    if any(n * n > elements for name, n in sizes.items() if name.endswith("units")):
-        return False
-    if sizes.get("layers", 0) > elements or sizes.get("scales", 0) > elements:
-        return False
-    return [tuple(w.shape) for w in rule.initial_weights(0)] == [shape for shape, _ in shapes]
 
 
 def _to_hdf5(weights: Sequence[np.ndarray]) -> bytes:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,19 @@ from keras import ops
 
 from l2o.backends import beside, native, no_grad, replicated, runs_eagerly, tensor_of, tensors_of
 from l2o.checkpoint import Policy, PolicyError, load_policy
-from l2o.rules import Layout, State, UpdateRule, averaging, rule_from_config
+from l2o.rules import (
+    Layout,
+    State,
+    UpdateRule,
+    WarmUp,
+    averaged,
+    averaging,
+    decayed,
+    decaying,
+    layer,
+    rule_from_config,
+    warmed_up,
+)
 from l2o.shipped import policy_path
 from l2o.step import compiled_step
 
@@ -53,27 +65,26 @@ class _Slots:
 class AmalgamatedOptimizer(keras.optimizers.Optimizer):
     """A Keras optimizer that takes the steps of a trained policy.
 
-    For the first `warmup_steps` steps it is SGD at `warmup_learning_rate` while the policy watches
-    the gradients (Huang et al. 2022, Appendix C); then it subtracts `learning_rate` times the
-    policy's step. A step whose gradients, or their squares, are not all finite is skipped for all
-    variables and counted in `skipped_steps`; a warning says so once, at the end of `fit` where it
-    is compiled.
+    A step subtracts `learning_rate` times the policy's. Warm-up, averaging and weight decay are
+    the policy's own (`l2o.rules.WarmUp`, `Averaged`, `Decayed`) where they are not given. A step
+    whose gradients, or their squares, are not all finite is skipped for all variables and counted
+    in `skipped_steps`; a warning says so once, at the end of `fit` where it is compiled.
 
     State is float32 whatever the variables' dtype (float64 where that is Keras' floatx): for
     RNNProp 82 numbers a parameter, 328 bytes, and one more where it is averaged.
 
     Args:
         policy: A `Policy`, as from `l2o.load_policy`, or an `UpdateRule` that has no weights.
-        learning_rate: A float or a Keras schedule. It scales the policy's step, not the warm-up.
-        warmup_steps: Number of SGD steps at the start.
+        learning_rate: A float or a Keras schedule. It scales every step, warm-up included.
+        warmup_steps: Number of SGD steps at the start, while the policy watches the gradients; 0
+            is none.
         warmup_learning_rate: SGD's rate.
         averaging: How near the network stays to the moving average of where the policy led, from 0
-            to below 1 (`l2o.rules.Averaged`). The policy's own where it is not given; 0 is none.
-            `learning_rate` scales the averaged step.
+            to below 1; 0 is none.
         **kwargs: As for every Keras optimizer. `weight_decay` is the policy's own where it is not
-            given; None is none. Keras multiplies it by `learning_rate` (here, in the warm-up, by
-            the warm-up's), which is about 1: the same number means a thousand times what it means
-            to Adam at 1e-3.
+            given; None is none. Keras multiplies it by `learning_rate`, which is about 1: the same
+            number means a thousand times what it means to Adam at 1e-3. In the warm-up it is
+            multiplied by the warm-up's rate too.
 
     Raises:
         ValueError: If the weights do not fit the rule, or a setting is out of range.
@@ -83,8 +94,8 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         self,
         policy: Policy | UpdateRule,
         learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1.0,
-        warmup_steps: int = 100,
-        warmup_learning_rate: float = 0.01,
+        warmup_steps: int | None = None,
+        warmup_learning_rate: float | None = None,
         averaging: float | None = None,
         **kwargs,
     ):
@@ -99,30 +110,26 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 "policy must be a Policy or an UpdateRule; AmalgamatedOptimizer.load(path) reads "
                 f"one. Received: {policy.rule!r}"
             )
-        if averaging is not None:
-            policy = policy.averaged(averaging)
-        kwargs.setdefault("weight_decay", policy.weight_decay or None)
+        rule = policy.rule if averaging is None else averaged(policy.rule, averaging)
+        kwargs.setdefault("weight_decay", decaying(rule) or None)
         super().__init__(
             float(learning_rate) if isinstance(learning_rate, int) else learning_rate, **kwargs
         )
-        whole = isinstance(warmup_steps, int | np.integer) and not isinstance(warmup_steps, bool)
-        if not whole or warmup_steps < 0:
-            raise ValueError(f"warmup_steps must be an integer >= 0. Received: {warmup_steps!r}")
-        if not _is_number(warmup_learning_rate):
-            raise ValueError(
-                f"warmup_learning_rate must be >= 0. Received: {warmup_learning_rate!r}"
-            )
-        decay = self.weight_decay
-        if decay is not None and not _is_number(decay):
-            raise ValueError(f"weight_decay must be a number >= 0 or None. Received: {decay!r}")
-        if decay is not None and float(decay) > WEIGHT_DECAY_LIMIT:
+        rule = decayed(rule, 0 if self.weight_decay is None else self.weight_decay)
+        if decaying(rule) > WEIGHT_DECAY_LIMIT:
             warnings.warn(
-                f"weight_decay={decay} is multiplied by learning_rate, which is about "
+                f"weight_decay={self.weight_decay} is multiplied by learning_rate, which is about "
                 f"1 for a policy and not 1e-3: more than {WEIGHT_DECAY_LIMIT} is a lot",
                 stacklevel=2,
             )
-        self.warmup_steps = int(warmup_steps)
-        self.warmup_learning_rate = float(warmup_learning_rate)
+        if warmup_steps is not None or warmup_learning_rate is not None:
+            own = layer(rule, WarmUp) or WarmUp
+            rule = warmed_up(
+                rule,
+                own.steps if warmup_steps is None else warmup_steps,
+                own.rate if warmup_learning_rate is None else warmup_learning_rate,
+            )
+        policy, self._rule = replace(policy, rule=rule), rule
         self._policy = policy
         self._start = _initial_state(self._policy)
         self._slots: _Slots | None = None
@@ -150,6 +157,18 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         return replace(self._policy, weights=weights)
 
     @property
+    def warmup_steps(self) -> int:
+        """How many steps at the start are SGD's."""
+        own = layer(self._rule, WarmUp)
+        return own.steps if own else 0
+
+    @property
+    def warmup_learning_rate(self) -> float:
+        """SGD's rate at the start."""
+        own = layer(self._rule, WarmUp)
+        return own.rate if own else 0.0
+
+    @property
     def averaging(self) -> float:
         """How near the network stays to the average of where the policy led; 0 is not at all."""
         return averaging(self._policy.rule)
@@ -171,6 +190,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             if "complex" in (dtype := keras.backend.standardize_dtype(variable.dtype)):
                 raise ValueError(f"Variables must be real. Received: {_path(variable)} of {dtype}")
         super().build(variables)
+        self._exclude_from_decay(variables)
         start = self._start
         skipped = self._add("skipped_steps", np.zeros((), "int32"))
         weights = [w.astype(_dtype()) for w in self._policy.weights]
@@ -264,26 +284,27 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 self._take_step([g for g, _ in pairs], [v for _, v in pairs], learning_rate)
 
     def _take_step(self, gradients: list, variables: list, learning_rate) -> None:
-        states = [self._slots.states[self._get_variable_index(v)] for v in variables]
-        held = (states, self._slots.shared, self._slots.skipped)
-        steps, moved = compiled_step(self._policy.rule, Layout.of(variables))(
+        places = [self._get_variable_index(v) for v in variables]
+        held = ([self._slots.states[k] for k in places], self._slots.shared, self._slots.skipped)
+        layout = Layout.of(variables, [_name(k, v) for k, v in zip(places, variables, strict=True)])
+        steps, moved = compiled_step(self._rule, layout)(
             tensors_of(self._slots.weights),
             [_fitted(g, v) for g, v in zip(gradients, variables, strict=True)],
+            [ops.cast(tensor_of(v), _dtype()) for v in variables],
             tensors_of(held),
-            [self._decay(v) for v in variables],
-            ops.less(tensor_of(self.iterations), self.warmup_steps),
             ops.cast(tensor_of(learning_rate), _dtype()),
-            ops.convert_to_tensor(self.warmup_learning_rate, _dtype()),
         )
         self._write(variables, steps, keras.tree.flatten(held), keras.tree.flatten(moved))
 
-    def _decay(self, variable):
-        """What weight decay subtracts at a learning rate of 1, or None."""
-        # TensorFlow's own variable has the layer in its name, which a user may have excluded.
-        named = native(variable) if keras.backend.backend() == "tensorflow" else variable
-        if not self.weight_decay or not self._use_weight_decay(named):
-            return None
-        return self.weight_decay * ops.cast(tensor_of(variable), _dtype())
+    def _exclude_from_decay(self, variables: Sequence) -> None:
+        """Has the rule know what `exclude_from_weight_decay` was told, by the layout's names."""
+        if self.weight_decay:
+            # TensorFlow's own variable has the layer in its name, which a user may have excluded.
+            own = native if keras.backend.backend() == "tensorflow" else lambda v: v
+            exclude = tuple(
+                _name(k, v) for k, v in enumerate(variables) if not self._use_weight_decay(own(v))
+            )
+            self._rule = decayed(self._rule, self.weight_decay, exclude)
 
     def _write(self, variables: list, steps: list, slots: list, values: list) -> None:
         if keras.backend.backend() != "tensorflow":
@@ -316,6 +337,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             ValueError: If they are not this optimizer's. (Keras warns and goes on without, as this
                 does where the optimizer that was saved had no state yet.)
         """
+        store = self._with_count(store)
         saved = {str(k): tuple(store[str(k)].shape) for k in range(len(store.keys()))}
         here = {str(k): (v.path, tuple(v.shape)) for k, v in enumerate(self.variables)}
         if not saved:
@@ -352,6 +374,15 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             )
         super().load_own_variables(store)
 
+    def _with_count(self, store):
+        """Saved variables, and the count of steps that rules without moments did not have once."""
+        here = [v.path for v in self.variables]
+        if self._slots is None or len(store.keys()) != len(here) - 1:
+            return store
+        values = [store[str(k)] for k in range(len(here) - 1)]
+        values.insert(here.index(self._slots.shared["count"].path), values[0])  # of iterations
+        return {str(k): value for k, value in enumerate(values)}
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles are of the settings, without state, as of other Keras optimizers."""
         return type(self).from_config, (self.get_config(),)
@@ -364,10 +395,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 "rule": policy.rule.get_config(),
                 "weights": [_encoded(w) for w in policy.weights],
                 "card": policy.card,
-                "weight_decay": policy.weight_decay,
             },
-            "warmup_steps": self.warmup_steps,
-            "warmup_learning_rate": self.warmup_learning_rate,
         }
 
     @classmethod
@@ -396,7 +424,7 @@ def _initial_state(policy: Policy) -> State:
     Raises:
         ValueError: If the weights do not fit the rule.
     """
-    fitting = [tuple(w.shape) for w in policy.rule.initial_weights(0)]
+    fitting = list(policy.rule.weight_shapes())
     received = [tuple(w.shape) for w in policy.weights]
     if received != fitting:
         raise ValueError(
@@ -414,9 +442,9 @@ def _at_rest(tensor) -> np.ndarray:
     return ops.convert_to_numpy(tensor)
 
 
-def _is_number(value) -> bool:
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    return real and 0 <= float(value) < math.inf
+def _name(k: int, variable) -> str:
+    """Variable number k in a layout; models alike but for Keras' numbers have the same names."""
+    return f"{k} {re.sub(r'_[0-9]+(?=/|$)', '', _path(variable))}"
 
 
 def _path(variable) -> str:
@@ -460,8 +488,7 @@ def _decoded(config: dict[str, Any]) -> np.ndarray:
 def _policy_from_config(config: dict[str, Any]) -> Policy:
     try:
         weights = [_decoded(w) for w in config["weights"]]
-        rule, card = rule_from_config(config["rule"]), dict(config["card"])
-        policy = Policy(rule, weights, card, config.get("weight_decay", 0.0))
+        policy = Policy(rule_from_config(config["rule"]), weights, dict(config["card"]))
         _initial_state(policy)
     except (KeyError, TypeError, ValueError) as error:
         raise PolicyError(f"The optimizer's policy cannot be read: {error!r}") from error

@@ -45,7 +45,7 @@ def compiled_step(rule: UpdateRule, layout: Layout) -> Callable:
     return move
 
 
-def take_step(rule, layout, weights, gradients, held, decays, warm, rate, warmup_rate):
+def take_step(rule, layout, weights, gradients, parameters, held, rate, horizon=None):
     """One step of all variables; pure.
 
     Args:
@@ -53,11 +53,10 @@ def take_step(rule, layout, weights, gradients, held, decays, warm, rate, warmup
         layout: Of the variables.
         weights: The rule's.
         gradients: One a variable.
+        parameters: What the variables hold.
         held: States of the variables, shared state, number of skipped steps.
-        decays: What weight decay subtracts at a rate of 1, one a variable; or None.
-        warm: Whether this is a step of the warm-up, a bool scalar.
-        rate: Of the rule and, after the warm-up, of the decay.
-        warmup_rate: Of the warm-up's SGD, and of the decay meanwhile.
+        rate: What the rule's step is multiplied by.
+        horizon: How long the fit is, where that is known.
 
     Returns:
         What is to be subtracted from each variable, and the new `held`.
@@ -66,38 +65,29 @@ def take_step(rule, layout, weights, gradients, held, decays, warm, rate, warmup
     # Rules keep second moments, which an infinite square would spoil for good.
     finite = ops.all(ops.stack([ops.all(ops.isfinite(ops.square(g))) for g in gradients]))
 
-    def observe(gradient, state, layout):
-        return warmup_rate * gradient, rule.observe(weights, gradient, state, layout)
-
-    def update(gradient, state, layout):
-        step, state = rule.update(weights, gradient, state, layout)
-        return rate * step, state
-
-    def run(function):
-        return by_blocks(rule, function, layout, gradients, states, shared)
+    def move():
+        return by_blocks(rule, weights, layout, gradients, parameters, states, shared, horizon)
 
     def rest():
         return [ops.zeros_like(g) for g in gradients], states, shared
 
-    steps, states, shared = ops.cond(
-        finite, lambda: ops.cond(warm, lambda: run(observe), lambda: run(update)), rest
-    )
-    decay_rate = ops.where(warm, warmup_rate, rate)
-    steps = [
-        step if decay is None else step + ops.where(finite, decay_rate * decay, 0.0)
-        for step, decay in zip(steps, decays, strict=True)
-    ]
+    steps, states, shared = ops.cond(finite, move, rest)
+    steps = [rate * step for step in steps]
     return steps, (states, shared, skipped + ops.cast(ops.logical_not(finite), skipped.dtype))
 
 
-def by_blocks(rule, function, layout, gradients, states, shared):
-    """Runs `function(gradient, state, layout)` over all coordinates, block by block.
+def by_blocks(rule, weights, layout, gradients, parameters, states, shared, horizon=None):
+    """The rule's update of all coordinates, block by block.
 
     Returns:
         Steps, states and shared state, in the form they came in.
     """
     tensor = {name: _joined([s.tensor[name] for s in states]) for name in states[0].tensor}
-    flat = [ops.reshape(g, (-1,)) for g in gradients]
+    flat = [[ops.reshape(x, (-1,)) for x in each] for each in (gradients, parameters)]
+
+    def update(gradient, parameters, state, layout):
+        return rule.update(weights, gradient, parameters, state, layout, horizon)
+
     steps = [[] for _ in states]
     coordinate = [{name: [] for name in state.coordinate} for state in states]
     for start, stop in blocks(layout) if rule.coordinatewise else [(0, layout.size)]:
@@ -106,10 +96,10 @@ def by_blocks(rule, function, layout, gradients, states, shared):
             name: _joined([_cut(states[k].coordinate[name], a, b) for k, a, b in pieces])
             for name in states[0].coordinate
         }
-        gradient = _joined([_cut(flat[k], a, b) for k, a, b in pieces])
+        vectors = [_joined([_cut(x[k], a, b) for k, a, b in pieces]) for x in flat]
         long = rule.coordinatewise and stop - start > BLOCK
-        run = partial(_looped, function) if long else function
-        step, state = run(gradient, State(columns, tensor, shared), layout.block(start, stop))
+        run = partial(_looped, update) if long else update
+        step, state = run(*vectors, State(columns, tensor, shared), layout.block(start, stop))
         for k, a, b in pieces:
             steps[k].append(_cut(step, place, place + b - a))
             for name, values in state.coordinate.items():
@@ -143,8 +133,8 @@ def blocks(layout: Layout) -> list[tuple[int, int]]:
     return parts
 
 
-def _looped(function, gradient, state: State, layout: Layout):
-    """`function(gradient, state, layout)` over one long tensor, one part after the other."""
+def _looped(update, gradient, parameters, state: State, layout: Layout):
+    """`update(gradient, parameters, state, layout)` of a long tensor, part after part."""
     size = layout.size
     count = -(-size // PART)
     length = -(-size // count)
@@ -162,7 +152,8 @@ def _looped(function, gradient, state: State, layout: Layout):
             return ops.slice(values, place(values, start), (*values.shape[:-1], length))
 
         columns = {name: cut(values) for name, values in state.coordinate.items()}
-        step, new = function(cut(gradient), State(columns, state.tensor, state.shared), part)
+        before = State(columns, state.tensor, state.shared)
+        step, new = update(cut(gradient), cut(parameters), before, part)
         steps, states, _ = done
         states = {
             name: ops.slice_update(states[name], place(values, start), values)

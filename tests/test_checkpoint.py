@@ -15,13 +15,26 @@ import pytest
 from l2o import checkpoint
 from l2o.checkpoint import Policy, PolicyError, load_policy, save_policy
 from l2o.files import writing
-from l2o.rules import Adam, Averaged, Choice, RNNProp, base, get_pool
+from l2o.rules import (
+    Adam,
+    Averaged,
+    Choice,
+    Decayed,
+    MovingAverage,
+    RNNProp,
+    Scheduled,
+    WarmUp,
+    base,
+    cosine,
+    get_pool,
+)
 
 RULES = [
     RNNProp(units=3, layers=1, bias_correction="constant", scale=0.05),
     Choice(get_pool("small"), units=4, horizon=100.0),
     Adam(0.002, epsilon=1e-7),
     Averaged(RNNProp(units=3, layers=1), share=0.5),
+    MovingAverage(WarmUp(Scheduled(Adam(0.1), cosine(0.05, 100)), 3), 0.9),
 ]
 
 
@@ -54,16 +67,29 @@ def test_policy_comes_back(tmp_path, rule):
         np.testing.assert_array_equal(got, expected)
 
 
-def test_weight_decay_goes_with_a_policy(saved):
-    assert load_policy(saved).weight_decay == 0
-    save_policy(saved, Adam(0.1), [], {"seed": 3}, weight_decay=np.float64(3e-4))
-    assert load_policy(saved).weight_decay == 3e-4
+def test_wrappers_go_with_a_policy(saved):
+    rule = WarmUp(Decayed(Averaged(Adam(0.1), 0.5), 3e-4), 7, 0.02)
+    save_policy(saved, rule, [], {"seed": 3})
+    assert load_policy(saved).rule == rule
     load_policy(saved).save(saved.parent / "copy")
     assert load_policy(saved.parent / "copy") == load_policy(saved)
-    for wrong in (-0.1, 1, float("nan"), "much", True, None):
-        with pytest.raises(ValueError, match="weight_decay must be from 0 to below 1"):
-            save_policy(saved, Adam(0.1), [], {}, weight_decay=wrong)
-    assert load_policy(saved).weight_decay == 3e-4
+
+
+def test_format_1_meant_a_hundred_steps_of_warm_up(saved):
+    """Its weight decay stood beside the rule."""
+    description = json.loads((saved / "policy.json").read_text())
+    weights = load_policy(saved).weights
+    for decay, meant in ((None, lambda rule: rule), (3e-4, lambda rule: Decayed(rule, 3e-4))):
+        old = description | {"format": "l2o policy 1"} | ({"weight_decay": decay} if decay else {})
+        old["sha256"] = checkpoint._digest(old, weights)
+        (saved / "policy.json").write_text(json.dumps(old))
+        assert load_policy(saved).rule == WarmUp(meant(RNNProp(units=3, layers=1)), 100, 0.01)
+    for wrong in (-0.1, float("nan"), "much", True):
+        old["weight_decay"] = wrong
+        old["sha256"] = checkpoint._digest(old, weights)
+        (saved / "policy.json").write_text(json.dumps(old))
+        with pytest.raises(PolicyError, match="weight_decay must be a number >= 0"):
+            load_policy(saved)
 
 
 def test_a_save_replaces_the_policy_before(saved):
@@ -168,7 +194,7 @@ class Trap:
         (altered_weights, "checksum"),
         (missing_weight, "weights in .* cannot be read"),
         (altered_setting, "checksum"),
-        (foreign_format, "format 'l2o policy 99'; this reads 'l2o policy 1'"),
+        (foreign_format, "format 'l2o policy 99'; this reads 'l2o policy 2' and 'l2o policy 1'"),
         (not_an_object, "format None"),
         (binary_description, "policy.json cannot be read"),
         (nested_description, "policy.json cannot be read"),

@@ -7,7 +7,7 @@ from made_weights import make_policy
 
 from l2o import AmalgamatedOptimizer, PolicyError, save_policy
 from l2o.evaluation.contenders import ContenderError, get_contenders
-from l2o.rules import SGD, TEACHERS, TUNED_RATES
+from l2o.rules import SGD, TEACHERS, TUNED_RATES, Adam, Decayed, WarmUp, core
 from l2o.shipped import pretrained_path
 
 
@@ -22,14 +22,14 @@ def test_oracle_is_the_six_tuned_teachers():
     contenders = get_contenders("oracle")
     assert [c.name for c in contenders] == list(TEACHERS)
     for c in contenders:
-        assert c.stepper().rule.learning_rate == TUNED_RATES[c.name]
+        assert core(c.rule).learning_rate == TUNED_RATES[c.name]
 
 
 def test_a_rate_is_in_the_name_where_it_is_not_the_tuned_one():
     (tuned,), (same,), (other,) = map(get_contenders, ("adam", "adam@0.002", "adam@1e-2"))
     assert (tuned.name, same.name, other.name) == ("adam", "adam", "adam@0.01")
     assert tuned.origin == same.origin != other.origin
-    assert other.stepper().rule.learning_rate == 0.01
+    assert other.rule == WarmUp(Adam(0.01), 100, 0.01)
 
 
 def test_keras_optimizers_by_name_and_rate():
@@ -75,7 +75,7 @@ def test_a_policy_does_not_pass_for_a_teacher(tmp_path):
     with pytest.raises(ContenderError, match="cannot be called adam"):
         get_contenders(str(make_policy(tmp_path / "adam")))
     assert get_contenders(f"x={tmp_path / 'adam'}")[0].name == "x"
-    save_policy(tmp_path / "adam", SGD(0.1), [], {}, weight_decay=0.1)
+    save_policy(tmp_path / "adam", Decayed(SGD(0.1), 0.1), [], {})
     with pytest.raises(ContenderError, match="cannot be called adam"):
         get_contenders(str(tmp_path / "adam"))
 

@@ -24,7 +24,7 @@ from l2o.evaluation.contenders import get_contenders
 from l2o.evaluation.results import by_evaluation, read_results, write_results
 from l2o.evaluation.run import Plan, Task, evaluate, missing
 from l2o.evaluation.store import ResultsDirectory, steps_file
-from l2o.rules import TEACHERS, Averaged, Choice, RNNProp, get_pool
+from l2o.rules import TEACHERS, Averaged, Choice, RNNProp, decayed, get_pool
 from problems import PROBLEMS, Dataset, Split, get_problem
 
 SHAPES = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "svhn_cropped": (32, 32, 3)}
@@ -150,7 +150,7 @@ def test_a_process_of_jobs_runs_the_evaluation_that_is_meant(tmp_path):
     """One policy under two names, and with a decay or without, are different evaluations."""
     path = make_policy(tmp_path / "mine")
     contenders = [get_contenders(f"{name}={path}")[0] for name in "ab"]
-    contenders.append(replace(contenders[1], weight_decay=0.1))
+    contenders.append(contenders[1].using(weight_decay=0.1))
     task, plan = Task(get_problem("mnist_mlp"), tiny("mnist")), Plan(3, 1)
     bench = SimpleNamespace(plan=plan, run=lambda task, repeat, contender: (contender, repeat))
     for contender in contenders:
@@ -248,7 +248,7 @@ def test_a_policy_is_evaluated_with_its_own_weight_decay(here, capsys):
     """Unless another is asked for."""
     rule, words = RNNProp(units=2), ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer")
     for name, decay in (("bare", 0.0), ("mine", 0.01)):
-        save_policy(here / name, rule, made_weights(rule), {}, decay)
+        save_policy(here / name, decayed(rule, decay), made_weights(rule), {})
     assert call(*words, "mine", "adam", "also=mine", "bare") == 0
     note = "Note: {} brings weight decay of 0.01; --weight-decay gives all"
     out = capsys.readouterr().out
@@ -272,7 +272,7 @@ def test_a_policy_is_evaluated_with_its_own_averaging(here, capsys):
         save_policy(here / name, bare, made_weights(rule), {})
     (mine,) = get_contenders("mine")
     for share, taken in ((0.5, Averaged(rule, 0.5)), (0.0, rule), (0.8, Averaged(rule, 0.8))):
-        assert replace(mine, averaging=share).stepper().rule == taken
+        assert mine.using(averaging=share).rule == taken
     assert mine.averaging == 0.5
     assert call(*words, "mine", "adam") == 0
     assert "Note: mine brings averaging of 0.5; --averaging gives all" in capsys.readouterr().out

@@ -11,23 +11,23 @@ from l2o.amalgamation.batches import batch_indices
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee, keras_seed
 from l2o.evaluation import fit
 from l2o.evaluation.contenders import keras_optimizers
-from l2o.evaluation.fit import Fit, Warmup, plain_gradient
-from l2o.evaluation.steppers import KerasStepper, RuleStepper
-from l2o.rules import SGD, Adam, Averaged, Layout, RNNProp
+from l2o.evaluation.fit import Fit, plain_gradient
+from l2o.evaluation.keras_rule import KerasRule
+from l2o.rules import SGD, Adam, Averaged, Decayed, Layout, MovingAverage, RNNProp, WarmUp
 
 BATCH, STEPS = 16, 4  # 64 examples
 
 
 @pytest.fixture
 def fitted(network, data):
-    """Fits the network to the data with a stepper; validation and test are parts of the data."""
+    """Fits the network to the data with a rule; validation and test are parts of the data."""
 
-    def build(stepper, warmup=0, batch_size=BATCH, **settings) -> Fit:
+    def build(rule, weights=(), batch_size=BATCH, **settings) -> Fit:
         train = Batch(*map(tf.constant, data))
         held_out = [Batch(*(tf.constant(x[part]) for x in data)) for part in (slice(50), slice(37))]
         return Fit(
-            KerasOptimizee(network), stepper, train, held_out[0], batch_size, held_out[1],
-            warmup=Warmup(warmup, 0.05), **settings,
+            KerasOptimizee(network), rule, weights, train, held_out[0], batch_size, held_out[1],
+            **settings,
         )  # fmt: skip
 
     return build
@@ -35,7 +35,8 @@ def fitted(network, data):
 
 def test_course_is_that_of_a_plain_keras_loop(network, data, fitted):
     warmup, epochs, seed = 3, 2, 7
-    course = fitted(KerasStepper(lambda: keras.optimizers.Adam(0.01)), warmup).run(seed, epochs)
+    rule = WarmUp(KerasRule(lambda: keras.optimizers.Adam(0.01)), warmup, 0.05)
+    course = fitted(rule).run(seed, epochs)
 
     with keras_seed(seed):
         model = network()
@@ -87,8 +88,8 @@ def test_what_is_scored_may_be_the_moving_average_that_keras_makes(network, data
     def adam(**averaging):
         return keras.optimizers.Adam(0.01, **averaging)
 
-    plain = fitted(KerasStepper(adam)).run(3, 2)
-    averaged = fitted(KerasStepper(adam), ema_momentum=0.95).run(3, 2)
+    plain = fitted(KerasRule(adam)).run(3, 2)
+    averaged = fitted(MovingAverage(KerasRule(adam), 0.95)).run(3, 2)
     np.testing.assert_allclose(averaged.losses, plain.losses, rtol=1e-6)  # steps are as they were
 
     with keras_seed(3):
@@ -112,11 +113,11 @@ def test_what_is_scored_may_be_the_moving_average_that_keras_makes(network, data
 @pytest.mark.parametrize("warmup", [0, 2 * STEPS], ids=["optimizer", "warm-up"])
 def test_weight_decay_is_that_of_keras(fitted, warmup):
     def sgd(**settings):
-        return KerasStepper(lambda: keras.optimizers.SGD(0.05, **settings))
+        return KerasRule(lambda: keras.optimizers.SGD(0.05, **settings))
 
     theirs = fitted(sgd(weight_decay=0.4)).run(3, 2)
     # Here decay is not multiplied by the optimizer's rate, only by the warm-up's, 0.05 too.
-    ours = fitted(sgd(), warmup, weight_decay=0.4 if warmup else 0.02).run(3, 2)
+    ours = fitted(WarmUp(Decayed(sgd(), 0.4 if warmup else 0.02), warmup, 0.05)).run(3, 2)
     np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-5)
     assert abs(ours.losses[-1] - fitted(sgd()).run(3, 2).losses[-1]) > 1e-3
 
@@ -124,12 +125,11 @@ def test_weight_decay_is_that_of_keras(fitted, warmup):
 @pytest.mark.filterwarnings("ignore:weight_decay")
 def test_a_fit_takes_the_steps_of_the_optimizer(fitted):
     """In the warm-up and after it, with averaging and weight decay."""
-    rule = Averaged(RNNProp(units=3), 0.5)
-    weights, warmup = made_weights(rule), STEPS
-    ours = fitted(RuleStepper(rule, weights), warmup, weight_decay=0.02).run(3, 2)
-    settings = {"warmup_steps": warmup, "warmup_learning_rate": 0.05, "weight_decay": 0.02}
+    rule = WarmUp(Decayed(Averaged(RNNProp(units=3), 0.5), 0.02), STEPS, 0.05)
+    weights = made_weights(rule)
+    ours = fitted(rule, weights).run(3, 2)
     policy = Policy(rule, weights)
-    theirs = fitted(KerasStepper(lambda: AmalgamatedOptimizer(policy, **settings))).run(3, 2)
+    theirs = fitted(KerasRule(lambda: AmalgamatedOptimizer(policy))).run(3, 2)
     np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-4)
     scores = ([e.validation_loss for e in course.epochs] for course in (ours, theirs))
     np.testing.assert_allclose(*scores, rtol=1e-4)
@@ -137,33 +137,33 @@ def test_a_fit_takes_the_steps_of_the_optimizer(fitted):
 
 def test_optimizers_of_a_seed_share_start_batches_and_warm_up(fitted):
     policy = RNNProp()
-    adam = fitted(RuleStepper(Adam(0.01)), warmup=3).run(0, 2)
-    learned = fitted(RuleStepper(policy, made_weights(policy)), warmup=3).run(0, 2)
+    adam = fitted(WarmUp(Adam(0.01), 3, 0.05)).run(0, 2)
+    learned = fitted(WarmUp(policy, 3, 0.05), made_weights(policy)).run(0, 2)
     np.testing.assert_allclose(adam.losses[:4], learned.losses[:4], rtol=1e-5)
     assert not np.isclose(adam.losses[4:], learned.losses[4:], rtol=1e-5).any()
 
 
 def test_a_seed_says_all_and_another_says_otherwise(fitted):
-    fit = fitted(RuleStepper(Adam(0.01)))
+    fit = fitted(Adam(0.01))
     first, other, again = fit.run(0, 2), fit.run(1, 2), fit.run(0, 2)
     np.testing.assert_array_equal(first.losses, again.losses)
     assert not np.isclose(first.losses, other.losses).any()
 
 
 def test_length_of_the_compiled_calls_changes_nothing(fitted, monkeypatch):
-    whole = fitted(RuleStepper(Adam(0.01)), warmup=3).run(0, 2)
+    whole = fitted(WarmUp(Adam(0.01), 3, 0.05)).run(0, 2)
     monkeypatch.setattr(fit, "_FIRST_CALL_STEPS", 3)
     monkeypatch.setattr(fit, "_CALL_SECONDS", 0.0)
     behind = []
-    pieces = fitted(RuleStepper(Adam(0.01)), warmup=3).run(0, 2, behind.append)
+    pieces = fitted(WarmUp(Adam(0.01), 3, 0.05)).run(0, 2, behind.append)
     assert behind == [3, 4, 5, 6, 7, 8]
     np.testing.assert_allclose(pieces.losses, whole.losses, rtol=1e-5)
 
 
 def test_scores_are_over_all_examples_whatever_the_scoring_batch(fitted, monkeypatch):
-    whole = fitted(RuleStepper(SGD(0.1))).run(0, 1)
+    whole = fitted(SGD(0.1)).run(0, 1)
     monkeypatch.setattr(fit, "_SCORING_BATCH", 12)
-    pieces = fitted(RuleStepper(SGD(0.1))).run(0, 1)
+    pieces = fitted(SGD(0.1)).run(0, 1)
     for one, other in zip(whole.epochs, pieces.epochs, strict=True):
         assert one.validation_loss == pytest.approx(other.validation_loss, rel=1e-5)
         assert one.test_loss == pytest.approx(other.test_loss, rel=1e-5)
@@ -197,7 +197,7 @@ def test_weights_that_no_output_needs_have_a_gradient_of_zero(data):
 
 
 def test_divergence_ends_the_fit_and_is_dated(fitted):
-    course = fitted(RuleStepper(SGD(1e30)), warmup=5).run(0, 4)
+    course = fitted(WarmUp(SGD(1e30), 5, 0.05)).run(0, 4)
     assert [e.diverged_at for e in course.epochs] == [None, None, 6]
     assert np.isfinite(course.losses[:6]).all() and not np.isfinite(course.losses[6])
     assert len(course.losses) == 7 == course.epochs[-1].steps
@@ -206,7 +206,7 @@ def test_divergence_ends_the_fit_and_is_dated(fitted):
 
 
 def test_divergence_in_an_epochs_last_step_is_dated_to_the_next(fitted):
-    course = fitted(RuleStepper(SGD(1e30)), batch_size=64).run(0, 3)
+    course = fitted(SGD(1e30), batch_size=64).run(0, 3)
     assert [e.diverged_at for e in course.epochs] == [None, 1]
     assert course.epochs[-1].validation_loss == np.inf
 
@@ -215,29 +215,30 @@ def test_a_loss_that_is_no_number_from_the_start_is_a_divergence(fitted):
     def broken(*arguments):
         return fit.plain_gradient(*arguments)._replace(loss=tf.constant(np.nan))
 
-    course = fitted(RuleStepper(SGD(0.1)), gradient=broken).run(0, 2)
+    course = fitted(SGD(0.1), gradient=broken).run(0, 2)
     assert [e.diverged_at for e in course.epochs] == [None, 0]
     assert [e.train_loss for e in course.epochs] == [np.inf, np.inf]
     assert course.epochs[1].validation_loss == np.inf
 
 
 @pytest.mark.parametrize("name", keras_optimizers())
-def test_keras_stepper_takes_the_optimizers_steps(name):
+def test_keras_optimizers_take_their_own_steps(name):
     kind, generator = keras_optimizers()[name], np.random.default_rng(0)
     tensors = [generator.normal(size=shape).astype("float32") for shape in ((4, 3), (3,), ())]
     variables = [keras.Variable(t, name=f"v{k}") for k, t in enumerate(tensors)]
     layout = Layout.of(tensors)
-    optimizer, stepper = kind(learning_rate=0.05), KerasStepper(lambda: kind(learning_rate=0.05))
+    optimizer, rule = kind(learning_rate=0.05), KerasRule(lambda: kind(learning_rate=0.05))
     optimizer.build(variables)
     parameters = layout.flatten(list(map(tf.constant, tensors)))
+    assert not any(np.any(x) for x in tf.nest.flatten(rule.initial_state(layout)))
     for _ in range(2):  # the state of one fit is nothing to the next
-        state, moved = stepper.initial_state(parameters, layout), parameters
+        state, moved = rule.initial_state(layout), parameters
         for step in range(3):
             gradient = tf.sin(moved + step)
-            watched = stepper.observe(moved, gradient, state, layout)
-            moved, state = stepper.step(moved, gradient, state, layout)
-            for one, other in zip(watched, state, strict=True):
-                np.testing.assert_array_equal(one, other)
+            watched = rule.observe([], gradient, moved, state, layout)
+            move, state = rule.update([], gradient, moved, state, layout)
+            moved = moved - move
+            tf.nest.map_structure(np.testing.assert_array_equal, watched, state)
     for step in range(3):
         now = layout.flatten([v.value for v in variables])
         optimizer.apply(layout.unflatten(tf.sin(now + step)), variables)
@@ -253,9 +254,5 @@ def test_a_gradient_is_told_seed_and_step(fitted):
         seed, step = tf.unstack(tf.cast(arguments[-1], tf.float32))
         return plain_gradient(*arguments)._replace(loss=1000 * seed + step)
 
-    course = fitted(RuleStepper(SGD(0.1)), gradient=told).run(7, 2)
+    course = fitted(SGD(0.1), gradient=told).run(7, 2)
     np.testing.assert_array_equal(course.losses, 7000 + np.arange(2 * STEPS))
-
-
-def test_the_warm_up_is_the_papers():
-    assert Warmup() == Warmup(steps=100, learning_rate=0.01)

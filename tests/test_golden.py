@@ -120,7 +120,7 @@ def test_a_truncation_is_what_it_was(name, floatx):
     with precision(floatx):
         found = truncated(TRUNCATIONS[name])
     with np.load(GOLDEN / "truncations" / floatx / f"{name}.npz") as expected:
-        assert found.keys() == set(expected)
+        assert found.keys() >= set(expected)
         for key, value in expected.items():
             np.testing.assert_allclose(found[key], value, tolerance, tolerance, err_msg=key)
 

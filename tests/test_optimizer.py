@@ -14,8 +14,19 @@ import l2o
 import l2o.step
 from l2o import AmalgamatedOptimizer, Policy
 from l2o.amalgamation.optimizee import Batch
-from l2o.amalgamation.unroll import Amalgamation, begin, practise, warm_up
-from l2o.rules import SGD, Adam, Choice, Layout, Momentum, RNNProp, Scale, State, UpdateRule
+from l2o.amalgamation.unroll import Amalgamation, begin, practise
+from l2o.rules import (
+    SGD,
+    Adam,
+    Choice,
+    Layout,
+    Momentum,
+    RNNProp,
+    Scale,
+    State,
+    UpdateRule,
+    warmed_up,
+)
 
 SHAPES = ((), (5,), (3, 4), (0, 3), (2, 1, 3, 2), (1, 2, 1, 2, 1))
 LAYOUT = Layout(tuple("abcdef"), SHAPES)
@@ -62,15 +73,12 @@ def walk(optimizer, vectors, layout=LAYOUT) -> np.ndarray:
 
 def expected(policy, vectors, warm=WARM, rate=1.0, warmup_rate=0.01) -> np.ndarray:
     """The same by the rule alone, on one flat vector."""
-    state, parameters, path = policy.rule.initial_state(LAYOUT), start(), []
-    for i, vector in enumerate(vectors):
-        if i < warm:
-            step = warmup_rate * vector
-            state = policy.rule.observe(policy.weights, tf.constant(vector), state, LAYOUT)
-        else:
-            step, state = policy.rule.update(policy.weights, tf.constant(vector), state, LAYOUT)
-            step = rate * np.asarray(step)
-        parameters = parameters - step
+    rule = warmed_up(policy.rule, warm, warmup_rate)
+    state, parameters, path = rule.initial_state(LAYOUT), start(), []
+    for vector in map(tf.constant, vectors):
+        here = tf.constant(parameters)
+        step, state = rule.update(policy.weights, vector, here, state, LAYOUT)
+        parameters = parameters - rate * np.asarray(step)
         path.append(parameters)
     return np.stack(path)
 
@@ -112,17 +120,19 @@ class Linear:
 
 def test_the_trainers_step_and_the_optimizers_agree_for_200_steps(any_rule):
     """Losses of `Linear` may be negative and their logarithms NaN: only the student matters."""
-    taught, warm = policy(any_rule), 100
+    taught, warm = policy(warmed_up(any_rule, 100, 0.01)), 100
     vectors = gradients(200)
     early, late = (Batch(tf.constant(v), tf.zeros(100)) for v in (vectors[:warm], vectors[warm:]))
-    job = Amalgamation(taught.rule, (), "none", Linear(), warmup_rate=0.01)
-    weights = [tf.constant(w) for w in taught.weights]
-    trajectory = warm_up(job, weights, begin(job, (0,), scaled=False), early)
-    _, _, after = practise(job, weights, trajectory, late)
-    optimizer = AmalgamatedOptimizer(taught, warmup_steps=warm, warmup_learning_rate=0.01)
+    job = Amalgamation(taught.rule, (), "none", Linear())
+    weights, students = [tf.constant(w) for w in taught.weights], []
+    after = begin(job, (0,), scaled=False)
+    for batches in (early, late):
+        _, _, after = practise(job, weights, after, batches)
+        students.append(after.student)
+    optimizer = AmalgamatedOptimizer(taught)
     path = walk(optimizer, vectors)
     # To a millionth of the largest coordinate, which is what 200 sums in float32 leave of it.
-    for actual, wanted in ((path[99], trajectory.student), (path[-1], after.student)):
+    for actual, wanted in zip((path[99], path[-1]), students, strict=True):
         largest = np.abs(wanted.parameters).max()
         np.testing.assert_allclose(actual, wanted.parameters, rtol=0, atol=1e-6 * largest)
     for name, values in after.student.state.coordinate.items():
@@ -130,9 +140,11 @@ def test_the_trainers_step_and_the_optimizers_agree_for_200_steps(any_rule):
         close(np.concatenate(states, axis=-1), values, 1e-5)
 
 
-def test_warm_up_is_sgd_whatever_the_learning_rate(any_rule):
+def test_warm_up_is_sgd_times_the_learning_rate(any_rule):
+    """What decays does so too, at SGD's rate."""
     path = walk(AmalgamatedOptimizer(policy(any_rule), 5.0, 1, 0.5), gradients(1))
-    close(path[0], start() - 0.5 * gradients(1)[0], 1e-7)
+    decay = any_rule.shrinkage(start(), LAYOUT)
+    close(path[0], start() - 5.0 * 0.5 * (gradients(1)[0] + decay))
 
 
 def test_a_variable_without_gradient_stays_and_so_does_its_state():
@@ -265,10 +277,10 @@ def test_float64_is_exact(float64):
     optimizer = AmalgamatedOptimizer(Adam(0.1), 0.7, warmup_steps=1, warmup_learning_rate=0.01)
     variable, g = keras.Variable(np.zeros(1)), np.array([0.3])
     optimizer.apply([g], [variable])
-    np.testing.assert_allclose(variable.numpy(), -0.01 * g, rtol=1e-12)
+    np.testing.assert_allclose(variable.numpy(), -0.7 * 0.01 * g, rtol=1e-12)
     optimizer.apply([g], [variable])
     step = 0.7 * 0.1 * g / np.sqrt(g**2 + 1e-10)
-    np.testing.assert_allclose(variable.numpy(), -0.01 * g - step, rtol=1e-12)
+    np.testing.assert_allclose(variable.numpy(), -0.7 * 0.01 * g - step, rtol=1e-12)
 
 
 @pytest.mark.parametrize("rule", [RNNProp(units=4), Scale(units=4)])
@@ -304,7 +316,6 @@ def test_one_compiled_step_serves_alike_models():
         ({"warmup_steps": 2.5}, "warmup_steps must be an integer >= 0. Received: 2.5"),
         ({"warmup_learning_rate": -1.0}, "warmup_learning_rate must be >= 0. Received: -1.0"),
         ({"warmup_learning_rate": np.nan}, "warmup_learning_rate must be >= 0. Received: nan"),
-        ({"warmup_learning_rate": None}, "warmup_learning_rate must be >= 0. Received: None"),
         ({"averaging": 1}, "averaging must be a number from 0 to below 1. Received: 1"),
         ({"clipnorm": 1.0, "clipvalue": 1.0}, "Only one of"),
         ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps"),
@@ -353,10 +364,10 @@ class TensorNorm(UpdateRule):
         zeros = tf.zeros((2, layout.tensors))
         return State({"seen": tf.zeros(layout.size)}, {"power": zeros}, {"count": tf.zeros(())})
 
-    def observe(self, weights, gradient, state, layout):
-        return self.update(weights, gradient, state, layout)[1]
+    def observe(self, weights, gradient, parameters, state, layout):
+        return self.update(weights, gradient, parameters, state, layout)[1]
 
-    def update(self, weights, gradient, state, layout):
+    def update(self, weights, gradient, parameters, state, layout, horizon=None):
         power = tf.math.unsorted_segment_mean(gradient**2, layout.segments, layout.tensors)
         power = 0.9 * state.tensor["power"] + 0.1 * tf.stack([power, 2 * power])
         step = gradient / tf.sqrt(1e-6 + tf.gather(power[1], layout.segments))

@@ -120,9 +120,7 @@ def test_weight_decay_is_multiplied_by_the_learning_rate():
 @pytest.mark.filterwarnings("ignore:weight_decay")
 def test_weight_decay_is_that_of_keras(warmup):
     """Of every rule alike: Keras' SGD, which decays first, takes the same steps."""
-    rates = {"learning_rate": 0.7, "warmup_learning_rate": 0.1} if warmup else {
-        "learning_rate": 0.1, "warmup_learning_rate": 0.7
-    }  # fmt: skip
+    rates = {"learning_rate": 0.2 if warmup else 0.1, "warmup_learning_rate": 0.5}
     ours = AmalgamatedOptimizer(SGD(1.0), warmup_steps=warmup, weight_decay=0.05, **rates)
     theirs = keras.optimizers.SGD(0.1, weight_decay=0.05)
     first, second = matrix(), matrix()

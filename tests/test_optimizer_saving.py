@@ -16,7 +16,7 @@ import tensorflow as tf
 from made_weights import made_weights
 
 from l2o import AmalgamatedOptimizer, Policy, save_policy
-from l2o.rules import Adam, Momentum, RNNProp
+from l2o.rules import Adam, Decayed, Momentum, RNNProp, WarmUp, decaying, warmed_up
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,7 +69,9 @@ def test_the_configuration_brings_the_optimizer_back(any_rule):
     config = json.loads(json.dumps(one.get_config()))
     other = AmalgamatedOptimizer.from_config(config)
     assert other.get_config() == one.get_config()
-    assert other.policy.rule == any_rule and other.policy.card == {"problem": "a test"}
+    assert other.policy.rule == warmed_up(any_rule, 2, 0.02) and other.policy.card == {
+        "problem": "a test"
+    }
     assert (other.warmup_steps, other.warmup_learning_rate, other.name) == (2, 0.02, "o")
     for a, b in zip(other.policy.weights, one.policy.weights, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -281,16 +283,16 @@ def test_policies_load_from_their_directory(tmp_path):
     taught = policy(Adam(0.03))
     save_policy(tmp_path / "p", taught.rule, taught.weights, {"seed": 4})
     loaded = AmalgamatedOptimizer.load(tmp_path / "p", learning_rate=0.5, warmup_steps=7)
-    assert loaded.policy.rule == Adam(0.03) and loaded.policy.card == {"seed": 4}
+    assert loaded.policy.rule == WarmUp(Adam(0.03), 7) and loaded.policy.card == {"seed": 4}
     assert loaded.warmup_steps == 7 and float(loaded.learning_rate.numpy()) == 0.5
     assert AmalgamatedOptimizer.load(str(tmp_path / "p")).policy.rule == Adam(0.03)
 
 
 def test_a_policy_brings_its_weight_decay(tmp_path):
-    save_policy(tmp_path / "p", Adam(0.03), [], {}, weight_decay=2e-4)
+    save_policy(tmp_path / "p", Decayed(Adam(0.03), 2e-4), [], {})
     brought = AmalgamatedOptimizer.load(tmp_path / "p")
     again = AmalgamatedOptimizer.from_config(brought.get_config())
-    assert brought.weight_decay == again.weight_decay == again.policy.weight_decay == 2e-4
+    assert brought.weight_decay == again.weight_decay == decaying(again.policy.rule) == 2e-4
     for given in (None, 0, 1e-4):
         other = AmalgamatedOptimizer.load(tmp_path / "p", weight_decay=given)
         again = AmalgamatedOptimizer.from_config(other.get_config())

@@ -53,12 +53,12 @@ FITS_IN_JAX = """
 import sys
 import jax.numpy as jnp, numpy as np
 import draws, fits
-from l2o.rules import RNNProp
+from l2o.rules import RNNProp, WarmUp
 assert "tensorflow" not in sys.modules
 arrays = {k: jnp.asarray(v) for k, v in np.load(sys.argv[1] + "/in.npz").items()}
-fits.WARMUP, fits.SCORED_AT_ONCE = 4, 50
+fits.SCORED_AT_ONCE = 50
 weights = [v for k, v in sorted(arrays.items()) if k.startswith("weight")]
-data, rule = (arrays["inputs"], arrays["labels"]), RNNProp()
+data, rule = (arrays["inputs"], arrays["labels"]), WarmUp(RNNProp(), 4)
 fit, found = fits.begun(rule, arrays["theta"]), []
 for start in (0, 12):
     chosen = fits.batch_indices([3], len(data[1]), 16, start, 12)
@@ -242,9 +242,8 @@ def test_the_fit_is_that_of_evaluate(tmp_path):
     from made_weights import made_weights
 
     from l2o.amalgamation.optimizee import Batch, KerasOptimizee
-    from l2o.evaluation.fit import Fit, Warmup
-    from l2o.evaluation.steppers import RuleStepper
-    from l2o.rules import RNNProp
+    from l2o.evaluation.fit import Fit
+    from l2o.rules import Decayed, MovingAverage, RNNProp, WarmUp
     from problems import networks
 
     optimizee = KerasOptimizee(lambda: networks.cnn((28, 28, 1), 10))
@@ -254,8 +253,8 @@ def test_the_fit_is_that_of_evaluate(tmp_path):
     inputs, rule = inputs.astype("uint8"), RNNProp()
     data, weights, wanted = Batch(*map(tf.constant, (inputs, labels))), made_weights(rule), []
     for momentum in (0.0, 0.7):
-        fit = Fit(optimizee, RuleStepper(rule, weights), data, data, 16,
-                  warmup=Warmup(4), weight_decay=0.01, ema_momentum=momentum)  # fmt: skip
+        wrapped = MovingAverage(WarmUp(Decayed(rule, 0.01), 4), momentum)
+        fit = Fit(optimizee, wrapped, weights, data, data, 16)
         wanted.append([np.log(epoch.validation_loss) for epoch in fit.run(3, 2).epochs[1:]])
     np.savez(
         tmp_path / "in.npz",

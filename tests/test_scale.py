@@ -23,9 +23,9 @@ def run(rule, weights, gradients, warm=_WARM, layout=_LAYOUT) -> np.ndarray:
     """Steps [steps, D] after `warm` observed gradients."""
     state, steps = rule.initial_state(layout), []
     for gradient in gradients[:warm]:
-        state = rule.observe(weights, tf.constant(gradient), state, layout)
+        state = rule.observe(weights, tf.constant(gradient), None, state, layout)
     for gradient in gradients[warm:]:
-        step, state = rule.update(weights, tf.constant(gradient), state, layout)
+        step, state = rule.update(weights, tf.constant(gradient), None, state, layout)
         steps.append(np.asarray(step))
     return np.stack(steps)
 
@@ -131,7 +131,7 @@ def test_an_untrained_scale_stands_still_yet_has_a_meta_gradient():
     assert not run(rule, weights, values).any()
     with tf.GradientTape() as tape:
         tape.watch(weights)
-        step, _ = rule.update(weights, values[0], rule.initial_state(_LAYOUT), _LAYOUT)
+        step, _ = rule.update(weights, values[0], None, rule.initial_state(_LAYOUT), _LAYOUT)
     slopes = tape.gradient(step, weights, unconnected_gradients="zero")
     assert all(np.any(slopes[k]) for k in (13, 14, 15))
 
@@ -182,7 +182,7 @@ def test_second_derivatives_are_finite_where_the_gradient_is_zero():
             inner.watch(gradient)
             state, total = rule.initial_state(_LAYOUT), 0.0
             for _ in range(3):
-                step, state = rule.update(weights, gradient, state, _LAYOUT)
+                step, state = rule.update(weights, gradient, None, state, _LAYOUT)
                 total += tf.reduce_sum(step**2)
         slope = inner.gradient(total, gradient)
     second = outer.gradient(slope, [gradient, *weights], unconnected_gradients="zero")

@@ -2,7 +2,6 @@
 
 import runpy
 import sys
-from dataclasses import replace
 from math import log
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from l2o import AmalgamatedOptimizer, PolicyError, load_policy, pretrained, save
 from l2o.checkpoint import DESCRIPTION
 from l2o.evaluation.contenders import get_contenders
 from l2o.evaluation.results import TABLE, write_results
-from l2o.rules import SGD, RNNProp, averaging
+from l2o.rules import SGD, RNNProp, averaging, decaying
 
 _SHIP = Path(__file__).parents[1] / "tools" / "ship.py"
 
@@ -56,7 +55,7 @@ def test_every_shipped_policy_has_a_whole_card():
         assert isinstance(policy.rule.get_config(), dict)
         assert np.isfinite(policy.card["evaluation"]["log_validation_loss"])
         decays = name.split("/")[0] in ("choice-large", "choice-large-cpu")  # as the docs say
-        assert policy.weight_decay == (3e-4 if decays else 0), name
+        assert decaying(policy.rule) == (3e-4 if decays else 0), name
         share = 0.8 if name.split("/")[0] == "choice-large" else 0
         assert averaging(policy.rule) == share, name
         how = ("problem", "data", "epochs", "repeats")  # one must not be chosen by others' fits
@@ -73,7 +72,7 @@ def test_a_run_is_shipped_with_what_it_reached(shelf, tmp_path, monkeypatch, sha
     save_policy(run / "policy", rule, rule.initial_weights(0), {"problem": "mnist_cnn", "seed": 3})
     (run / "periods.csv").write_text("seconds\n100\n7200\n")
     bare = get_contenders(str(run))[0]
-    contender, rows = replace(bare, averaging=share, weight_decay=decay), []
+    contender, rows = bare.using(share, decay), []
     for problem, repeat, losses in (
         ("mnist_cnn", 1, (2.0, 0.2, 0.4)), ("mnist_cnn", 2, (2.0, 0.4, 0.1)),
         ("mnist_mlp", 1, (2.0, 0.01, 0.01)),
@@ -92,7 +91,7 @@ def test_a_run_is_shipped_with_what_it_reached(shelf, tmp_path, monkeypatch, sha
     policy = load_policy(shelf / "mine" / "2")
     card = policy.card
     assert averaging(policy.rule) == card["evaluation"]["averaging"] == share
-    assert policy.weight_decay == card["evaluation"]["weight_decay"] == decay
+    assert decaying(policy.rule) == card["evaluation"]["weight_decay"] == decay
     assert (card["seed"], card["hours"], card["command"]) == (3, 2.0, "train.py")
     assert (card["evaluation"]["repeats"], card["evaluation"]["seeds"]) == (2, [1001, 1002])
     assert card["evaluation"]["log_validation_loss"] == pytest.approx((log(0.2) + log(0.1)) / 2)

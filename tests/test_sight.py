@@ -67,7 +67,7 @@ def test_a_compiled_update(rule, float64):
     generator, layout = np.random.default_rng(0), Layout(("a", "b"), ((3, 2), (5,)))
     shake = lambda x: tf.constant(np.asarray(x) + generator.uniform(0, 1, np.shape(x)))  # noqa: E731
     inputs = tf.nest.map_structure(
-        shake, (rule.initial_weights(0), np.zeros(11), rule.initial_state(layout))
+        shake, (rule.initial_weights(0), np.zeros(11), np.zeros(11), rule.initial_state(layout))
     )
     upstream = tf.nest.map_structure(shake, rule.update(*inputs, layout))
     update = compiled_update(rule, layout)

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from l2o.checkpoint import fingerprint
 from l2o.commands import train as command
 from l2o.commands.train_options import parser, settings
 from l2o.commands.tune import Search
+from l2o.rules import RNNProp, WarmUp, averaged
 
 _ROOT = Path(__file__).parents[1]
 # Everything there is, in seconds: both phases, two stages.
@@ -425,7 +426,9 @@ def test_perturbed_from_another_policy_and_held_out(capfd):
     assert "batch of 128 from the held-out tenth. Received: 1250" in capfd.readouterr().err
     line += ["--problem", "mnist_small_batch"]
     assert run(*line, "--output", "first") == 0
-    l2o.load_policy("first/policy").averaged(0.8).save("first/policy")
+    first = l2o.load_policy("first/policy")
+    assert first.rule == WarmUp(RNNProp(), 2, 0.01)  # as it was trained
+    replace(first, rule=averaged(first.rule, 0.8)).save("first/policy")
     line += ["--finetune", "first/policy", "--held-out", "--meta-loss", "difference"]
     assert run(*line, "--perturbation", "gaussian", "--magnitude", "0.1", "--output", "out") == 0
     before, after = (l2o.load_policy(f"{name}/policy") for name in ("first", "out"))

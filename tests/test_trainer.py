@@ -24,7 +24,7 @@ from l2o.amalgamation.rundir import RunDirectory
 from l2o.amalgamation.trainer import Diverged, Stopped, Trainer
 from l2o.amalgamation.unroll import Amalgamation
 from l2o.checkpoint import load_policy
-from l2o.rules import Adam, Choice, RMSProp, RNNProp
+from l2o.rules import Adam, Choice, RMSProp, RNNProp, core
 from l2o.rules.layout import Layout
 
 _META = Meta(seed=3, warmup_steps=2)
@@ -308,7 +308,7 @@ def test_there_is_a_policy_from_the_first_validated_period_on(uninterrupted):
     assert not (uninterrupted / str(("choice", 0, 0, "entering")) / "choice").exists()
     later = uninterrupted / str(("choice", 0, 1, "update"))
     policy = load_policy(later / "choice")
-    assert policy.rule == _CHOICE
+    assert core(policy.rule) == _CHOICE
     periods = rows(later / "periods.csv")
     assert policy.card["problem"] == "a pattern a class"
     assert policy.card["validation"]["validation_loss"] == float(periods[0]["validation_loss"])

@@ -107,7 +107,8 @@ class PlainModel:
         layout, losses = KerasOptimizee(lambda: self.model).layout, []
         for i in range(len(batches.labels)):
             loss, gradient = self.loss_and_gradient(entry(batches, i))
-            step, state = rule.update(weights, tf.constant(gradient * scale), state, layout)
+            here = tf.constant(self.parameters / scale)
+            step, state = rule.update(weights, tf.constant(gradient * scale), here, state, layout)
             self.assign(self.parameters - scale * np.asarray(step))
             losses.append(loss)
             seen(self)
@@ -134,7 +135,7 @@ def objective(job, weights, trajectory, batches, path, held=None):
             )
         gradients.append(tape.gradient(loss, parameters))
         gradient = gradients[i] if held is None else held[i]
-        step, state = job.rule.update(weights, gradient, state, layout)
+        step, state = job.rule.update(weights, gradient, parameters, state, layout)
         parameters = parameters - step
         half_square = tf.reduce_sum((parameters - path[i] / scale) ** 2, axis=-1) / 2
         distances.append(np.log(half_square + 1e-10) - np.log(layout.size))
@@ -229,7 +230,7 @@ def test_a_teacher_is_trained_as_it_would_be_alone(teacher, network, make, slice
     state = teacher.initial_state(layout)
     for batch in each(slices, 0, 3):
         _, gradient = plain.loss_and_gradient(batch)
-        state = teacher.observe([], tf.constant(gradient), state, layout)
+        state = teacher.observe([], tf.constant(gradient), None, state, layout)
         plain.assign(plain.parameters - 0.01 * gradient)
     _, state = plain.train(
         teacher, [], state, slices(3, 9), seen=lambda model: path.append(model.parameters)
@@ -254,9 +255,9 @@ def test_warm_up_is_sgd_in_clean_coordinates(network, make, slices):
         _, gradient = plain.loss_and_gradient(batch)
         plain.assign(plain.parameters - 0.01 * gradient)
         gradient = tf.constant(gradient)
-        student = _STUDENT.observe(weights, gradient * scale, student, layout)
+        student = _STUDENT.observe(weights, gradient * scale, None, student, layout)
         teachers = [
-            teacher.observe([], gradient, state, layout)
+            teacher.observe([], gradient, None, state, layout)
             for teacher, state in zip(_TEACHERS, teachers, strict=True)
         ]
     warm = warm_up(job, weights, fresh, slices(0, 3))

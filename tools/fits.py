@@ -28,47 +28,44 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from draws import BATCH, begin, read_examples  # noqa: E402
-from jax_unroll import LAYOUT, WARMUP_RATE, network_loss  # noqa: E402
+from jax_unroll import LAYOUT, network_loss  # noqa: E402
 
 import l2o  # noqa: E402
 from l2o.amalgamation.draws import batch_indices  # noqa: E402
-from l2o.rules import TEACHERS, UpdateRule, get_teacher  # noqa: E402
+from l2o.rules import TEACHERS, UpdateRule, WarmUp, get_teacher, layer  # noqa: E402
 
-WARMUP, SCORED_AT_ONCE = 100, 1000
+SCORED_AT_ONCE = 1000
 STREAM = 9  # of random numbers, apart from those of replicates.py
 COLUMNS = ("optimizer", "weight_decay", "seed", "epoch", "validation_loss", "test_loss",
            "averaged_validation_loss", "averaged_test_loss")  # fmt: skip
 
 
 class Fit(NamedTuple):
-    """Where a fit stands: parameters [D], their moving average, the rule's state, steps so far."""
+    """Where a fit stands: parameters [D], their moving average, the rule's state."""
 
     parameters: Any
     average: Any
     state: Any
-    steps: Any
 
 
 def begun(rule: UpdateRule, parameters) -> Fit:
     """A fit before its first step."""
-    return Fit(parameters, parameters, rule.initial_state(LAYOUT), jnp.zeros((), jnp.int32))
+    return Fit(parameters, parameters, rule.initial_state(LAYOUT))
 
 
 def advance(rule: UpdateRule, weights: list, decay, momentum, data, fit: Fit, batches) -> Fit:
-    """The fit after the steps of `batches`, int32 [S, B]; see `l2o.evaluation.fit.Fit`."""
+    """The fit after the steps of `batches`, int32 [S, B]; the rule has a warm-up."""
+    start = layer(rule, WarmUp)
 
     def step(fit: Fit, chosen):
         gradient = jax.grad(network_loss)(fit.parameters, data, chosen)
-        warm = fit.steps < WARMUP
-        watched = rule.observe(weights, gradient, fit.state, LAYOUT)
-        move, moved = rule.update(weights, gradient, fit.state, LAYOUT)
-        state = jax.tree.map(lambda a, b: jnp.where(warm, a, b), watched, moved)
-        rate = jnp.where(warm, WARMUP_RATE, 1.0)
-        step = jnp.where(warm, WARMUP_RATE * gradient, move) + rate * decay * fit.parameters
-        parameters = fit.parameters - step
-        kept = jnp.where(fit.steps > 0, momentum, 0.0)
+        count = fit.state.shared["count"]
+        step, state = rule.update(weights, gradient, fit.parameters, fit.state, LAYOUT)
+        rate = jnp.where(count < start.steps, start.rate, 1.0)
+        parameters = fit.parameters - step - rate * decay * fit.parameters
+        kept = jnp.where(count > 0, momentum, 0.0)
         average = kept * fit.average + (1 - kept) * parameters
-        return Fit(parameters, average, state, fit.steps + 1), None
+        return Fit(parameters, average, state), None
 
     return jax.lax.scan(step, fit, batches)[0]
 
@@ -93,8 +90,8 @@ def optimizer(name: str) -> tuple[UpdateRule, list]:
     """A rule and its weights: a policy's directory or name, a teacher, or one at another rate."""
     teacher, at, rate = name.partition("@")
     if teacher in TEACHERS:
-        return get_teacher(teacher, float(rate) if at else None), []
-    policy = l2o.AmalgamatedOptimizer.load(name, averaging=0).policy
+        return WarmUp(get_teacher(teacher, float(rate) if at else None)), []
+    policy = l2o.AmalgamatedOptimizer.load(name, averaging=0, weight_decay=None).policy
     return policy.rule, [jnp.asarray(w) for w in policy.weights]
 
 

@@ -117,9 +117,9 @@ def warm_up(job: Job, weights: list, data, theta, scale, indices) -> Trajectory:
     def step(carry, chosen):
         clean, state, states = carry
         gradient = jax.grad(network_loss)(clean, data, chosen)
-        state = job.rule.observe(weights, gradient * scale, state, LAYOUT)
+        state = job.rule.observe(weights, gradient * scale, clean / scale, state, LAYOUT)
         states = tuple(
-            rule.observe([], gradient, taught, LAYOUT)
+            rule.observe([], gradient, clean, taught, LAYOUT)
             for rule, taught in zip(job.teachers, states, strict=True)
         )
         return (clean - WARMUP_RATE * gradient, state, states), None
@@ -139,8 +139,9 @@ def follow(job: Job, weights: list, data, runners: tuple, indices):
         gradients = jax.vmap(jax.grad(network_loss), (0, None, None))(places, data, chosen)
         moved = []
         for k, (rule, runner) in enumerate(zip(job.teachers, runners, strict=True)):
-            move, state = rule.update(weights[k], gradients[k], runner.state, LAYOUT)
-            new = Runner(runner.parameters - move, state)
+            here, gradient = runner.parameters, gradients[k]
+            move, state = rule.update(weights[k], gradient, here, runner.state, LAYOUT)
+            new = Runner(here - move, state)
             reach = jnp.sum(jnp.square(DISTANCE_MARGIN * new.parameters))
             moved.append(_choose(_all_finite((new, reach)), new, runner))
         return tuple(moved), jnp.stack([runner.parameters for runner in moved])
@@ -160,7 +161,7 @@ def practise(job: Job, weights: list, data, trajectory: Trajectory, cut: Cut, pa
         if judged is not None:
             loss = network_loss(runner.parameters * scale, data, judged)
         acting = _noisy(job.gaussian, weights, key)
-        move, state = job.rule.update(acting, gradient, runner.state, LAYOUT)
+        move, state = job.rule.update(acting, gradient, runner.parameters, runner.state, LAYOUT)
         runner = Runner(runner.parameters - move, state)
         squares = jnp.sum(jnp.square(runner.parameters - goals / scale), axis=-1)
         distance = jnp.log(squares / 2 + LOG_FLOOR) - math.log(LAYOUT.size)
@@ -229,7 +230,7 @@ def rehearse(job: Job, weights: list, data, trajectory: Trajectory, cut: Cut):
         loss, gradient = jax.value_and_grad(network_loss)(runner.parameters, data, chosen)
         if judged is not None:
             chosen, loss = judged, network_loss(runner.parameters, data, judged)
-        move, state = job.rule.update(weights, gradient, runner.state, LAYOUT)
+        move, state = job.rule.update(weights, gradient, runner.parameters, runner.state, LAYOUT)
         start = network_loss(trajectory.start, data, chosen)
         return Runner(runner.parameters - move, state), _log(loss) - _log(start)
 
@@ -251,8 +252,9 @@ def meta_update(
     layout = Layout.of(state.weights)
     clipped = layout.flatten([_clip(g, w) for g, w in zip(gradient, state.weights, strict=True)])
     adam = Adam(rate, epsilon=1e-14)
-    move, optimizer = adam.update([], clipped, state.optimizer, layout)
-    weights = list(layout.unflatten(layout.flatten(state.weights) - move))
+    flat = layout.flatten(state.weights)
+    move, optimizer = adam.update([], clipped, flat, state.optimizer, layout)
+    weights = list(layout.unflatten(flat - move))
     new = MetaState(weights, optimizer, state.skipped)
     finite = jnp.all(finite) & _all_finite(new)
     state = _choose(finite, new, state._replace(skipped=state.skipped + 1))

@@ -36,7 +36,7 @@ from jax_unroll import LAYOUT, Cut, Job, MetaState  # noqa: E402
 import l2o  # noqa: E402
 from l2o.amalgamation import curriculum  # noqa: E402
 from l2o.amalgamation.draws import INITIAL, TRAINING, VALIDATION  # noqa: E402
-from l2o.rules import Choice, Layout, Original, RNNProp, Scale, get_pool  # noqa: E402
+from l2o.rules import Choice, Layout, Original, RNNProp, Scale, WarmUp, get_pool  # noqa: E402
 from l2o.rules.analytical import Adam  # noqa: E402
 from l2o.rules.pools import POOLS  # noqa: E402
 
@@ -375,7 +375,7 @@ def main() -> None:
                 "updates": counts[r],
                 "seconds": seconds,
             }  # fmt: skip
-            l2o.save_policy(path / phase.name, phase.job.rule, weights, card)
+            l2o.save_policy(path / phase.name, WarmUp(phase.job.rule), weights, card)
         print(
             f"{seconds:7.1f} s  replicate {r + 1} {phase.name} stage {facts['stage']} period "
             f"{facts['period']}: meta loss {facts['meta_loss']:.3f}, validation "

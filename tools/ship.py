@@ -25,6 +25,7 @@ from l2o.checkpoint import load_policy
 from l2o.evaluation.comparison import evaluations
 from l2o.evaluation.contenders import get_contenders
 from l2o.evaluation.results import distinct, read_results
+from l2o.rules import averaged, decayed
 from l2o.shipped import DIRECTORY
 
 USE = "training Keras models like those of the paper's Table 1: small image classifiers"
@@ -53,7 +54,8 @@ def main() -> None:
     if path.exists() and not options.replace:
         parser.error(f"{options.name} is shipped already; --replace takes its place")
     try:
-        policy = load_policy(options.run / "policy").averaged(options.averaging)
+        policy = load_policy(options.run / "policy")
+        rule = decayed(averaged(policy.rule, options.averaging), options.weight_decay)
         found = evaluation(options, policy.card["problem"])
     except ValueError as error:  # what cannot be read, too
         parser.error(str(error))
@@ -68,15 +70,14 @@ def main() -> None:
         "use": USE,
         "limits": LIMITS,
     }
-    replace(policy, card=card, weight_decay=options.weight_decay).save(path)
+    replace(policy, rule=rule, card=card).save(path)
     print(f"{path}: {card['evaluation']}")
 
 
 def evaluation(options: argparse.Namespace, problem: str) -> dict:
     """Means over repeats of what the run's policy reached on the problem, at the chosen epoch."""
     (contender,) = get_contenders(str(options.run))
-    how = {"averaging": options.averaging, "weight_decay": options.weight_decay}
-    contender = replace(contender, **how)
+    contender = contender.using(options.averaging, options.weight_decay)
     found = [
         e
         for e in evaluations(distinct(read_results(*options.results)))
@@ -92,7 +93,8 @@ def evaluation(options: argparse.Namespace, problem: str) -> dict:
         "problem": case.problem,
         "data": case.data,
         "epochs": case.epochs,
-        **how,
+        "averaging": options.averaging,
+        "weight_decay": options.weight_decay,
         "repeats": len(found),
         "seeds": sorted(e.key.seed for e in found),
         "log_validation_loss": mean(e.best for e in found),

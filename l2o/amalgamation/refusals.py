@@ -369,7 +369,7 @@ def _check_sign(optimizee: KerasOptimizee, batch: Batch) -> None:
 
     def step(i, lowest, parameters, carried, state):
         loss, gradient, carried = loss_and_gradient(optimizee, parameters, carried, batch)
-        move, state = adam.update([], gradient, state, optimizee.layout)
+        move, state = adam.update([], gradient, parameters, state, optimizee.layout)
         lowest = tf.where(loss < lowest, loss, lowest)  # it may become NaN
         return i + 1, lowest, parameters - move, carried, state
 

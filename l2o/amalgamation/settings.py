@@ -16,7 +16,7 @@ from l2o.amalgamation.perturbation import KINDS, Perturbation
 from l2o.amalgamation.plan import POLICIES, Meta, Phase, plan
 from l2o.amalgamation.rundir import differences
 from l2o.checkpoint import load_policy
-from l2o.rules import POOLS, UpdateRule
+from l2o.rules import POOLS, UpdateRule, core
 from l2o.shipped import policy_path
 
 STRATEGIES = ("choice", "mean", "minmax", "none")
@@ -208,17 +208,17 @@ class Settings:
         phases = plan(self.strategy, self.pool, *self.schedules(), rule)
         if self.finetune is None:
             return phases
-        policy = load_policy(policy_path(self.finetune)).averaged(0)
-        if not any(phase.rule == policy.rule for phase in phases):
-            kinds = [p.rule for p in phases if p.rule.name == policy.rule.name]
+        policy = load_policy(policy_path(self.finetune))
+        own = core(policy.rule)
+        if not any(phase.rule == own for phase in phases):
+            kinds = [p.rule for p in phases if p.rule.name == own.name]
             trained = " and ".join(p.rule.name for p in phases)
             raise ValueError(
                 f"This run trains {trained}; it cannot begin with the policy in {self.finetune}, "
-                f"which is {policy.rule.name}"
-                + "".join(f" with {_differing(policy.rule, kind)}" for kind in kinds)
+                f"which is {own.name}" + "".join(f" with {_differing(own, kind)}" for kind in kinds)
             )
         start = tuple(policy.weights)
-        return tuple(replace(p, start=start) if p.rule == policy.rule else p for p in phases)
+        return tuple(replace(p, start=start) if p.rule == own else p for p in phases)
 
     def _check_kinds(self) -> None:
         for f in fields(self):

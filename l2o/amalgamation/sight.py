@@ -29,8 +29,12 @@ class Sight(NamedTuple):
 
 @lru_cache(maxsize=32)
 def compiled_update(rule: UpdateRule, layout: Layout) -> Callable:
-    """`rule.update` of weights, gradient and state, compiled; the gates are not kept."""
-    return compiled(lambda weights, gradient, state: rule.update(weights, gradient, state, layout))
+    """`rule.update` of weights, gradient, parameters and state, compiled; no gates are kept."""
+
+    def update(weights, gradient, parameters, state):
+        return rule.update(weights, gradient, parameters, state, layout)
+
+    return compiled(update)
 
 
 def look(optimizee: Optimizee, first_order: bool, place: tuple, start: tuple, known=None) -> Sight:

@@ -28,7 +28,7 @@ from l2o.amalgamation.signals import handling
 from l2o.amalgamation.unroll import Amalgamation, Teacher
 from l2o.checkpoint import Policy, save_policy
 from l2o.claim import DirectoryError
-from l2o.rules import RNNProp
+from l2o.rules import UpdateRule, warmed_up
 
 CHECKPOINT_SECONDS = 60
 UPDATES = ("phase", "stage", "period", "update", "unroll", "step", "meta_loss", "distance",
@@ -120,7 +120,7 @@ class Trainer:
                     raise Diverged(_described(phase, run.progress))
                 self._advance(phase, training, run)
             if run.phase + 1 == len(self._phases):
-                return Policy(phase.rule, _arrays(run.now.weights), self._card)
+                return Policy(self._usable(phase.rule), _arrays(run.now.weights), self._card)
             run = replace(
                 self._fresh(run.phase + 1), previous=run.now.weights, seconds=self._seconds(run),
                 updates=run.updates, periods=run.periods,
@@ -170,8 +170,7 @@ class Trainer:
             phase.schedule.meta_batch,
             self._strategy,
             learning_rate=self._meta.learning_rate,
-            # Random scaling is for RNNProp; the other policies need not bear it.
-            scaled=self._meta.scaling and isinstance(phase.rule, RNNProp),
+            scaled=self._meta.scaling and phase.rule.scaled,
             scale_limit=self._meta.scale_limit,
             clip_ratio=self._meta.clip_ratio,
             clip_floor=self._meta.clip_floor,
@@ -305,7 +304,12 @@ class Trainer:
             "updates": facts["updates"],
             "seconds": facts["seconds"],
         }  # fmt: skip
-        save_policy(self._directory.path / phase.name, phase.rule, _arrays(run.best.weights), card)
+        path, rule = self._directory.path / phase.name, self._usable(phase.rule)
+        save_policy(path, rule, _arrays(run.best.weights), card)
+
+    def _usable(self, rule: UpdateRule) -> UpdateRule:
+        """A trained rule as it is to be used: after the warm-up that it was trained after."""
+        return warmed_up(rule, self._meta.warmup_steps, self._meta.warmup_rate)
 
     def _save(self, run: Run) -> None:
         self._updates.sync()

@@ -175,12 +175,15 @@ def warm_up(job: Amalgamation, weights: list, trajectory: Trajectory, batches: B
         _, gradient, carried = loss_and_gradient(
             job.optimizee, clean, student.carried, entry(batches, i)
         )
-        clean -= job.warmup_rate * gradient
-        state = job.rule.observe(weights, gradient * scale, student.state, layout)
-        teachers = [
-            Runner(clean, carried, t.rule.observe(t.weights, gradient, runner.state, layout))
+        state = job.rule.observe(
+            weights, gradient * scale, student.parameters, student.state, layout
+        )
+        states = [
+            t.rule.observe(t.weights, gradient, clean, runner.state, layout)
             for t, runner in zip(job.teachers, teachers, strict=True)
         ]
+        clean -= job.warmup_rate * gradient
+        teachers = [Runner(clean, carried, taught) for taught in states]
         student = Runner(clean / scale, carried, state)
         start = (student.parameters, carried)
         return i + 1, trajectory._replace(student=student, start=start, teachers=teachers)
@@ -207,7 +210,8 @@ def follow(job: Amalgamation, runners: list[Runner], batches: Batch) -> tuple[An
             _, gradient, carried = loss_and_gradient(
                 job.optimizee, old.parameters, old.carried, batch
             )
-            move, state = compiled_update(rule, layout)(weights, gradient, old.state)
+            update = compiled_update(rule, layout)
+            move, state = update(weights, gradient, old.parameters, old.state)
             new = Runner(old.parameters - move, carried, state)
             reach = tf.reduce_sum(tf.square(DISTANCE_MARGIN * new.parameters))
             moved.append(choose(all_finite([new, reach]), new, old))
@@ -293,7 +297,7 @@ def _segment(job: Amalgamation, scale, data, path, noise, weights, runner, known
         sight = look(job.optimizee, job.first_order, (scale, *here), runner[:2], sight)
         acting = noisy_weights(job.perturbation, weights, seed, first + i)
         seen = noisy_gradient(job.perturbation, sight.gradient, seed, first + i)
-        move, state = update(acting, seen, runner.state)
+        move, state = update(acting, seen, runner.parameters, runner.state)
         runner = Runner(runner.parameters - move, sight.carried, state)
         # Stopped here, as a loop's gradient goes to the loop's constants too.
         goal = tf.stop_gradient(entry(path, i) / scale)

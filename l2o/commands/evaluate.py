@@ -6,7 +6,6 @@ import argparse
 import io
 import time
 from contextlib import redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -318,9 +317,7 @@ def _contenders(options: argparse.Namespace) -> list:
     try:
         contenders = [contender for word in words for contender in get_contenders(word)]
         given = {what: v for what in ADDED if (v := getattr(options, what)) is not None}
-        contenders = [replace(c, ema_momentum=options.ema, **given) for c in contenders]
-        for contender in contenders:
-            contender.stepper()  # not all can be averaged
+        contenders = [c.using(ema=options.ema, **given) for c in contenders]
     except (ContenderError, PolicyError) as error:
         raise UserError(str(error)) from error
     different = {}

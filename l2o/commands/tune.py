@@ -12,7 +12,6 @@ from l2o.claim import Claim, check_free, move_aside
 from l2o.commands.pool import spread
 from l2o.commands.problem import load_problem
 from l2o.commands.terminal import UserError
-from l2o.evaluation.fit import Warmup
 from l2o.evaluation.made import keep_made, made_with, read_made
 from l2o.evaluation.tables import TableError, read_table
 from l2o.evaluation.tuning import (
@@ -24,6 +23,7 @@ from l2o.evaluation.tuning import (
 )
 from l2o.files import write_atomically
 from l2o.progress import Progress, duration
+from l2o.rules import WarmUp
 from l2o.rules.pools import TEACHERS, TUNED_RATES, get_teacher
 
 TRIALS = "trials.csv"
@@ -119,12 +119,12 @@ def _start_worker(settings: Search) -> tuple:
 def _run_trial(held: tuple, teacher: str, rate: float, seed: int) -> Trial:
     from l2o.amalgamation.optimizee import as_batch
     from l2o.evaluation.fit import Fit
-    from l2o.evaluation.steppers import RuleStepper
 
     settings, task, optimizee = held
     fit = Fit(
         optimizee,
-        RuleStepper(get_teacher(teacher, rate)),
+        WarmUp(get_teacher(teacher, rate)),
+        (),
         as_batch(task.dataset.train),
         as_batch(task.dataset.validation),
         task.problem.batch_size,
@@ -166,7 +166,7 @@ def tune(
     """
     check_free(output, TRIALS, fresh)
     problem, data = load()
-    per_epoch, warmup = len(data.train) // problem.batch_size, Warmup().steps
+    per_epoch, warmup = len(data.train) // problem.batch_size, WarmUp.steps
     if settings.epochs * per_epoch <= warmup:
         raise UserError(
             f"--epochs must be at least {warmup // per_epoch + 1}: an epoch of {data.name} has "

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import keras
 
 from l2o.checkpoint import DESCRIPTION, PolicyError, fingerprint, load_policy
-from l2o.evaluation.steppers import KerasStepper, RuleStepper, Stepper
-from l2o.rules import TEACHERS, TUNED_RATES, UpdateRule, averaged, averaging, get_teacher
+from l2o.evaluation.keras_rule import KerasRule
+from l2o.rules import (
+    TEACHERS,
+    TUNED_RATES,
+    MovingAverage,
+    UpdateRule,
+    WarmUp,
+    averaged,
+    averaging,
+    core,
+    decayed,
+    decaying,
+    get_teacher,
+    layer,
+    rewrapped,
+)
 from l2o.shipped import check_trained, did_you_mean, policy_path, pretrained
 
 ORACLE = "oracle"
@@ -30,34 +44,28 @@ class Contender:
 
     Attributes:
         bare_name: In tables and figures, but for what averaging and decay add to it.
-        bare_origin: A digest of rule, settings and weights, but for averaging and decay.
-        build: Makes a stepper of a share of averaging; one serves one network.
+        bare_origin: A digest of the rule within its wrappers, and of its weights.
+        rule: What is fitted with, wrapped.
+        weights: The rule's.
         replicate: Which training of the policy, from 1.
         learned: Whether it is a policy, which costs far more a coordinate than the others.
         card: The policy's.
         source: The directory whose replicates stand together.
-        averaging: The share of `l2o.rules.Averaged`; 0 for none.
-        weight_decay: The fraction of the parameters that is subtracted with each step (decoupled
-            weight decay; Loshchilov and Hutter 2019).
-        ema_momentum: Of the moving average of the parameters that is scored in their place; 0 for
-            none.
     """
 
     bare_name: str
     bare_origin: str
-    build: Callable[[float], Stepper]
+    rule: UpdateRule
+    weights: Sequence = field(default=(), compare=False, repr=False)
     replicate: int = 1
     learned: bool = False
     card: dict[str, Any] = field(default_factory=dict, compare=False)
     source: Path | None = field(default=None, compare=False)
-    averaging: float = 0.0
-    weight_decay: float = 0.0
-    ema_momentum: float = 0.0
 
     @property
     def name(self) -> str:
         """In tables and figures."""
-        added = {"avg": self.averaging, "wd": self.weight_decay, "ema": self.ema_momentum}
+        added = {"avg": self.averaging, "wd": self.weight_decay, "ema": self._momentum}
         return self.bare_name + "".join(f"+{what}{n:g}" for what, n in added.items() if n)
 
     @property
@@ -68,11 +76,53 @@ class Contender:
             origin = fingerprint((), {origin: self.averaging, "averages": True})
         if self.weight_decay:
             origin = fingerprint((), {origin: self.weight_decay, "decays": True})
-        return fingerprint((), {origin: self.ema_momentum}) if self.ema_momentum else origin
+        if self._momentum:
+            origin = fingerprint((), {origin: self._momentum})
+        warmup = layer(self.rule, WarmUp)
+        start = (warmup.steps, warmup.rate) if warmup else (0, 0.0)
+        if start != (WarmUp.steps, WarmUp.rate):
+            origin = fingerprint((), {origin: start, "warms up": True})
+        return origin
 
-    def stepper(self) -> Stepper:
-        """A new stepper; it serves one network."""
-        return self.build(self.averaging)
+    @property
+    def averaging(self) -> float:
+        """How near the network stays to the average of where the rule led; 0 for not at all."""
+        return averaging(self.rule)
+
+    @property
+    def weight_decay(self) -> float:
+        """The fraction of the parameters that is subtracted with each step."""
+        return decaying(self.rule)
+
+    @property
+    def _momentum(self) -> float:
+        average = layer(self.rule, MovingAverage)
+        return average.momentum if average else 0.0
+
+    def using(
+        self, averaging: float | None = None, weight_decay: float | None = None, ema: float = 0.0
+    ) -> Contender:
+        """The same with averaging and decay in place of its own, and scored at a moving average.
+
+        Args:
+            averaging: The share of `l2o.rules.Averaged`; 0 for none, None for its own.
+            weight_decay: Of `l2o.rules.Decayed`; likewise.
+            ema: The momentum of `l2o.rules.MovingAverage`; 0 for none.
+
+        Raises:
+            ContenderError: If it is Keras' and is to be averaged.
+        """
+        rule = self.rule
+        if averaging and isinstance(core(rule), KerasRule):
+            raise ContenderError(
+                f"{self.bare_name} cannot be averaged, which is for teachers and policies"
+            )
+        if averaging is not None:
+            rule = averaged(rule, averaging)
+        if weight_decay is not None:
+            rule = decayed(rule, weight_decay)
+        wrap = lambda inner: MovingAverage(inner, ema)  # noqa: E731
+        return replace(self, rule=rewrapped(rule, MovingAverage, wrap if ema else None))
 
 
 def keras_optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:
@@ -140,7 +190,7 @@ def _teacher(name: str, rate: float | None) -> Contender:
     rule = get_teacher(name, rate)
     tuned = rule.learning_rate == TUNED_RATES[name]
     called = name if tuned else f"{name}@{rate:g}"
-    return Contender(called, fingerprint((), rule.get_config()), _rule_stepper(rule))
+    return Contender(called, fingerprint((), rule.get_config()), WarmUp(rule))
 
 
 def _keras(name: str, rate: float | None) -> Contender:
@@ -154,28 +204,18 @@ def _keras(name: str, rate: float | None) -> Contender:
     def build() -> keras.optimizers.Optimizer:
         return keras_optimizers()[kind](**settings)
 
-    def stepper(averaging: float) -> Stepper:
-        if averaging:
-            raise ContenderError(f"{called} cannot be averaged, which is for teachers and policies")
-        return KerasStepper(build)
-
     called = f"{_KERAS}{kind}" + ("" if rate is None else f"@{rate:g}")
     config = {"optimizer": kind} | build().get_config()
     config["name"] = re.sub(r"_\d+$", "", config["name"])  # Keras counts those it has made
-    return Contender(called, fingerprint((), config), stepper)
+    return Contender(called, fingerprint((), config), WarmUp(KerasRule(build)))
 
 
 def _policy(name: str, path: Path, source: Path, replicate: int) -> Contender:
     policy = load_policy(_policy_of(path))
-    origin = fingerprint(policy.weights, averaged(policy.rule, 0).get_config())
-    build, share = _rule_stepper(policy.rule, policy.weights), averaging(policy.rule)
+    origin = fingerprint(policy.weights, core(policy.rule).get_config())
     return Contender(
-        name, origin, build, replicate, True, policy.card, source, share, policy.weight_decay
+        name, origin, policy.rule, policy.weights, replicate, True, policy.card, source
     )
-
-
-def _rule_stepper(rule: UpdateRule, weights: Sequence = ()) -> Callable[[float], Stepper]:
-    return lambda share: RuleStepper(averaged(rule, share), weights)
 
 
 def _directory(name: str, path: Path) -> list[Contender]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,24 +14,11 @@ import tensorflow as tf
 from l2o.amalgamation.batches import entry
 from l2o.amalgamation.draws import batch_indices
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
-from l2o.evaluation.steppers import Stepper
+from l2o.rules import Horizon, UpdateRule
 
 _SCORING_BATCH = 1000
 # A compiled call is a whole epoch, or as many steps as take so long: Ctrl-C waits for its end.
 _CALL_SECONDS, _FIRST_CALL_STEPS = 3.0, 20
-
-
-@dataclass(frozen=True)
-class Warmup:
-    """Plain SGD before the optimizer takes over, which watches meanwhile (paper, Appendix C).
-
-    Attributes:
-        steps: Number of steps.
-        learning_rate: SGD's rate.
-    """
-
-    steps: int = 100
-    learning_rate: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -98,40 +85,32 @@ def plain_gradient(
 
 
 class Fit:
-    """A network that an optimizer fits.
+    """A network that a rule fits.
 
     Args:
         optimizee: The network.
-        stepper: The optimizer.
+        rule: The optimizer, wrapped as it is to be used.
+        weights: The rule's.
         train, validation: Examples.
         batch_size: Examples a step.
         test: Examples, or None.
-        warmup: Plain SGD at the start.
         gradient: `plain_gradient`, or a private one.
-        weight_decay: What is subtracted of the parameters with each step of the optimizer, and
-            times the warm-up's rate with each of its steps (Loshchilov and Hutter 2019).
-        ema_momentum: What is scored is the exponential moving average of the parameters, m times
-            its last value and 1 - m times theirs after each step, as Keras' `use_ema` has it; 0
-            is the parameters themselves.
     """
 
     def __init__(
         self,
         optimizee: KerasOptimizee,
-        stepper: Stepper,
+        rule: UpdateRule,
+        weights: Sequence,
         train: Batch,
         validation: Batch,
         batch_size: int,
         test: Batch | None = None,
-        warmup: Warmup = Warmup(),
         gradient: Callable[..., Gradient] = plain_gradient,
-        weight_decay: float = 0.0,
-        ema_momentum: float = 0.0,
     ):
-        self._optimizee, self._stepper = optimizee, stepper
+        self._optimizee, self._rule, self._weights = optimizee, rule, list(weights)
         self._train, self._held_out = train, [validation] + ([test] if test else [])
-        self._batch_size, self._warmup, self._gradient = batch_size, warmup, gradient
-        self._weight_decay, self._ema_momentum = weight_decay, ema_momentum
+        self._batch_size, self._gradient = batch_size, gradient
         self._steps, self._pace = None, 0.0
         self._score = tf.function(self._run_score, autograph=False)
 
@@ -154,9 +133,9 @@ class Fit:
             report: Told now and then how many steps are behind.
         """
         parameters, carried = self._optimizee.initial(seed)
-        state = self._stepper.initial_state(parameters, self._optimizee.layout)
-        held = (parameters, parameters, carried, state)
+        held = (parameters, carried, self._rule.initial_state(self._optimizee.layout))
         held = tf.nest.map_structure(tf.convert_to_tensor, held)
+        self._horizon = Horizon(float(epochs * self.steps_per_epoch), float(epochs))
         if self._steps is None:
             self._steps = self._compiled(held)
             self._call(held, seed, 0, 0)
@@ -185,10 +164,10 @@ class Fit:
     def _compiled(self, held):
         """`_run_steps` for any number of steps."""
         indices = tf.TensorSpec([None, self._batch_size], tf.int32)
-        warmup, key = tf.TensorSpec([], tf.int32), tf.TensorSpec([2], tf.int64)
+        key, horizon = tf.TensorSpec([2], tf.int64), tf.TensorSpec([2], tf.float32)
         specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, held)
         function = tf.function(self._run_steps, autograph=False)
-        return function.get_concrete_function(indices, warmup, key, *specs)
+        return function.get_concrete_function(indices, key, horizon, *specs)
 
     def _run_epoch(self, held, seed: int, epoch: int, report) -> tuple:
         """The steps of an epoch, or as many as there are until the loss diverges."""
@@ -213,60 +192,40 @@ class Fit:
         """Runs `count` steps; losses and accuracies [2, steps], shorter where the loss diverged."""
         examples = int(self._train.labels.shape[0])
         indices = batch_indices([seed], examples, self._batch_size, start, count)
-        warmup = np.clip(self._warmup.steps - start, 0, count).astype("int32")
-        key = tf.constant([seed, start], tf.int64)
-        record, done, *held = self._steps(tf.constant(indices), tf.constant(warmup), key, *held)
+        key, horizon = tf.constant([seed, start], tf.int64), tf.constant(self._horizon)
+        record, done, *held = self._steps(tf.constant(indices), key, horizon, *held)
         return record.numpy()[: int(done)].T, tuple(held)
 
     def _scores(self, held) -> list[float]:
         """Losses and accuracies of validation and test."""
-        _, average, carried, _ = held
+        parameters, carried, state = held
+        parameters = self._rule.evaluated(parameters, state)
         scores = [float(x) for k in range(len(self._held_out))
-                  for x in self._score(average, carried, k)]  # fmt: skip
+                  for x in self._score(parameters, carried, k)]  # fmt: skip
         return scores + [np.nan] * (4 - len(scores))
 
-    def _run_steps(self, indices, warmup, key, parameters, average, carried, state):
-        layout, rate = self._optimizee.layout, self._warmup.learning_rate
+    def _run_steps(self, indices, key, horizon, parameters, carried, state):
+        layout, horizon = self._optimizee.layout, Horizon(*tf.unstack(horizon))
         steps = tf.shape(indices)[0]
 
         def proceed(i, loss, *_):
             return (i < steps) & tf.math.is_finite(loss)
 
-        def step(i, loss, record, parameters, average, carried, state):
+        def step(i, loss, record, parameters, carried, state):
             batch = entry(self._train, indices[i])
             now = tf.stack([key[0], key[1] + tf.cast(i, key.dtype)])
             seen = self._gradient(self._optimizee, parameters, carried, batch, now)
-
-            def warm():
-                moved = self._stepper.observe(parameters, seen.gradient, state, layout)
-                stepped = parameters - rate * seen.gradient
-                return self._decayed(stepped, parameters, rate), moved
-
-            def move():
-                stepped, moved = self._stepper.step(parameters, seen.gradient, state, layout)
-                return self._decayed(stepped, parameters), moved
-
             loss, accuracy = (tf.cast(x, tf.float32) for x in (seen.loss, seen.accuracy))
             record = record.write(i, tf.stack([loss, accuracy]))
-            parameters, state = tf.cond(i < warmup, warm, move)
-            average = self._average(average, parameters, now[1])
-            return i + 1, loss, record, parameters, average, seen.carried, state
+            move, state = self._rule.update(
+                self._weights, seen.gradient, parameters, state, layout, horizon
+            )
+            return i + 1, loss, record, parameters - move, seen.carried, state
 
         record = tf.TensorArray(tf.float32, size=steps, element_shape=(2,))
-        loop = (0, 0.0, record, parameters, average, carried, state)
+        loop = (0, 0.0, record, parameters, carried, state)
         done, _, record, *held = tf.while_loop(proceed, step, loop)
         return record.stack(), done, *held
-
-    def _decayed(self, stepped, parameters, rate: float = 1.0):
-        """Where a step from `parameters` led, less what decays of them."""
-        return stepped - rate * self._weight_decay * parameters if self._weight_decay else stepped
-
-    def _average(self, average, parameters, step):
-        """The moving average of the parameters after a step; after step 0, where that led."""
-        if not self._ema_momentum:
-            return parameters
-        kept = self._ema_momentum * tf.cast(step > 0, parameters.dtype)
-        return kept * average + (1 - kept) * parameters
 
     def _run_score(self, parameters, carried, which: int):
         """Mean loss and accuracy over all held-out examples, the last smaller batch included."""

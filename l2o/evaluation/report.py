@@ -23,7 +23,6 @@ from l2o.evaluation.comparison import (
     winner,
 )
 from l2o.evaluation.figures import Drawing, drawings, perturbation
-from l2o.evaluation.fit import Warmup
 from l2o.evaluation.page import (
     Block,
     Column,
@@ -41,6 +40,7 @@ from l2o.evaluation.plots import png
 from l2o.evaluation.results import Result
 from l2o.evaluation.targets import targets, times
 from l2o.files import write_atomically
+from l2o.rules import WarmUp
 
 TITLE = "Evaluation of optimizers"
 Cards = Mapping[str, Mapping[str, Any]]
@@ -136,7 +136,7 @@ def _overview(cases, cards: Cards, selection: str) -> list[Block]:
     warnings += [
         f"{case.title}: {steps} steps are all warm-up, SGD for every optimizer; none can be better."
         for case, found in cases.items()
-        if (steps := max(e.rows[-1].steps for s in found for e in s.evaluations)) <= Warmup().steps
+        if (steps := max(e.rows[-1].steps for s in found for e in s.evaluations)) <= WarmUp.steps
     ]
     warnings += dict.fromkeys(
         f"{label} was trained {doubt}."

@@ -9,10 +9,11 @@ from typing import Any
 
 from l2o.amalgamation.optimizee import KerasOptimizee, as_batch
 from l2o.evaluation.contenders import Contender
-from l2o.evaluation.fit import Course, Fit, Warmup, plain_gradient
+from l2o.evaluation.fit import Course, Fit, plain_gradient
 from l2o.evaluation.privacy import ACCOUNTING, DELTA, DPSGD, check_network
 from l2o.evaluation.results import VERSION, Key, Result
 from l2o.evaluation.store import ResultsDirectory, is_image
+from l2o.rules import WarmUp
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def missing(
 
 def warmup_notes(tasks: Sequence[Task], plan: Plan) -> list[str]:
     """What to say of tasks whose steps are warm-up, all or most of them."""
-    warmup, notes = Warmup().steps, []
+    warmup, notes = WarmUp.steps, []
     for task in tasks:
         number = plan.epochs * task.steps_per_epoch
         where = f"steps of {task.problem.name} on {task.data} are"
@@ -152,9 +153,8 @@ class Bench:
         if contender not in self._fits:
             train, validation, test = self._examples
             self._fits[contender] = Fit(
-                self._optimizee, contender.stepper(), train, validation, task.problem.batch_size,
-                test, gradient=task.privacy or plain_gradient,
-                weight_decay=contender.weight_decay, ema_momentum=contender.ema_momentum,
+                self._optimizee, contender.rule, contender.weights, train, validation,
+                task.problem.batch_size, test, task.privacy or plain_gradient,
             )  # fmt: skip
         key = self.plan.key(task, contender, repeat)
         course = self._fits[contender].run(key.seed, self.plan.epochs, report)

@@ -65,10 +65,10 @@ class AnalyticalRule(UpdateRule):
         coordinate = {name: zeros(layout) for name in self.moment_names}
         return State(coordinate, {}, {"count": ops.zeros(())})
 
-    def observe(self, weights, gradient, state, layout):
-        return self.update(weights, gradient, state, layout)[1]
+    def observe(self, weights, gradient, parameters, state, layout):
+        return self.update(weights, gradient, parameters, state, layout)[1]
 
-    def update(self, weights, gradient, state, layout):
+    def update(self, weights, gradient, parameters, state, layout, horizon=None):
         count = step_count(state) + 1
         step, coordinate = self._step(gradient, state, count)
         return step, State(coordinate, {}, {"count": count})

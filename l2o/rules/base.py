@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from l2o.rules.layout import Layout
@@ -11,17 +12,30 @@ REGISTRY: dict[str, type[UpdateRule]] = {}
 
 
 class State(NamedTuple):
-    """What a rule remembers between steps.
+    """What a rule remembers between steps; all zero at rest.
 
     Attributes:
-        coordinate: Tensors [..., D], one column a coordinate; all coordinates start alike.
-        tensor: Tensors [..., K], one column a parameter tensor; all tensors start alike.
-        shared: Tensors of any shape that belong to all coordinates, such as the step count.
+        coordinate: Tensors [..., D], one column a coordinate.
+        tensor: Tensors [..., K], one column a parameter tensor.
+        shared: Tensors of any shape that belong to all coordinates; "count" is a float scalar, the
+            number of gradients seen.
     """
 
     coordinate: dict[str, Any]
     tensor: dict[str, Any]
     shared: dict[str, Any]
+
+
+class Horizon(NamedTuple):
+    """How long a fit is, where that is known: scalars, or None.
+
+    Attributes:
+        steps: Of the whole fit.
+        epochs: How often it sees each example.
+    """
+
+    steps: Any = None
+    epochs: Any = None
 
 
 @dataclass(frozen=True)
@@ -31,10 +45,15 @@ class UpdateRule:
     A rule is a frozen dataclass of its settings. Weights (empty for teachers) and state come in
     as arguments and go out as results, so that a meta-gradient, a perturbation or a recomputation
     needs nothing assigned and put back.
+
+    Attributes:
+        coordinatewise: Whether it may be run on blocks of coordinates.
+        scaled: Whether it is meta-trained in randomly scaled coordinates (Lv et al. 2017).
     """
 
     name: ClassVar[str] = ""
-    coordinatewise: ClassVar[bool] = True  # if so, it may be run on blocks of coordinates
+    coordinatewise: ClassVar[bool] = True
+    scaled: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -45,27 +64,49 @@ class UpdateRule:
         """Fresh weights, a list of tensors; empty for an analytical rule."""
         return []
 
+    def weight_shapes(self) -> Iterator[tuple[int, ...]]:
+        """The shapes of the weights, one by one: a file may ask for more than can be made."""
+        return (tuple(w.shape) for w in self.initial_weights(0))
+
     def initial_state(self, layout: Layout) -> State:
-        """The state before the first step."""
+        """The state before the first step, all zero: what starts elsewhere is set at count 0."""
         raise NotImplementedError
 
-    def observe(self, weights: list, gradient, state: State, layout: Layout) -> State:
+    def observe(self, weights: list, gradient, parameters, state: State, layout: Layout) -> State:
         """Sees a gradient [D] of the warm-up: moments and count move, recurrent memory rests."""
         raise NotImplementedError
 
-    def update(self, weights: list, gradient, state: State, layout: Layout) -> tuple[Any, State]:
+    def update(
+        self,
+        weights: list,
+        gradient,
+        parameters,
+        state: State,
+        layout: Layout,
+        horizon: Horizon | None = None,
+    ) -> tuple[Any, State]:
         """One step.
 
         Args:
             weights: As from `initial_weights`.
             gradient: [D].
+            parameters: [D], where the gradient was taken.
             state: As from `initial_state`.
             layout: Shapes and names of the tensors in the vector.
+            horizon: How long the fit is, where that is known.
 
         Returns:
             The step [D], to be subtracted from the parameters, and the new state.
         """
         raise NotImplementedError
+
+    def evaluated(self, parameters, state: State):
+        """The parameters [D] that the rule wants to be scored at."""
+        return parameters
+
+    def shrinkage(self, parameters, layout: Layout):
+        """What weight decay takes of the parameters in a step, [D]; 0 for none."""
+        return 0.0
 
     def get_config(self) -> dict[str, Any]:
         """The settings, as JSON can hold them; `rule_from_config` brings the rule back."""
@@ -75,6 +116,8 @@ class UpdateRule:
 def _plain(value):
     if isinstance(value, UpdateRule):
         return value.get_config()
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, (tuple, list)):
         return [_plain(item) for item in value]
     return value

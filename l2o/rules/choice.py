@@ -49,20 +49,23 @@ class Choice(UpdateRule):
     def initial_weights(self, seed: int) -> list:
         return self.network.initial_weights(seed)
 
+    def weight_shapes(self):
+        return self.network.weight_shapes()
+
     def initial_state(self, layout: Layout) -> State:
         states = [teacher.initial_state(layout) for teacher in self.teachers]
         return self._joined(states, self.network.initial_memory(layout.size), ops.zeros(()))
 
-    def observe(self, weights, gradient, state, layout):
+    def observe(self, weights, gradient, parameters, state, layout):
         states = [
-            teacher.observe([], gradient, self._of(state, k), layout)
+            teacher.observe([], gradient, parameters, self._of(state, k), layout)
             for k, teacher in enumerate(self.teachers)
         ]
         return self._joined(states, state.coordinate, step_count(state) + 1)
 
-    def update(self, weights, gradient, state, layout):
+    def update(self, weights, gradient, parameters, state, layout, horizon=None):
         moves = [
-            teacher.update([], gradient, self._of(state, k), layout)
+            teacher.update([], gradient, parameters, self._of(state, k), layout, horizon)
             for k, teacher in enumerate(self.teachers)
         ]
         steps = ops.stack([step for step, _ in moves])

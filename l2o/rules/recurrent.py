@@ -73,6 +73,14 @@ class CoordinateLSTM:
             head = glorot(next(seeds))(head.shape)
         return [*weights, head, ops.zeros(self.outputs)]
 
+    def weight_shapes(self) -> Iterator[tuple[int, ...]]:
+        """The shapes of the weights, in their order."""
+        for k in range(self.layers):
+            inputs = self.inputs if k == 0 else self.units
+            yield from ((n, 4 * self.units) for n in (inputs, self.units))
+            yield (4 * self.units,)
+        yield from ((self.units, self.outputs), (self.outputs,))
+
     def initial_memory(self, coordinates: int) -> dict:
         """Hidden and cell states [units, D] at rest."""
         return {
@@ -157,6 +165,11 @@ class GRU:
             _orthogonal(next(seeds), (self.units, gates)),
             ops.zeros(gates),
         ]
+
+    def weight_shapes(self) -> Iterator[tuple[int, ...]]:
+        """The shapes of the weights, in their order."""
+        gates = 3 * self.units
+        yield from ((self.inputs, gates), (self.units, gates), (gates,))
 
     def __call__(self, weights: list, inputs, hidden):
         """Runs one step.

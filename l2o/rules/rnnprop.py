@@ -31,6 +31,7 @@ class RNNProp(UpdateRule):
     epsilon: float = 1e-10
     bias_correction: str = "exact"
     name: ClassVar[str] = "rnnprop"
+    scaled: ClassVar[bool] = True
 
     def __post_init__(self):
         check_correction(self.bias_correction)
@@ -42,19 +43,22 @@ class RNNProp(UpdateRule):
     def initial_weights(self, seed: int) -> list:
         return self.network.initial_weights(seed, still=True)
 
+    def weight_shapes(self):
+        return self.network.weight_shapes()
+
     def initial_state(self, layout: Layout) -> State:
         coordinate = {"first": zeros(layout), "second": zeros(layout)}
         memory = self.network.initial_memory(layout.size)
         rest = self.network.initial_memory(1)
         return State(coordinate | memory, {}, {"count": ops.zeros(())} | rest)
 
-    def observe(self, weights, gradient, state, layout):
+    def observe(self, weights, gradient, parameters, state, layout):
         first, second = moments(gradient, state, self.beta1, self.beta2)
         coordinate = state.coordinate | {"first": first, "second": second}
         return State(coordinate, {}, state.shared | {"count": step_count(state) + 1})
 
-    def update(self, weights, gradient, state, layout):
-        state = self.observe(weights, gradient, state, layout)
+    def update(self, weights, gradient, parameters, state, layout, horizon=None):
+        state = self.observe(weights, gradient, parameters, state, layout)
         first, second = state.coordinate["first"], state.coordinate["second"]
         mean, power = corrected(
             first, second, step_count(state), self.beta1, self.beta2, self.bias_correction

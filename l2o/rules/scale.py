@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 from keras import ops
 
+from l2o.rules.analytical import step_count
 from l2o.rules.base import State, UpdateRule
 from l2o.rules.layout import Layout
 from l2o.rules.recurrent import GRU, weight_seeds
@@ -85,6 +86,13 @@ class Scale(UpdateRule):
             ops.full((1,), RATE_MEMORY),
         ]
 
+    def weight_shapes(self):
+        for network in self.networks:
+            yield from network.weight_shapes()
+        for outputs in (2, 1, 1):
+            yield from ((self.units, outputs), (outputs,))
+        yield from ((self.scales, 1), (1,))
+
     def initial_state(self, layout: Layout) -> State:
         zeros = lambda features, columns: ops.zeros((features, columns))  # noqa: E731
         coordinate = {
@@ -96,9 +104,10 @@ class Scale(UpdateRule):
             "mean_log_rate": zeros(1, layout.size),
         }
         tensor = {"hidden": zeros(self.tensor_units, layout.tensors)}
-        return State(coordinate, tensor, {"hidden": zeros(self.global_units, 1)})
+        shared = {"hidden": zeros(self.global_units, 1), "count": ops.zeros(())}
+        return State(coordinate, tensor, shared)
 
-    def observe(self, weights, gradient, state, layout):
+    def observe(self, weights, gradient, parameters, state, layout):
         logits = _head(_parts(weights)[3], state.coordinate["hidden"])
         exponents = ops.cast(0.5 ** np.arange(self.scales)[:, None], logits.dtype)
 
@@ -108,10 +117,14 @@ class Scale(UpdateRule):
 
         mean = moved(state.coordinate["mean"], gradient, logits[:1])
         power = moved(state.coordinate["power"], ops.square(gradient), logits[1:])
-        return state._replace(coordinate=state.coordinate | {"mean": mean, "power": power})
+        return state._replace(
+            coordinate=state.coordinate | {"mean": mean, "power": power},
+            shared=state.shared | {"count": step_count(state) + 1},
+        )
 
-    def update(self, weights, gradient, state, layout):
-        coordinate = self.observe(weights, gradient, state, layout).coordinate
+    def update(self, weights, gradient, parameters, state, layout, horizon=None):
+        state = self.observe(weights, gradient, parameters, state, layout)
+        coordinate = state.coordinate
         power, log_rate = coordinate["power"] + self.epsilon, coordinate["log_rate"]
         momentum, logs = coordinate["mean"] / ops.sqrt(power), ops.log(power)
 
@@ -136,7 +149,9 @@ class Scale(UpdateRule):
         }
         direction = _head(step_head, hidden) + ops.matmul(ops.transpose(linear), momentum)
         step = (self.rate * ops.exp(log_rate) + RATE_FLOOR) * direction
-        return step[0], State(coordinate, {"hidden": tensor}, {"hidden": shared})
+        return step[0], State(
+            coordinate, {"hidden": tensor}, {"hidden": shared, "count": step_count(state)}
+        )
 
 
 def _parts(weights: list) -> tuple:

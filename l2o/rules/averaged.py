@@ -8,9 +8,8 @@ from typing import ClassVar
 
 from keras import ops
 
-from l2o.rules.analytical import zeros
-from l2o.rules.base import State, UpdateRule
-from l2o.rules.layout import Layout
+from l2o.rules.base import UpdateRule
+from l2o.rules.wrapper import Wrapper, layer, rewrapped
 
 WINDOW = 500.0  # steps that the average goes over, once there were so many
 _START = 9.0  # until then it goes over about a ninth of them
@@ -18,7 +17,7 @@ RAMP = 2000.0  # steps over which averaging comes in
 
 
 @dataclass(frozen=True)
-class Averaged(UpdateRule):
+class Averaged(Wrapper):
     """Another rule's steps, taken by an iterate that the network follows at a distance.
 
     The rule moves an iterate z, of which x is a moving average; the network stands at
@@ -29,42 +28,29 @@ class Averaged(UpdateRule):
     max(1 / WINDOW, 9 / (9 + t)). The state has one number a coordinate more, x - z.
 
     Attributes:
-        inner: The other rule.
         share: Of x in the end, above 0 and below 1.
     """
 
-    inner: UpdateRule
     share: float = 0.8
     name: ClassVar[str] = "averaged"
+    rank: ClassVar[int] = 1
+    own: ClassVar[tuple[str, ...]] = ("lag",)
+    own_shared: ClassVar[tuple[str, ...]] = ("averaged",)
 
     def __post_init__(self):
-        if not isinstance(self.inner, UpdateRule) or isinstance(self.inner, Averaged):
-            raise ValueError(f"Averaged needs another update rule. Received: {self.inner!r}")
+        super().__post_init__()
         if not isinstance(self.share, float) or not 0 < self.share < 1:
             raise ValueError(f"share must be above 0 and below 1. Received: {self.share!r}")
 
-    @property
-    def coordinatewise(self) -> bool:  # type: ignore[override]
-        return self.inner.coordinatewise
-
-    def initial_weights(self, seed: int) -> list:
-        return self.inner.initial_weights(seed)
-
-    def initial_state(self, layout: Layout) -> State:
-        return _joined(self.inner.initial_state(layout), zeros(layout), ops.zeros(()))
-
-    def observe(self, weights, gradient, state, layout):
-        held, lag, count = _parted(state)
-        return _joined(self.inner.observe(weights, gradient, held, layout), lag, count)
-
-    def update(self, weights, gradient, state, layout):
-        held, lag, count = _parted(state)
-        step, held = self.inner.update(weights, gradient, held, layout)
-        t = ops.cast(count + 1, step.dtype)
+    def update(self, weights, gradient, parameters, state, layout, horizon=None):
+        held, own = self._parted(state)
+        step, held = self.inner.update(weights, gradient, parameters, held, layout, horizon)
+        lag, t = own["lag"], ops.cast(own["averaged"] + 1, step.dtype)
         weight = ops.maximum(1 / WINDOW, _START / (_START + t))
         before, now = (self.share * ops.minimum(n / RAMP, 1.0) for n in (t - 1, t))
         moved = (1 - weight) * (lag + step)
-        return step - (now * moved - before * lag), _joined(held, moved, count + 1)
+        own = {"lag": moved, "averaged": own["averaged"] + 1}
+        return step - (now * moved - before * lag), self._joined(held, own)
 
 
 def averaged(rule: UpdateRule, share: float) -> UpdateRule:
@@ -75,22 +61,10 @@ def averaged(rule: UpdateRule, share: float) -> UpdateRule:
     """
     if not isinstance(share, Real) or not 0 <= share < 1:
         raise ValueError(f"averaging must be a number from 0 to below 1. Received: {share!r}")
-    bare = rule.inner if isinstance(rule, Averaged) else rule
-    return Averaged(bare, float(share)) if share else bare
+    return rewrapped(rule, Averaged, (lambda r: Averaged(r, float(share))) if share else None)
 
 
 def averaging(rule: UpdateRule) -> float:
     """The share of averaging that a rule has; 0 is none."""
-    return rule.share if isinstance(rule, Averaged) else 0.0
-
-
-def _joined(held: State, lag, count) -> State:
-    coordinate, shared = held.coordinate | {"lag": lag}, held.shared | {"averaged": count}
-    return State(coordinate, held.tensor, shared)
-
-
-def _parted(state: State) -> tuple:
-    """The inner rule's state, x - z, and the number of steps."""
-    coordinate, shared = dict(state.coordinate), dict(state.shared)
-    lag, count = coordinate.pop("lag"), shared.pop("averaged")
-    return State(coordinate, state.tensor, shared), lag, count
+    own = layer(rule, Averaged)
+    return own.share if own else 0.0

@@ -1,0 +1,61 @@
+"""Warm-up: plain SGD at the start, while a rule watches the gradients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import ClassVar
+
+from keras import ops
+
+from l2o.rules.analytical import step_count
+from l2o.rules.base import UpdateRule
+from l2o.rules.wrapper import Wrapper, core, rewrapped
+
+
+@dataclass(frozen=True)
+class WarmUp(Wrapper):
+    """SGD for the first steps; the inner rule's moments follow (Huang et al. 2022, Appendix C).
+
+    A step of the warm-up is rate (g + d), d what weight decay would take.
+
+    Attributes:
+        steps: How many.
+        rate: SGD's.
+    """
+
+    steps: int = 100
+    rate: float = 0.01
+    name: ClassVar[str] = "warmup"
+    rank: ClassVar[int] = 3
+
+    def __post_init__(self):
+        super().__post_init__()
+        steps, rate = self.steps, self.rate
+        if not isinstance(steps, Integral) or isinstance(steps, bool) or steps < 0:
+            raise ValueError(f"warmup_steps must be an integer >= 0. Received: {steps!r}")
+        if not isinstance(rate, Real) or isinstance(rate, bool) or not 0 <= rate < math.inf:
+            raise ValueError(f"warmup_learning_rate must be >= 0. Received: {rate!r}")
+        object.__setattr__(self, "steps", int(steps))
+        object.__setattr__(self, "rate", float(rate))
+
+    def update(self, weights, gradient, parameters, state, layout, horizon=None):
+        def start():
+            step = self.rate * (gradient + self.shrinkage(parameters, layout))
+            return step, self.observe(weights, gradient, parameters, state, layout)
+
+        def go_on():
+            return self.inner.update(weights, gradient, parameters, state, layout, horizon)
+
+        return ops.cond(step_count(state) < self.steps, start, go_on)
+
+
+def warmed_up(rule: UpdateRule, steps: int = 100, rate: float = 0.01) -> UpdateRule:
+    """The rule with this warm-up in place of its own; 0 steps are none.
+
+    Raises:
+        ValueError: If steps or rate cannot be.
+    """
+    wrap = lambda r: WarmUp(r, steps, rate)  # noqa: E731
+    return rewrapped(rule, WarmUp, wrap if wrap(core(rule)).steps else None)
