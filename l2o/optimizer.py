@@ -129,8 +129,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 own.steps if warmup_steps is None else warmup_steps,
                 own.rate if warmup_learning_rate is None else warmup_learning_rate,
             )
-        policy, self._rule = replace(policy, rule=rule), rule
-        self._policy = policy
+        self._policy, self._rule = replace(policy, rule=rule), rule
         self._start = _initial_state(self._policy)
         self._slots: _Slots | None = None
         self._warned = False

@@ -45,6 +45,25 @@ RULES: dict[str, dict] = {
     },
     "scale": {"units": 3, "tensor_units": 2, "global_units": 2},
     "averaged": {"inner": {"rule": "rnnprop", **_LSTM}, "share": 0.5},
+    # From format 2 of policies on.
+    "warmup": {
+        "inner": {
+            "rule": "decayed",
+            "inner": {"rule": "averaged", "inner": {"rule": "rnnprop", **_LSTM}, "share": 0.5},
+            "rate": 1e-3,
+        },
+        "steps": 90,
+        "rate": 0.02,
+    },
+    "scheduled": {
+        "inner": {"rule": "sgd", "learning_rate": 0.1},
+        "schedule": {"shape": "cosine", "steps": 110, "warmup": 0.1, "end": 0.0},
+    },
+    "moving_average": {"inner": {"rule": "sgd", "learning_rate": 0.1}, "momentum": 0.9},
+    "adamw": {"learning_rate": 0.02, "weight_decay": 0.1},
+    "nadam": {"learning_rate": 0.02},
+    "lion": {"learning_rate": 0.01},
+    "muon": {"learning_rate": 0.02},
 }
 # Optimizers of saved models: a name in `RULES`, and settings.
 MODELS: dict[str, tuple[str, dict]] = {
@@ -55,6 +74,7 @@ MODELS: dict[str, tuple[str, dict]] = {
     "choice": ("choice", {}),
     "scale": ("scale", {}),
     "adam": ("adam", {}),
+    "warmup": ("warmup", {}),
     "settings": (
         "rnnprop",
         {

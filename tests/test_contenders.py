@@ -6,8 +6,24 @@ import pytest
 from made_weights import make_policy
 
 from l2o import AmalgamatedOptimizer, PolicyError, save_policy
+from l2o.checkpoint import fingerprint
 from l2o.evaluation.contenders import ContenderError, get_contenders
-from l2o.rules import SGD, TEACHERS, TUNED_RATES, Adam, Decayed, WarmUp, core
+from l2o.rules import (
+    SGD,
+    TEACHERS,
+    TUNED_RATES,
+    Adam,
+    Averaged,
+    Decayed,
+    MovingAverage,
+    Scheduled,
+    WarmUp,
+    averaged,
+    core,
+    cosine,
+    decayed,
+    rewrapped,
+)
 from l2o.shipped import pretrained_path
 
 
@@ -78,6 +94,26 @@ def test_a_policy_does_not_pass_for_a_teacher(tmp_path):
     save_policy(tmp_path / "adam", Decayed(SGD(0.1), 0.1), [], {})
     with pytest.raises(ContenderError, match="cannot be called adam"):
         get_contenders(str(tmp_path / "adam"))
+
+
+def test_whatever_is_around_a_rule_makes_it_another(tmp_path):
+    """A hundred steps of warm-up at 0.01 are nothing to tell, as all had them once."""
+    rules = [
+        WarmUp(Adam(0.1)), WarmUp(Adam(0.1), 50), Adam(0.1), WarmUp(Decayed(Adam(0.1), 0.01)),
+        WarmUp(Decayed(Adam(0.1), 0.01, ("bias",))), WarmUp(Averaged(Adam(0.1), 0.5)),
+        WarmUp(Scheduled(Adam(0.1), cosine())), MovingAverage(WarmUp(Adam(0.1)), 0.9),
+    ]  # fmt: skip
+    origins = []
+    for k, rule in enumerate(rules):
+        save_policy(tmp_path / f"p{k}", rule, [], {})
+        (found,) = get_contenders(str(tmp_path / f"p{k}"))
+        assert found.rule == rule == found.using().rule
+        assert found.using(0, 0, 0).rule == decayed(
+            averaged(rewrapped(rule, MovingAverage, None), 0), 0
+        )
+        origins.append(found.origin)
+    assert len(set(origins)) == len(rules)
+    assert origins[0] == fingerprint((), Adam(0.1).get_config())
 
 
 def test_numbered_runs_are_replicates(tmp_path):

@@ -114,10 +114,11 @@ def parser() -> Parser:
                    "what a Keras optimizer has by itself. In AmalgamatedOptimizer that is "
                    "weight_decay=W; in keras.optimizers.AdamW, W divided by the rate. Default a "
                    "policy's own, and 0 for others")
-    g.add_argument("--ema", type=fraction, default=0.0, metavar="M",
+    g.add_argument("--ema", type=fraction, metavar="M",
                    help="score all optimizers at the exponential moving average of their "
                    "parameters, of momentum M, as Keras' use_ema and SwapEMAWeights do; they are "
-                   "then called adam+ema0.995 and so on. Default 0: the parameters as they are")
+                   "then called adam+ema0.995 and so on. Default a policy's own, and 0 for others: "
+                   "the parameters as they are")
     g.add_argument("--preset", type=known(tuple(PRESETS)), metavar="NAME",
                    help="paper: 10 repeats of 25 epochs; cpu: 3 of 5; smoke: 1 of 1. Default "
                    "paper where there is a GPU, else cpu")
@@ -316,8 +317,8 @@ def _contenders(options: argparse.Namespace) -> list:
     words = options.optimizer
     try:
         contenders = [contender for word in words for contender in get_contenders(word)]
-        given = {what: v for what in ADDED if (v := getattr(options, what)) is not None}
-        contenders = [c.using(ema=options.ema, **given) for c in contenders]
+        given = options.averaging, options.weight_decay, options.ema
+        contenders = [c.using(*given) for c in contenders]
     except (ContenderError, PolicyError) as error:
         raise UserError(str(error)) from error
     different = {}

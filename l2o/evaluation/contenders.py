@@ -16,6 +16,7 @@ from l2o.evaluation.keras_rule import KerasRule
 from l2o.rules import (
     TEACHERS,
     TUNED_RATES,
+    Decayed,
     MovingAverage,
     UpdateRule,
     WarmUp,
@@ -27,6 +28,7 @@ from l2o.rules import (
     get_teacher,
     layer,
     rewrapped,
+    warmed_up,
 )
 from l2o.shipped import check_trained, did_you_mean, policy_path, pretrained
 
@@ -44,7 +46,7 @@ class Contender:
 
     Attributes:
         bare_name: In tables and figures, but for what averaging and decay add to it.
-        bare_origin: A digest of the rule within its wrappers, and of its weights.
+        bare_origin: A digest of the rule, but for warm-up, averaging and decay, and its weights.
         rule: What is fitted with, wrapped.
         weights: The rule's.
         replicate: Which training of the policy, from 1.
@@ -74,8 +76,9 @@ class Contender:
         origin = self.bare_origin
         if self.averaging:
             origin = fingerprint((), {origin: self.averaging, "averages": True})
-        if self.weight_decay:
-            origin = fingerprint((), {origin: self.weight_decay, "decays": True})
+        if decay := layer(self.rule, Decayed):
+            exclude = {"exclude": decay.exclude} if decay.exclude else {}
+            origin = fingerprint((), {origin: decay.rate, "decays": True, **exclude})
         if self._momentum:
             origin = fingerprint((), {origin: self._momentum})
         warmup = layer(self.rule, WarmUp)
@@ -100,14 +103,17 @@ class Contender:
         return average.momentum if average else 0.0
 
     def using(
-        self, averaging: float | None = None, weight_decay: float | None = None, ema: float = 0.0
+        self,
+        averaging: float | None = None,
+        weight_decay: float | None = None,
+        ema: float | None = None,
     ) -> Contender:
-        """The same with averaging and decay in place of its own, and scored at a moving average.
+        """The same with others in place of its own averaging, decay and moving average.
 
         Args:
             averaging: The share of `l2o.rules.Averaged`; 0 for none, None for its own.
             weight_decay: Of `l2o.rules.Decayed`; likewise.
-            ema: The momentum of `l2o.rules.MovingAverage`; 0 for none.
+            ema: The momentum of `l2o.rules.MovingAverage`; likewise.
 
         Raises:
             ContenderError: If it is Keras' and is to be averaged.
@@ -121,8 +127,10 @@ class Contender:
             rule = averaged(rule, averaging)
         if weight_decay is not None:
             rule = decayed(rule, weight_decay)
-        wrap = lambda inner: MovingAverage(inner, ema)  # noqa: E731
-        return replace(self, rule=rewrapped(rule, MovingAverage, wrap if ema else None))
+        if ema is not None:
+            wrap = lambda inner: MovingAverage(inner, ema)  # noqa: E731
+            rule = rewrapped(rule, MovingAverage, wrap if ema else None)
+        return replace(self, rule=rule)
 
 
 def keras_optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:
@@ -212,7 +220,9 @@ def _keras(name: str, rate: float | None) -> Contender:
 
 def _policy(name: str, path: Path, source: Path, replicate: int) -> Contender:
     policy = load_policy(_policy_of(path))
-    origin = fingerprint(policy.weights, core(policy.rule).get_config())
+    bare = averaged(decayed(warmed_up(policy.rule, 0), 0), 0)
+    bare = rewrapped(bare, MovingAverage, None)
+    origin = fingerprint(policy.weights, bare.get_config())
     return Contender(
         name, origin, policy.rule, policy.weights, replicate, True, policy.card, source
     )

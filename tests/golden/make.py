@@ -2,8 +2,8 @@
 
     python tests/golden/make.py
 
-They were written by the code of commit 4af106a. What is written for a later form of a file gets a
-name of its own.
+The first were written by the code of commit 4af106a. What is written for a later form of a file gets
+a name of its own.
 """
 
 import json
@@ -41,6 +41,7 @@ from made_golden import (
 from l2o import AmalgamatedOptimizer, Policy, pretrained
 from l2o.amalgamation.rundir import Table
 from l2o.commands import evaluate, train
+from l2o.rules import decayed
 
 
 def absent(folder: str, names: Iterable[str], ending: str) -> list[tuple[str, Path]]:
@@ -69,7 +70,7 @@ def policies() -> None:
     for name, path in absent("policies", (*RULES, "decayed"), ""):
         decays = name == "decayed"
         made = policy("rnnprop" if decays else name)
-        Policy(made.rule, made.weights, made.card, 1e-3 * decays).save(path)
+        Policy(decayed(made.rule, 1e-3 * decays), made.weights, made.card).save(path)
         np.savez_compressed(path / "steps.npz", steps=applied(AmalgamatedOptimizer.load(path), 104))
 
 
