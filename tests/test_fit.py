@@ -13,7 +13,20 @@ from l2o.evaluation import fit
 from l2o.evaluation.contenders import keras_optimizers
 from l2o.evaluation.fit import Fit, plain_gradient
 from l2o.evaluation.keras_rule import KerasRule
-from l2o.rules import SGD, Adam, Averaged, Decayed, Layout, MovingAverage, RNNProp, WarmUp
+from l2o.rules import (
+    SGD,
+    Adam,
+    Averaged,
+    Decayed,
+    Layout,
+    MovingAverage,
+    RNNProp,
+    Scheduled,
+    WarmUp,
+    cosine,
+    layer,
+    warmed_up,
+)
 
 BATCH, STEPS = 16, 4  # 64 examples
 
@@ -122,17 +135,30 @@ def test_weight_decay_is_that_of_keras(fitted, warmup):
     assert abs(ours.losses[-1] - fitted(sgd()).run(3, 2).losses[-1]) > 1e-3
 
 
-@pytest.mark.filterwarnings("ignore:weight_decay")
-def test_a_fit_takes_the_steps_of_the_optimizer(fitted):
-    """In the warm-up and after it, with averaging and weight decay."""
-    rule = WarmUp(Decayed(Averaged(RNNProp(units=3), 0.5), 0.02), STEPS, 0.05)
+def same_200_steps(fitted, rule):
+    """A fit's and the optimizer's, which starts to score and to count where the fit does."""
     weights = made_weights(rule)
-    ours = fitted(rule, weights).run(3, 2)
     policy = Policy(rule, weights)
-    theirs = fitted(KerasRule(lambda: AmalgamatedOptimizer(policy))).run(3, 2)
-    np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-4)
-    scores = ([e.validation_loss for e in course.epochs] for course in (ours, theirs))
-    np.testing.assert_allclose(*scores, rtol=1e-4)
+    ours = fitted(rule, weights).run(3, 50)
+    theirs = fitted(KerasRule(lambda: AmalgamatedOptimizer(policy))).run(3, 50)
+    assert len(ours.losses) == 200 == len(theirs.losses)
+    np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-6)
+    if not layer(rule, MovingAverage):  # Keras' optimizers are scored where they stand
+        scores = ([e.validation_loss for e in course.epochs] for course in (ours, theirs))
+        np.testing.assert_allclose(*scores, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:weight_decay")
+def test_a_fit_takes_the_steps_of_the_optimizer(fitted, float64):
+    """In the warm-up and after it, with all that can be around a rule."""
+    rule = Averaged(Scheduled(RNNProp(units=3, scale=0.01), cosine(0.1, 180)), 0.5)
+    same_200_steps(fitted, MovingAverage(WarmUp(Decayed(rule, 0.002), 20, 0.05), 0.9))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:weight_decay")
+def test_a_fit_takes_the_steps_of_every_rule(any_rule, fitted, float64):
+    same_200_steps(fitted, warmed_up(any_rule, 20, 0.05))
 
 
 def test_optimizers_of_a_seed_share_start_batches_and_warm_up(fitted):

@@ -18,16 +18,29 @@ from l2o.amalgamation.unroll import Amalgamation, begin, practise
 from l2o.rules import (
     SGD,
     Adam,
+    Averaged,
     Choice,
+    Decayed,
     Layout,
     Momentum,
+    MovingAverage,
     RNNProp,
     Scale,
+    Scheduled,
     State,
     UpdateRule,
+    WarmUp,
+    cosine,
     warmed_up,
 )
 
+_AROUND = {
+    "scheduled": lambda rule: Scheduled(rule, cosine(0.1, 150)),
+    "averaged": lambda rule: Averaged(rule, 0.5),
+    "decayed": lambda rule: Decayed(rule, 1e-3),
+    "warmed up": lambda rule: WarmUp(rule, 30, 0.02),
+    "average": lambda rule: MovingAverage(rule, 0.9),
+}
 SHAPES = ((), (5,), (3, 4), (0, 3), (2, 1, 3, 2), (1, 2, 1, 2, 1))
 LAYOUT = Layout(tuple("abcdef"), SHAPES)
 STEPS, WARM = 8, 3
@@ -119,8 +132,20 @@ class Linear:
 
 
 def test_the_trainers_step_and_the_optimizers_agree_for_200_steps(any_rule):
+    agree_for_200_steps(warmed_up(any_rule, 100, 0.01))
+
+
+@pytest.mark.parametrize("kinds", [tuple(_AROUND)[1:4], tuple(_AROUND)], ids=str)
+def test_they_agree_whatever_is_around_a_rule(kinds):
+    rule = RNNProp(units=2, layers=1)
+    for kind in kinds:
+        rule = _AROUND[kind](rule)
+    agree_for_200_steps(rule)
+
+
+def agree_for_200_steps(rule):
     """Losses of `Linear` may be negative and their logarithms NaN: only the student matters."""
-    taught, warm = policy(warmed_up(any_rule, 100, 0.01)), 100
+    taught, warm = policy(rule), 100
     vectors = gradients(200)
     early, late = (Batch(tf.constant(v), tf.zeros(100)) for v in (vectors[:warm], vectors[warm:]))
     job = Amalgamation(taught.rule, (), "none", Linear())

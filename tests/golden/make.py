@@ -2,8 +2,8 @@
 
     python tests/golden/make.py
 
-The first were written by the code of commit 4af106a. What is written for a later form of a file gets
-a name of its own.
+The first were written by the code of commit 4af106a. What is written for a later form of a file
+gets a name of its own.
 """
 
 import json
