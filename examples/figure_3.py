@@ -56,7 +56,7 @@ def main() -> int:
         named = [c for name in (arguments.policy, "oracle") for c in get_contenders(name)]
         contenders = list({(c.name, c.replicate): c for c in named}.values())
         task = Task(*load_problem(arguments.problem, None, None))
-        for note in warmup_notes([task], plan):
+        for note in warmup_notes([task], contenders, plan):
             print(f"Note: {note}")
         with ResultsDirectory(Path("results/figure-3")) as directory:
             todo = missing([task], contenders, plan, directory)

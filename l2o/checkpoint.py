@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from l2o.files import half_written, write_atomically
-from l2o.rules import UpdateRule, WarmUp, decayed, rule_from_config
+from l2o.rules import UpdateRule, WarmUp, core, decayed, rule_from_config
 
 FORMAT, FORMAT_1 = "l2o policy 2", "l2o policy 1"
 DESCRIPTION, WEIGHTS = "policy.json", "weights-{}.h5"
@@ -190,7 +190,7 @@ def _parse(path: Path, text: str) -> Policy:
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise PolicyError(f"The policy in {path} cannot be read: {_line(error)}") from error
     if not fits:
-        raise PolicyError(f"The weights in {path} do not fit the rule '{rule.name}'")
+        raise PolicyError(f"The weights in {path} do not fit the rule '{core(rule).name}'")
     return Policy(rule, weights, card)
 
 

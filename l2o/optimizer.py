@@ -23,12 +23,14 @@ from keras import ops
 from l2o.backends import beside, native, no_grad, replicated, runs_eagerly, tensor_of, tensors_of
 from l2o.checkpoint import Policy, PolicyError, load_policy
 from l2o.rules import (
+    Decayed,
     Layout,
     State,
     UpdateRule,
     WarmUp,
     averaged,
     averaging,
+    core,
     decayed,
     decaying,
     layer,
@@ -111,11 +113,16 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 f"one. Received: {policy.rule!r}"
             )
         rule = policy.rule if averaging is None else averaged(policy.rule, averaging)
+        if rule.needs_horizon:
+            raise ValueError(
+                "A schedule around an optimizer's rule needs steps of its own, as in "
+                f"cosine(steps=1000). Received: {rule!r}"
+            )
         kwargs.setdefault("weight_decay", decaying(rule) or None)
         super().__init__(
             float(learning_rate) if isinstance(learning_rate, int) else learning_rate, **kwargs
         )
-        rule = decayed(rule, 0 if self.weight_decay is None else self.weight_decay)
+        rule = _with_decay(rule, self.weight_decay)
         if decaying(rule) > WEIGHT_DECAY_LIMIT:
             warnings.warn(
                 f"weight_decay={self.weight_decay} is multiplied by learning_rate, which is about "
@@ -129,7 +136,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 own.steps if warmup_steps is None else warmup_steps,
                 own.rate if warmup_learning_rate is None else warmup_learning_rate,
             )
-        self._policy, self._rule = replace(policy, rule=rule), rule
+        self._policy = replace(policy, rule=rule)
         self._start = _initial_state(self._policy)
         self._slots: _Slots | None = None
         self._warned = False
@@ -158,13 +165,13 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
     @property
     def warmup_steps(self) -> int:
         """How many steps at the start are SGD's."""
-        own = layer(self._rule, WarmUp)
+        own = layer(self._policy.rule, WarmUp)
         return own.steps if own else 0
 
     @property
     def warmup_learning_rate(self) -> float:
         """SGD's rate at the start."""
-        own = layer(self._rule, WarmUp)
+        own = layer(self._policy.rule, WarmUp)
         return own.rate if own else 0.0
 
     @property
@@ -189,7 +196,6 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             if "complex" in (dtype := keras.backend.standardize_dtype(variable.dtype)):
                 raise ValueError(f"Variables must be real. Received: {_path(variable)} of {dtype}")
         super().build(variables)
-        self._exclude_from_decay(variables)
         start = self._start
         skipped = self._add("skipped_steps", np.zeros((), "int32"))
         weights = [w.astype(_dtype()) for w in self._policy.weights]
@@ -285,8 +291,9 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
     def _take_step(self, gradients: list, variables: list, learning_rate) -> None:
         places = [self._get_variable_index(v) for v in variables]
         held = ([self._slots.states[k] for k in places], self._slots.shared, self._slots.skipped)
-        layout = Layout.of(variables, [_name(k, v) for k, v in zip(places, variables, strict=True)])
-        steps, moved = compiled_step(self._rule, layout)(
+        names = [_name(k, v) for k, v in zip(places, variables, strict=True)]
+        rule = _with_decay(self._policy.rule, self.weight_decay, self._excluded(names, variables))
+        steps, moved = compiled_step(rule, Layout.of(variables, names))(
             tensors_of(self._slots.weights),
             [_fitted(g, v) for g, v in zip(gradients, variables, strict=True)],
             [ops.cast(tensor_of(v), _dtype()) for v in variables],
@@ -295,15 +302,14 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         )
         self._write(variables, steps, keras.tree.flatten(held), keras.tree.flatten(moved))
 
-    def _exclude_from_decay(self, variables: Sequence) -> None:
-        """Has the rule know what `exclude_from_weight_decay` was told, by the layout's names."""
-        if self.weight_decay:
-            # TensorFlow's own variable has the layer in its name, which a user may have excluded.
-            own = native if keras.backend.backend() == "tensorflow" else lambda v: v
-            exclude = tuple(
-                _name(k, v) for k, v in enumerate(variables) if not self._use_weight_decay(own(v))
-            )
-            self._rule = decayed(self._rule, self.weight_decay, exclude)
+    def _excluded(self, names: list[str], variables: list) -> tuple[str, ...]:
+        """The names of variables that `exclude_from_weight_decay` was told of."""
+        if not self.weight_decay:
+            return ()
+        # TensorFlow's own variable has the layer in its name, which a user may have excluded.
+        own = native if keras.backend.backend() == "tensorflow" else lambda v: v
+        pairs = zip(names, variables, strict=True)
+        return tuple(name for name, v in pairs if not self._use_weight_decay(own(v)))
 
     def _write(self, variables: list, steps: list, slots: list, values: list) -> None:
         if keras.backend.backend() != "tensorflow":
@@ -407,6 +413,9 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         config = dict(config)
         if isinstance(config.get("policy"), dict):
             config["policy"] = _policy_from_config(config["policy"])
+        rate = config.get("learning_rate")
+        if config.get("warmup_learning_rate") and isinstance(rate, float) and rate:
+            config["warmup_learning_rate"] /= rate  # of a time when no rate scaled the warm-up
         return super().from_config(config, custom_objects=custom_objects)
 
 
@@ -427,8 +436,8 @@ def _initial_state(policy: Policy) -> State:
     received = [tuple(w.shape) for w in policy.weights]
     if received != fitting:
         raise ValueError(
-            f"Rule '{policy.rule.name}' needs weights of shapes {fitting}; l2o.load_policy gives a "
-            f"trained policy with its weights. Received: {received}"
+            f"Rule '{core(policy.rule).name}' needs weights of shapes {fitting}; l2o.load_policy "
+            f"gives a trained policy with its weights. Received: {received}"
         )
     state = policy.rule.initial_state(Layout(("",), ((),)))
     return keras.tree.map_structure(_at_rest, state)
@@ -441,9 +450,17 @@ def _at_rest(tensor) -> np.ndarray:
     return ops.convert_to_numpy(tensor)
 
 
+def _with_decay(rule: UpdateRule, rate, exclude: tuple[str, ...] = ()) -> UpdateRule:
+    """The rule with this weight decay, as it is where that is its own; `exclude` as well."""
+    own = layer(rule, Decayed)
+    if not exclude and decaying(rule) == (0 if rate is None else rate):
+        return rule
+    return decayed(rule, rate or 0, (*(own.exclude if own else ()), *exclude))
+
+
 def _name(k: int, variable) -> str:
     """Variable number k in a layout; models alike but for Keras' numbers have the same names."""
-    return f"{k} {re.sub(r'_[0-9]+(?=/|$)', '', _path(variable))}"
+    return f"[{k}] {re.sub(r'_[0-9]+(?=/|$)', '', _path(variable))}"
 
 
 def _path(variable) -> str:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tensorflow.python.framework.config import disable_op_determinism
 
 from l2o.amalgamation.optimizee import Batch
-from l2o.rules import SGD, Adam, RNNProp, cosine
+from l2o.rules import SGD, Adam, cosine
 from l2o.rules.base import REGISTRY, UpdateRule
 
 tf.get_logger().setLevel("ERROR")
@@ -77,7 +77,7 @@ def data() -> Batch:
 
 def _small(rule: type[UpdateRule]) -> UpdateRule:
     settings = {"learning_rate": 0.05, "units": 4, "teachers": (Adam(0.02), SGD(0.3)),
-                "inner": RNNProp(units=4), "rate": 1e-3, "schedule": cosine(0.1, 40)}  # fmt: skip
+                "inner": Adam(0.02), "rate": 1e-3, "schedule": cosine(0.1, 40)}  # fmt: skip
     names = {field.name for field in fields(rule)}
     return rule(**{name: value for name, value in settings.items() if name in names})
 

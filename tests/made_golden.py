@@ -78,7 +78,9 @@ MODELS: dict[str, tuple[str, dict]] = {
     "settings": (
         "rnnprop",
         {
-            "warmup_learning_rate": 0.02,
+            "learning_rate": 0.5,
+            # 0.02 when it was saved, as no learning rate scaled the warm-up.
+            "warmup_learning_rate": 0.04,
             "averaging": 0.3,
             "weight_decay": 1e-4,
             "global_clipnorm": 0.5,

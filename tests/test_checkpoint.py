@@ -88,7 +88,7 @@ def test_format_1_meant_a_hundred_steps_of_warm_up(saved):
         old["weight_decay"] = wrong
         old["sha256"] = checkpoint._digest(old, weights)
         (saved / "policy.json").write_text(json.dumps(old))
-        with pytest.raises(PolicyError, match="weight_decay must be a number >= 0"):
+        with pytest.raises(PolicyError, match="weight_decay must be a number >= 0. Received"):
             load_policy(saved)
 
 

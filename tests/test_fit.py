@@ -25,6 +25,7 @@ from l2o.rules import (
     WarmUp,
     cosine,
     layer,
+    linear,
     warmed_up,
 )
 
@@ -153,6 +154,16 @@ def test_a_fit_takes_the_steps_of_the_optimizer(fitted, float64):
     """In the warm-up and after it, with all that can be around a rule."""
     rule = Averaged(Scheduled(RNNProp(units=3, scale=0.01), cosine(0.1, 180)), 0.5)
     same_200_steps(fitted, MovingAverage(WarmUp(Decayed(rule, 0.002), 20, 0.05), 0.9))
+
+
+def test_a_rule_is_told_how_long_the_fit_is(fitted):
+    """Each fit its own length, in steps."""
+    short = fitted(Scheduled(SGD(0.1), linear()))
+    for epochs in (3, 2):
+        wanted = fitted(Scheduled(SGD(0.1), linear(steps=epochs * STEPS))).run(0, epochs)
+        np.testing.assert_allclose(short.run(0, epochs).losses, wanted.losses, rtol=1e-6)
+    longer = fitted(Scheduled(SGD(0.1), linear(steps=3 * STEPS))).run(0, 2)
+    assert not np.allclose(longer.losses[2:], wanted.losses[2:], rtol=1e-4)
 
 
 @pytest.mark.slow

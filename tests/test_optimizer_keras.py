@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from l2o import AmalgamatedOptimizer
-from l2o.rules import SGD, Adam, Momentum
+from l2o.rules import SGD, Adam, Decayed, Momentum, WarmUp
 
 ONES = np.ones((2, 2), "float32")
 
@@ -132,7 +132,7 @@ def test_weight_decay_is_that_of_keras(warmup):
 
 @pytest.mark.parametrize("decay", [-1.0, float("nan"), float("inf"), "much"])
 def test_a_weight_decay_that_is_none_is_refused(decay):
-    with pytest.raises(ValueError, match="weight_decay must be a number >= 0 or None. Received: "):
+    with pytest.raises(ValueError, match="weight_decay must be a number >= 0. Received: "):
         sgd(weight_decay=decay)
 
 
@@ -160,6 +160,31 @@ def test_layers_are_excluded_from_weight_decay_by_their_names():
     weights = model.trainable_variables
     optimizer.apply([np.zeros(v.shape, "float32") for v in weights], weights)
     close([layer.kernel for layer in layers], [[[0.9]], [[1.0]]])
+
+
+@pytest.mark.filterwarnings("ignore:weight_decay")
+def test_variables_may_be_excluded_after_the_optimizer_is_built(tmp_path):
+    """As the documentation has it for a loaded model, whose exclusions Keras does not save."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(sgd(weight_decay=0.1), "mse")
+    model.fit(np.zeros((4, 2)), np.zeros(4), verbose=0)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    loaded.optimizer.exclude_from_weight_decay(var_names=["kernel"])
+    kernel = loaded.layers[0].kernel.numpy()
+    loaded.fit(np.zeros((4, 2)), np.zeros(4), verbose=0)
+    close(loaded.layers[0].kernel, kernel)
+
+
+def test_a_rules_own_decay_stays_as_it_is():
+    """Where it stands in the rule, and what it leaves out by a word in a variable's name."""
+    rule = Decayed(WarmUp(SGD(1.0), 1, 0.5), 1e-3, ("bias",))
+    optimizer = AmalgamatedOptimizer(rule)
+    assert optimizer.policy.rule == rule and optimizer.weight_decay == 1e-3
+    kernel, bias = keras.Variable(2.0, name="kernel"), keras.Variable(2.0, name="bias")
+    for _ in range(2):
+        optimizer.apply([0.0, 0.0], [kernel, bias])
+    close([kernel, bias], [2 * 0.999**2, 2.0])
 
 
 def test_little_weight_decay_is_not_warned_of(recwarn):

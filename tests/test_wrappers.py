@@ -15,11 +15,13 @@ from l2o.amalgamation.unroll import Amalgamation, begin, practise
 from l2o.rules import (
     Adam,
     Averaged,
+    Choice,
     Decayed,
     Horizon,
     Layout,
     Momentum,
     MovingAverage,
+    Muon,
     RNNProp,
     Scale,
     Scheduled,
@@ -230,9 +232,18 @@ def test_schedules_by_their_formulas(float64):
     with pytest.raises(ValueError, match="A cosine schedule needs the number of steps"):
         rule = Scheduled(Adam(0.1), cosine())
         rule.update([], count[:8], count[:8], rule.initial_state(_LAYOUT), _LAYOUT)
-    for wrong in ({"shape": "sine"}, {"warmup": 2.0}, {"steps": -1}):
+    for wrong in ({"shape": "sine"}, {"warmup": 2.0}, {"steps": -1}, {"steps": "a"}):
         with pytest.raises(ValueError, match="Received"):
             Scheduled(Adam(0.1), wrong)
+
+
+def test_choice_is_run_whole_where_a_teacher_must_be():
+    """And needs the number of steps where one does."""
+    assert Choice((Adam(0.1),)).coordinatewise and not Choice((Adam(0.1), Muon())).coordinatewise
+    assert Choice((WarmUp(Scheduled(Adam(0.1), cosine())),)).needs_horizon
+    assert not Choice((Scheduled(Adam(0.1), cosine(steps=9)),)).needs_horizon
+    with pytest.raises(ValueError, match="schedule in meta-training needs steps"):
+        Amalgamation(Scheduled(Adam(0.1), linear()), (), "none", Quadratic())
 
 
 def test_every_composition_comes_back_from_its_configuration():
@@ -260,6 +271,12 @@ def test_wrappers_are_put_on_exchanged_and_taken_off():
     for wrong in (0.0, 1.0, "0.8", np.float32(0.8)):
         with pytest.raises(ValueError, match="share must be"):
             Averaged(Adam(0.1), wrong)
+    for wrong in ("bias", 5, [1]):
+        with pytest.raises(ValueError, match="exclude must be a tuple of words"):
+            Decayed(Adam(0.1), 0.1, wrong)
+    for wrong in (None, 7):
+        with pytest.raises(ValueError, match="needs a Schedule. Received"):
+            Scheduled(Adam(0.1), wrong)
     for kind, arguments in _WRAPPERS.items():
         with pytest.raises(ValueError, match=f"{kind.__name__} needs a rule. Received: None"):
             kind(None, *arguments)

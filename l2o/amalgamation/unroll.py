@@ -120,6 +120,8 @@ class Amalgamation:
             if name not in known:
                 allowed = ", ".join(known)
                 raise ValueError(f"Unknown {kind}. Allowed: {allowed}. Received: {name}")
+        if any(rule.needs_horizon for rule in (self.rule, *(t.rule for t in self.teachers))):
+            raise ValueError("A schedule in meta-training needs steps of its own")
         if (SCHEMES[self.scheme] is None) != (not self.teachers):
             raise ValueError(
                 f"Scheme '{self.scheme}' and {len(self.teachers)} teachers do not go together: "

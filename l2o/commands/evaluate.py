@@ -41,7 +41,7 @@ from l2o.evaluation.contenders import (
     get_contenders,
     keras_optimizers,
 )
-from l2o.evaluation.made import made_with
+from l2o.evaluation.made import MADE, made_with
 from l2o.evaluation.privacy import PrivacyError, check_network
 from l2o.evaluation.results import TABLE, describe
 from l2o.evaluation.run import Bench, Plan, Task, evaluate, keep, missing, present, warmup_notes
@@ -204,6 +204,11 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
     print(f"Optimizers: {', '.join(_named(contenders))}")
     print(f"Results: {directory.table}, {wanted - len(todo)} of {wanted} "
           "evaluations are there", flush=True)  # fmt: skip
+    if directory.results and not (directory.path / MADE).exists():
+        print(
+            f"Note: the results in {directory.path} do not say of what release and data they are; "
+            "they are taken for this one's"
+        )
     for name in dict.fromkeys(c.name for c in contenders if _replaces(c, directory)):
         print(
             f"Note: there are also results of another {name}, from before it changed; they stay, "
@@ -227,7 +232,7 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
             f"Note: weight decay of {options.weight_decay:g} a step is a lot: Keras' optimizers "
             "multiply theirs by the rate, here that is 1"
         )
-    for note in warmup_notes(tasks, plan):
+    for note in warmup_notes(tasks, contenders, plan):
         print(f"Note: {note}")
     if todo:
         bar = Progress("evaluating")

@@ -12,7 +12,7 @@ from l2o.amalgamation.optimizee import Batch
 from l2o.evaluation.contenders import Contender
 from l2o.evaluation.fit import plain_gradient
 from l2o.evaluation.run import Plan, Task
-from l2o.rules import Layout, warmed_up
+from l2o.rules import Horizon, Layout, warmed_up
 
 # Scoring is a forward pass. An optimizer on a problem is compiled once, with the scoring, which
 # takes about twice what compiling the gradient alone does.
@@ -80,7 +80,10 @@ def _step_seconds(contender: Contender, layout: Layout) -> float:
     rule, weights = warmed_up(contender.rule, 0), list(contender.weights)
     vector = tf.constant(np.random.default_rng(0).normal(size=layout.size).astype("float32"))
     state = tf.nest.map_structure(tf.convert_to_tensor, rule.initial_state(layout))
-    step = tf.function(lambda p, s: rule.update(weights, vector, p, s, layout)[0], autograph=False)
+    step = tf.function(
+        lambda p, s: rule.update(weights, vector, p, s, layout, Horizon(1e3, 1.0))[0],
+        autograph=False,
+    )
     return _fastest(lambda: step(vector, state).numpy())[0] / layout.size
 
 

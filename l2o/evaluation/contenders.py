@@ -98,6 +98,12 @@ class Contender:
         return decaying(self.rule)
 
     @property
+    def warmup(self) -> int:
+        """How many steps at the start are SGD's."""
+        own = layer(self.rule, WarmUp)
+        return own.steps if own else 0
+
+    @property
     def _momentum(self) -> float:
         average = layer(self.rule, MovingAverage)
         return average.momentum if average else 0.0

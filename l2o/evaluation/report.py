@@ -134,7 +134,7 @@ def _overview(cases, cards: Cards, selection: str) -> list[Block]:
         if s.diverged
     ]
     warnings += [
-        f"{case.title}: {steps} steps are all warm-up, SGD for every optimizer; none can be better."
+        f"{case.title}: {steps} steps are no more than the usual warm-up, SGD for whatever has it."
         for case, found in cases.items()
         if (steps := max(e.rows[-1].steps for s in found for e in s.evaluations)) <= WarmUp.steps
     ]

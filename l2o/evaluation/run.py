@@ -91,9 +91,14 @@ def missing(
     ]
 
 
-def warmup_notes(tasks: Sequence[Task], plan: Plan) -> list[str]:
-    """What to say of tasks whose steps are warm-up, all or most of them."""
-    warmup, notes = WarmUp.steps, []
+def warmup_notes(tasks: Sequence[Task], contenders: Sequence[Contender], plan: Plan) -> list[str]:
+    """What to say of warm-ups that differ, and of tasks whose steps are all or mostly warm-up."""
+    warmup = min(c.warmup for c in contenders)
+    notes = [
+        f"{c.name} has a warm-up of {c.warmup} steps, others have {WarmUp.steps}"
+        for c in contenders
+        if c.warmup != WarmUp.steps
+    ]
     for task in tasks:
         number = plan.epochs * task.steps_per_epoch
         where = f"steps of {task.problem.name} on {task.data} are"

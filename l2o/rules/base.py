@@ -49,11 +49,13 @@ class UpdateRule:
     Attributes:
         coordinatewise: Whether it may be run on blocks of coordinates.
         scaled: Whether it is meta-trained in randomly scaled coordinates (Lv et al. 2017).
+        needs_horizon: Whether the number of steps must be known.
     """
 
     name: ClassVar[str] = ""
     coordinatewise: ClassVar[bool] = True
     scaled: ClassVar[bool] = False
+    needs_horizon: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

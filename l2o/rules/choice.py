@@ -41,6 +41,14 @@ class Choice(UpdateRule):
         if not self.teachers or not all(isinstance(t, UpdateRule) for t in self.teachers):
             raise ValueError(f"Choice needs teachers, update rules. Received: {self.teachers}")
 
+    @property
+    def coordinatewise(self) -> bool:  # type: ignore[override]
+        return all(teacher.coordinatewise for teacher in self.teachers)
+
+    @property
+    def needs_horizon(self) -> bool:  # type: ignore[override]
+        return any(teacher.needs_horizon for teacher in self.teachers)
+
     @cached_property
     def network(self) -> CoordinateLSTM:
         count = len(self.teachers)

@@ -20,7 +20,7 @@ class Decayed(Wrapper):
 
     Attributes:
         rate: The fraction; there is no learning rate to multiply it.
-        exclude: Names of tensors that do not decay.
+        exclude: Words; a tensor with one of them in its name does not decay.
     """
 
     rate: float = 0.0
@@ -32,15 +32,19 @@ class Decayed(Wrapper):
         super().__post_init__()
         rate = self.rate
         if not isinstance(rate, Real) or isinstance(rate, bool) or not 0 <= rate < math.inf:
-            raise ValueError(f"weight_decay must be a number >= 0 or None. Received: {rate!r}")
+            raise ValueError(f"weight_decay must be a number >= 0. Received: {rate!r}")
+        words = self.exclude
+        if not isinstance(words, list | tuple) or not all(isinstance(w, str) for w in words):
+            raise ValueError(f"exclude must be a tuple of words. Received: {words!r}")
         object.__setattr__(self, "rate", float(rate))
+        object.__setattr__(self, "exclude", tuple(words))
 
     def update(self, weights, gradient, parameters, state, layout, horizon=None):
         step, state = self.inner.update(weights, gradient, parameters, state, layout, horizon)
         return step + self.shrinkage(parameters, layout), state
 
     def shrinkage(self, parameters, layout):
-        decays = [name not in self.exclude for name in layout.names]
+        decays = [not any(word in name for word in self.exclude) for name in layout.names]
         taken = self.rate * parameters
         if not all(decays):
             taken = ops.where(np.repeat(decays, layout.sizes), taken, ops.zeros_like(taken))

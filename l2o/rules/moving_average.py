@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 from keras import ops
@@ -16,7 +17,8 @@ class MovingAverage(Wrapper):
     """A rule that is scored at the exponential moving average of its parameters.
 
     After each step the average is m times its last value and 1 - m times the parameters, as Keras'
-    `use_ema` has it; after the first, the parameters. Steps are the inner rule's.
+    `use_ema` has it; after the first, the parameters. Steps are the inner rule's, and so are those
+    of `AmalgamatedOptimizer`, where Keras' `use_ema` says what is kept.
 
     Attributes:
         momentum: m.
@@ -29,7 +31,7 @@ class MovingAverage(Wrapper):
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.momentum, float) or not 0 <= self.momentum < 1:
+        if not isinstance(self.momentum, Real) or not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be from 0 to below 1. Received: {self.momentum!r}")
 
     def update(self, weights, gradient, parameters, state, layout, horizon=None):

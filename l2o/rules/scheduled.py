@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 from keras import ops
@@ -37,11 +38,17 @@ class Schedule:
         if self.shape not in SHAPES:
             allowed = ", ".join(SHAPES)
             raise ValueError(f"Unknown schedule. Allowed: {allowed}. Received: {self.shape!r}")
-        if not 0 <= self.warmup <= 1 or self.steps < 0:
+        numbers = (self.steps, self.warmup, self.end)
+        if not all(isinstance(n, Real) and n >= 0 for n in numbers) or self.warmup > 1:
             raise ValueError(
-                "A schedule's warm-up is a share of its steps, from 0 to 1, and its steps are at "
-                f"least 0. Received: {self.warmup} and {self.steps}"
+                "A schedule's steps, warm-up and end are numbers of at least 0, and the warm-up, a "
+                f"share of the steps, is at most 1. Received: {numbers}"
             )
+
+    @property
+    def open(self) -> bool:
+        """Whether it depends on the number of steps of the fit."""
+        return not self.steps and (self.shape != "constant" or self.warmup > 0)
 
     def factor(self, count, horizon=None):
         """What the step after `count` others is multiplied by, a scalar.
@@ -51,7 +58,7 @@ class Schedule:
         """
         total = self.steps or (horizon.steps if horizon else None)
         if total is None:
-            if self.shape == "constant" and not self.warmup:
+            if not self.open:
                 return ops.ones_like(count)
             raise ValueError(f"A {self.shape} schedule needs the number of steps of the fit")
         total = ops.cast(total, count.dtype)
@@ -97,6 +104,12 @@ class Scheduled(Wrapper):
         super().__post_init__()
         if isinstance(self.schedule, dict):  # of a configuration
             object.__setattr__(self, "schedule", Schedule(**self.schedule))
+        if not isinstance(self.schedule, Schedule):
+            raise ValueError(f"Scheduled needs a Schedule. Received: {self.schedule!r}")
+
+    @property
+    def needs_horizon(self) -> bool:  # type: ignore[override]
+        return self.schedule.open or self.inner.needs_horizon
 
     def update(self, weights, gradient, parameters, state, layout, horizon=None):
         factor = self.schedule.factor(step_count(state), horizon)

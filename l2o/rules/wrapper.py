@@ -46,6 +46,10 @@ class Wrapper(UpdateRule):
     def scaled(self) -> bool:  # type: ignore[override]
         return self.inner.scaled
 
+    @property
+    def needs_horizon(self) -> bool:  # type: ignore[override]
+        return self.inner.needs_horizon
+
     def initial_weights(self, seed: int) -> list:
         return self.inner.initial_weights(seed)
 
