@@ -24,7 +24,7 @@ from l2o.evaluation.contenders import get_contenders
 from l2o.evaluation.results import by_evaluation, read_results, write_results
 from l2o.evaluation.run import Plan, Task, evaluate, missing
 from l2o.evaluation.store import ResultsDirectory, steps_file
-from l2o.rules import TEACHERS, Averaged, Choice, RNNProp, decayed, get_pool
+from l2o.rules import TEACHERS, Averaged, Choice, RNNProp, WarmUp, decayed, get_pool
 from problems import PROBLEMS, Dataset, Split, get_problem
 
 SHAPES = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "svhn_cropped": (32, 32, 3)}
@@ -286,6 +286,29 @@ def test_a_policy_is_evaluated_with_its_own_averaging(here, capsys):
     capsys.readouterr()
     assert call(*words, "keras:Adam", "--averaging", "0.5") == 2
     assert "keras:Adam cannot be averaged" in capsys.readouterr().err
+
+
+def test_a_warm_up_of_its_own_is_said(here, capsys):
+    """And fits are not called all warm-up where one optimizer has less of it."""
+    rule, words = RNNProp(units=2), ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer")
+    save_policy(here / "mine", WarmUp(rule, 1), made_weights(rule), {})
+    assert call(*words, "mine", "adam") == 0
+    out = capsys.readouterr().out
+    assert "Note: mine has a warm-up of 1 steps, others have 100" in out
+    assert "all warm-up" not in out
+    assert call(*words, "adam") == 0
+    out = capsys.readouterr().out
+    assert "all warm-up" in out and "others have 100" not in out
+
+
+def test_results_that_do_not_say_what_they_are_of_are_a_note(here, capsys):
+    words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer")
+    note = "results in results/smoke do not say of what release and data they are"
+    for optimizer, said in (("adam", False), ("sgd", True), ("rmsprop", False)):
+        assert call(*words, optimizer) == 0
+        assert (note in capsys.readouterr().out) == said
+        if optimizer == "adam":
+            Path("results/smoke/made.json").unlink()
 
 
 def test_an_optimizer_scored_at_its_moving_average_is_one_more(here, capsys):
