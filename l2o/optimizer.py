@@ -36,6 +36,7 @@ from l2o.rules import (
     layer,
     rule_from_config,
     warmed_up,
+    warming,
 )
 from l2o.shipped import policy_path
 from l2o.step import compiled_step
@@ -165,14 +166,12 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
     @property
     def warmup_steps(self) -> int:
         """How many steps at the start are SGD's."""
-        own = layer(self._policy.rule, WarmUp)
-        return own.steps if own else 0
+        return warming(self._policy.rule)[0]
 
     @property
     def warmup_learning_rate(self) -> float:
         """SGD's rate at the start."""
-        own = layer(self._policy.rule, WarmUp)
-        return own.rate if own else 0.0
+        return warming(self._policy.rule)[1]
 
     @property
     def averaging(self) -> float:

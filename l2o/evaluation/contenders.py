@@ -29,6 +29,7 @@ from l2o.rules import (
     layer,
     rewrapped,
     warmed_up,
+    warming,
 )
 from l2o.shipped import check_trained, did_you_mean, policy_path, pretrained
 
@@ -81,9 +82,7 @@ class Contender:
             origin = fingerprint((), {origin: decay.rate, "decays": True, **exclude})
         if self._momentum:
             origin = fingerprint((), {origin: self._momentum})
-        warmup = layer(self.rule, WarmUp)
-        start = (warmup.steps, warmup.rate) if warmup else (0, 0.0)
-        if start != (WarmUp.steps, WarmUp.rate):
+        if (start := warming(self.rule)) != (WarmUp.steps, WarmUp.rate):
             origin = fingerprint((), {origin: start, "warms up": True})
         return origin
 
@@ -100,8 +99,7 @@ class Contender:
     @property
     def warmup(self) -> int:
         """How many steps at the start are SGD's."""
-        own = layer(self.rule, WarmUp)
-        return own.steps if own else 0
+        return warming(self.rule)[0]
 
     @property
     def _momentum(self) -> float:

@@ -94,10 +94,10 @@ def missing(
 def warmup_notes(tasks: Sequence[Task], contenders: Sequence[Contender], plan: Plan) -> list[str]:
     """What to say of warm-ups that differ, and of tasks whose steps are all or mostly warm-up."""
     warmup = min(c.warmup for c in contenders)
+    different = dict.fromkeys((c.name, c.warmup) for c in contenders if c.warmup != WarmUp.steps)
     notes = [
-        f"{c.name} has a warm-up of {c.warmup} steps, others have {WarmUp.steps}"
-        for c in contenders
-        if c.warmup != WarmUp.steps
+        f"{name} has a warm-up of {steps} steps, others have {WarmUp.steps}"
+        for name, steps in different
     ]
     for task in tasks:
         number = plan.epochs * task.steps_per_epoch

@@ -13,7 +13,7 @@ from l2o.rules.pools import POOLS, TEACHERS, TUNED_RATES, get_pool, get_teacher
 from l2o.rules.rnnprop import RNNProp
 from l2o.rules.scale import Scale
 from l2o.rules.scheduled import Schedule, Scheduled, constant, cosine, linear
-from l2o.rules.warmup import WarmUp, warmed_up
+from l2o.rules.warmup import WarmUp, warmed_up, warming
 from l2o.rules.wrapper import Wrapper, core, layer, layers, rewrapped
 
 __all__ = [
@@ -60,4 +60,5 @@ __all__ = [
     "rewrapped",
     "rule_from_config",
     "warmed_up",
+    "warming",
 ]

@@ -149,9 +149,7 @@ class Scale(UpdateRule):
         }
         direction = _head(step_head, hidden) + ops.matmul(ops.transpose(linear), momentum)
         step = (self.rate * ops.exp(log_rate) + RATE_FLOOR) * direction
-        return step[0], State(
-            coordinate, {"hidden": tensor}, {"hidden": shared, "count": step_count(state)}
-        )
+        return step[0], State(coordinate, {"hidden": tensor}, state.shared | {"hidden": shared})
 
 
 def _parts(weights: list) -> tuple:

@@ -62,9 +62,8 @@ class Schedule:
                 return ops.ones_like(count)
             raise ValueError(f"A {self.shape} schedule needs the number of steps of the fit")
         total = ops.cast(total, count.dtype)
-        rising = ops.maximum(ops.floor(self.warmup * total), 1.0)
-        rise = ops.minimum((count + 1) / rising, 1.0) if self.warmup else 1.0
         start = ops.floor(self.warmup * total)
+        rise = ops.minimum((count + 1) / ops.maximum(start, 1.0), 1.0) if self.warmup else 1.0
         done = ops.clip((count - start) / ops.maximum(total - start, 1.0), 0.0, 1.0)
         fall = {
             "constant": lambda: 1.0,

@@ -11,7 +11,7 @@ from keras import ops
 
 from l2o.rules.analytical import step_count
 from l2o.rules.base import UpdateRule
-from l2o.rules.wrapper import Wrapper, core, rewrapped
+from l2o.rules.wrapper import Wrapper, core, layer, rewrapped
 
 
 @dataclass(frozen=True)
@@ -59,3 +59,9 @@ def warmed_up(rule: UpdateRule, steps: int = 100, rate: float = 0.01) -> UpdateR
     """
     wrap = lambda r: WarmUp(r, steps, rate)  # noqa: E731
     return rewrapped(rule, WarmUp, wrap if wrap(core(rule)).steps else None)
+
+
+def warming(rule: UpdateRule) -> tuple[int, float]:
+    """Steps and rate of the warm-up that a rule has; zeros are none."""
+    own = layer(rule, WarmUp)
+    return (own.steps, own.rate) if own else (0, 0.0)
