@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import keras
@@ -61,3 +63,84 @@ def runs_eagerly() -> bool:
 
         return tf.executing_eagerly()
     return keras.backend.backend() == "torch"
+
+
+def replaced(values, i, value):
+    """An array whose entry i is another value; torch writes into the array itself."""
+    if keras.backend.backend() == "torch":
+        values[i] = value
+        return values
+    start = (i,) + (0,) * (values.ndim - 1)
+    return ops.slice_update(values, start, ops.expand_dims(value, 0))
+
+
+def outside_graphs():
+    """Where TensorFlow runs at once, even while it traces a function."""
+    if keras.backend.backend() != "tensorflow":
+        return nullcontext()
+    import tensorflow as tf
+
+    return tf.init_scope()
+
+
+def compiled(function: Callable) -> Callable:
+    """The function, as fast as the backend has it."""
+    if keras.backend.backend() == "tensorflow" and sys.platform != "darwin":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=True, autograph=False)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(function)
+    return function
+
+
+def in_one_place(variables: Sequence) -> bool:
+    """Whether a compiled function can assign to all of these: TensorFlow's, on one device."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    if tf.distribute.has_strategy():
+        return False
+    return len({native(v).device for v in variables}) == 1
+
+
+Spec = tuple[tuple[int, ...], str]  # shape and dtype of a variable
+
+
+def spec(variable) -> Spec:
+    """A variable's shape and dtype."""
+    return tuple(variable.shape), keras.backend.standardize_dtype(variable.dtype)
+
+
+def handle(variable):
+    """TensorFlow's handle of a variable: a compiled function may be given any.
+
+    Given the variable itself, it would work as long as the first one lives.
+    """
+    return native(variable).handle
+
+
+def read(handle, spec: Spec):
+    """What the variable behind a handle holds."""
+    import tensorflow as tf
+
+    value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=spec[1])
+    value.set_shape(spec[0])
+    return value
+
+
+def assign(handle, value) -> None:
+    """Sets the variable behind a handle."""
+    import tensorflow as tf
+
+    tf.raw_ops.AssignVariableOp(resource=handle, value=value)
+
+
+def subtract(handle, value) -> None:
+    """Subtracts from the variable behind a handle."""
+    import tensorflow as tf
+
+    tf.raw_ops.AssignSubVariableOp(resource=handle, value=value)

@@ -1,17 +1,15 @@
 """AmalgamatedOptimizer: a Keras optimizer around any trained policy or teacher.
 
-A rule is pure and works on one flat vector; a Keras optimizer owns variables. Here every model
-variable has a state of its own (for placement, saving, and variables without a gradient), joined
-only inside the step: one call of the rule moves all variables.
+A rule is pure and works on one flat vector; a Keras optimizer owns variables. `l2o.step` packs
+them, and their state, into a few vectors; files hold the state of each variable by itself.
 """
 
 from __future__ import annotations
 
-import base64
-import math
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,21 @@ import keras
 import numpy as np
 from keras import ops
 
-from l2o.backends import beside, native, no_grad, replicated, runs_eagerly, tensor_of, tensors_of
-from l2o.checkpoint import Policy, PolicyError, load_policy
+from l2o.backends import (
+    beside,
+    handle,
+    in_one_place,
+    native,
+    no_grad,
+    outside_graphs,
+    replicated,
+    runs_eagerly,
+    spec,
+    tensor_of,
+    tensors_of,
+)
+from l2o.checkpoint import Policy, load_policy
+from l2o.policies.config import policy_config, policy_from_config
 from l2o.rules import (
     Decayed,
     Layout,
@@ -34,17 +45,16 @@ from l2o.rules import (
     decayed,
     decaying,
     layer,
-    rule_from_config,
     warmed_up,
     warming,
 )
+from l2o.saved import check_same, packed, separated
 from l2o.shipped import policy_path
-from l2o.step import compiled_step
+from l2o.step import Group, compiled_step, compiled_step_in_place, grouped
 
 WEIGHT_DECAY_LIMIT = 1e-3
 BACKENDS = ("tensorflow", "jax", "torch")
 _STATELESS = 2  # variables of an optimizer before it is built: step and learning rate
-_LOSS_SCALE = 4  # variables of Keras' LossScaleOptimizer, before those of the optimizer within
 
 
 @dataclass
@@ -52,13 +62,15 @@ class _Slots:
     """The variables of an optimizer; no list or dictionary, which Keras would wrap and track.
 
     Attributes:
-        weights: The policy's.
-        states: One a model variable: its coordinates' columns and its tensor's.
+        keras: How many are Keras' own; they come first.
+        groups: How the model's variables are packed.
+        states: One a group.
         shared: The state that belongs to all.
         skipped: Number of skipped steps.
     """
 
-    weights: list[keras.Variable]
+    keras: int
+    groups: tuple[Group, ...]
     states: list[State]
     shared: dict[str, keras.Variable]
     skipped: keras.Variable
@@ -140,6 +152,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         self._policy = replace(policy, rule=rule)
         self._start = _initial_state(self._policy)
         self._slots: _Slots | None = None
+        self._kept: tuple[np.ndarray, ...] = ()  # what was loaded before there was a state
         self._warned = False
 
     @classmethod
@@ -157,11 +170,8 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
 
     @property
     def policy(self) -> Policy:
-        """The rule, with the weights it runs on at present."""
-        if self._slots is None:
-            return self._policy
-        weights = [ops.convert_to_numpy(v) for v in self._slots.weights]
-        return replace(self._policy, weights=weights)
+        """The rule, wrapped as it is used, and its weights."""
+        return self._policy
 
     @property
     def warmup_steps(self) -> int:
@@ -184,41 +194,57 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         return 0 if self._slots is None else int(ops.convert_to_numpy(self._slots.skipped))
 
     def build(self, variables: Sequence) -> None:
-        """Creates the state of `variables`, each beside its variable.
+        """Creates the state of `variables`.
 
         Raises:
-            ValueError: If one is complex.
+            ValueError: If one is complex or of unknown shape, or weights that were loaded before
+                are not this optimizer's.
         """
         if self.built:
             return
         for variable in variables:
             if "complex" in (dtype := keras.backend.standardize_dtype(variable.dtype)):
                 raise ValueError(f"Variables must be real. Received: {_path(variable)} of {dtype}")
+            if not _has_shape(variable):
+                raise ValueError(
+                    "Variables must have a shape that is known. Received: "
+                    f"{_path(variable)} of {variable.shape}"
+                )
+        # Within a function, TensorFlow would set new variables to zero after all else.
+        with outside_graphs() if self._kept else nullcontext():
+            self._build(variables)
+
+    def _build(self, variables: Sequence) -> None:
+        before = len(self._variables)
         super().build(variables)
-        start = self._start
-        skipped = self._add("skipped_steps", np.zeros((), "int32"))
-        weights = [w.astype(_dtype()) for w in self._policy.weights]
-        weights = [self._add(f"policy_{k}", w) for k, w in enumerate(weights)]
-        self._slots = _Slots(weights, [], self._add_all("", start.shared), skipped)
-        for variable in variables:
-            path = _path(variable).replace("/", "_").replace(":", "_")
-            with beside(self, variable):
-                coordinate = self._add_all(f"{path}_", start.coordinate, math.prod(variable.shape))
-                tensor = self._add_all(f"{path}_tensor_", start.tensor, 1)
+        own, rule, start = len(self._variables), self._policy.rule, self._start
+        layout = Layout.of(variables, [_name(k, v) for k, v in enumerate(variables)])
+        skipped = self._add("skipped_steps", (), "int32")
+        shared = {name: self._add(name, x.shape, x.dtype) for name, x in start.shared.items()}
+        self._slots = _Slots(own, grouped(layout, not rule.coordinatewise), [], shared, skipped)
+        for k, group in enumerate(self._slots.groups):
+            with beside(self, variables[group.members[0]]):
+                coordinate = {
+                    name: self._add(f"{name}_of_{k}", group.shape(*x.shape[:-1]), x.dtype)
+                    for name, x in start.coordinate.items()
+                }
+                tensor = {
+                    name: self._add(
+                        f"{name}_of_tensors", (*x.shape[:-1], group.layout.tensors), x.dtype
+                    )
+                    for name, x in start.tensor.items()
+                }
             self._slots.states.append(State(coordinate, tensor, {}))
+        if self._kept:
+            kept, self._kept = self._kept, ()
+            self._take([*map(ops.convert_to_numpy, self._variables[:before]), *kept])
 
-    def _add_all(self, prefix: str, values: dict, columns: int | None = None) -> dict:
-        """A variable of each value, with the prefix before its name."""
-        return {name: self._add(prefix + name, x, columns) for name, x in values.items()}
-
-    def _add(self, name: str, value: np.ndarray, columns: int | None = None) -> keras.Variable:
-        """A variable of `value`; where `columns` is given, of as many copies of its only one."""
+    def _add(self, name: str, shape: tuple[int, ...], dtype) -> keras.Variable:
         return self.add_variable(
-            value.shape if columns is None else (*value.shape[:-1], columns),
-            initializer=lambda shape, dtype: ops.cast(value, dtype) + ops.zeros(shape, dtype),
-            dtype=str(value.dtype),
+            shape,
+            dtype=str(dtype),
             aggregation="only_first_replica",
-            layout=replicated(len(value.shape)),
+            layout=replicated(len(shape)),
             name=name,
         )
 
@@ -282,35 +308,40 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             if keras.backend.backend() == "tensorflow":
                 pairs = zip(grads, trainable_variables, strict=True)
                 grads = [gradient for gradient, _ in self._all_reduce_sum_gradients(pairs)]
-            pairs = zip(grads, trainable_variables, strict=True)
-            pairs = [(g, v) for g, v in pairs if math.prod(v.shape)]
-            if pairs:
-                self._take_step([g for g, _ in pairs], [v for _, v in pairs], learning_rate)
+            self._take_step(grads, trainable_variables, learning_rate)
 
-    def _take_step(self, gradients: list, variables: list, learning_rate) -> None:
-        places = [self._get_variable_index(v) for v in variables]
-        held = ([self._slots.states[k] for k in places], self._slots.shared, self._slots.skipped)
-        names = [_name(k, v) for k, v in zip(places, variables, strict=True)]
-        rule = _with_decay(self._policy.rule, self.weight_decay, self._excluded(names, variables))
-        steps, moved = compiled_step(rule, Layout.of(variables, names))(
-            tensors_of(self._slots.weights),
-            [_fitted(g, v) for g, v in zip(gradients, variables, strict=True)],
-            [ops.cast(tensor_of(v), _dtype()) for v in variables],
-            tensors_of(held),
-            ops.cast(tensor_of(learning_rate), _dtype()),
+    def _take_step(self, grads: list, variables: list, learning_rate) -> None:
+        everything, gradients = self._trainable_variables, [None] * len(self._trainable_variables)
+        for gradient, variable in zip(grads, variables, strict=True):
+            gradients[self._get_variable_index(variable)] = _fitted(gradient, variable)
+        rule = _with_decay(self._policy.rule, self.weight_decay, self._excluded())
+        weights = [np.asarray(w, _dtype()) for w in self._policy.weights]
+        held = (self._slots.states, self._slots.shared, self._slots.skipped)
+        slots, groups = keras.tree.flatten(held), self._slots.groups
+        rate = ops.cast(tensor_of(learning_rate), _dtype())
+        if in_one_place([*everything, *slots]):
+            specs = (tuple(spec(v) for v in each) for each in (everything, slots))
+            step = compiled_step_in_place(rule, groups, *specs)
+            own, held = [handle(v) for v in everything], keras.tree.map_structure(handle, held)
+            step(weights, gradients, own, held, rate)
+            return
+        values = [ops.cast(tensor_of(v), _dtype()) for v in everything]
+        steps, moved = compiled_step(rule, groups)(
+            weights, gradients, values, tensors_of(held), rate
         )
-        self._write(variables, steps, keras.tree.flatten(held), keras.tree.flatten(moved))
+        there = [(v, step) for v, step in zip(everything, steps, strict=True) if step is not None]
+        self._write(*zip(*there, strict=True), slots, keras.tree.flatten(moved))
 
-    def _excluded(self, names: list[str], variables: list) -> tuple[str, ...]:
+    def _excluded(self) -> tuple[str, ...]:
         """The names of variables that `exclude_from_weight_decay` was told of."""
         if not self.weight_decay:
             return ()
         # TensorFlow's own variable has the layer in its name, which a user may have excluded.
         own = native if keras.backend.backend() == "tensorflow" else lambda v: v
-        pairs = zip(names, variables, strict=True)
-        return tuple(name for name, v in pairs if not self._use_weight_decay(own(v)))
+        pairs = enumerate(self._trainable_variables)
+        return tuple(_name(k, v) for k, v in pairs if not self._use_weight_decay(own(v)))
 
-    def _write(self, variables: list, steps: list, slots: list, values: list) -> None:
+    def _write(self, variables: Sequence, steps: Sequence, slots: list, values: list) -> None:
         if keras.backend.backend() != "tensorflow":
             self._write_here(variables, steps, slots, values)
             return
@@ -334,73 +365,109 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         for slot, value in zip(slots, values, strict=True):
             distribution.extended.update(slot, self.assign, args=(value,), group=False)
 
+    def _saved(self) -> dict[str, Any]:
+        """What a file holds of it, by name: Keras' variables, the policy's weights, all state."""
+        if self._slots is None:
+            return {v.path: v for v in self._variables}
+        slots, start = self._slots, f"{self.name}/"
+        saved = {v.path: v for v in [*self._variables[: slots.keras], slots.skipped]}
+        saved |= {f"{start}policy_{k}": w for k, w in enumerate(self._policy.weights)}
+        saved |= {v.path: v for v in slots.shared.values()}
+        parts = separated(slots.groups, slots.states)
+        for k, (variable, own) in enumerate(zip(self._trainable_variables, parts, strict=True)):
+            path = f"{start}{k}_{_path(variable).replace('/', '_')}_"
+            saved |= {path + name: value for name, value in own.items()}
+        return {name: ops.convert_to_numpy(value) for name, value in saved.items()}
+
+    def save_own_variables(self, store) -> None:
+        """Writes all state; see `keras.optimizers.Optimizer.save_own_variables`."""
+        for k, value in enumerate(self._saved().values()):
+            store[str(k)] = value
+
     def load_own_variables(self, store) -> None:
         """Takes over saved variables; see `keras.optimizers.Optimizer.load_own_variables`.
+
+        What is loaded before the optimizer is built is kept until then.
 
         Raises:
             ValueError: If they are not this optimizer's. (Keras warns and goes on without, as this
                 does where the optimizer that was saved had no state yet.)
         """
-        store = self._with_count(store)
-        saved = {str(k): tuple(store[str(k)].shape) for k in range(len(store.keys()))}
-        here = {str(k): (v.path, tuple(v.shape)) for k, v in enumerate(self.variables)}
-        if not saved:
-            return
-        if self.built and len(saved) <= _STATELESS:
+        saved = [np.asarray(store[str(k)]) for k in range(len(store.keys()))]
+        if self.built and 0 < len(saved) <= _STATELESS:
             warnings.warn(
                 f"The optimizer that was saved had no state; '{self.name}' keeps its own",
                 stacklevel=2,
             )
-            return
-        wrong = [
-            f"{here[k][0] if k in here else f'number {k}'} "
-            f"(saved: {saved.get(k, 'no')}, here: {here[k][1] if k in here else 'no'})"
-            for k in {**here, **saved}
-            if k not in here or saved.get(k) != here[k][1]
-        ]
-        if list(saved.values())[_LOSS_SCALE:] == [shape for _, shape in here.values()]:
-            raise ValueError(
-                f"The variables saved for the optimizer are those of '{self.name}' within Keras' "
-                "LossScaleOptimizer, as a model of mixed_float16 has it: call "
-                'keras.config.set_dtype_policy("mixed_float16") before loading the model'
-            )
-        if wrong:
-            more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-            hint = "" if self.built else (
-                ". It has no state yet: call optimizer.build(model.trainable_variables) first"
-            )  # fmt: skip
-            raise ValueError(
-                f"The variables saved for the optimizer are not those of '{self.name}', which has "
-                f"{len(here)} where {len(saved)} were saved. They differ in {', '.join(wrong[:5])}"
-                f"{more}{hint}. Policy, averaging and which layers are trainable must be the same. "
-                "To load a model's weights alone: keras.saving.load_model(path, compile=False), or "
-                "model.load_weights before compiling it or with skip_mismatch=True."
-            )
-        super().load_own_variables(store)
+        elif self.built and saved:
+            self._take(saved)
+        elif saved:
+            own = self._variables
+            if not self._may_be_ours(saved):
+                self._check(saved)
+            for variable, value in zip(own, saved, strict=False):
+                variable.assign(value)
+            self._kept = tuple(saved[len(own) :])
 
-    def _with_count(self, store):
+    def _may_be_ours(self, saved: list[np.ndarray]) -> bool:
+        """Whether saved variables have the policy's weights where they must be."""
+        own, start = len(self._variables), self._start
+        if len(saved) == own:
+            return True
+        fixed = own + 1 + len(self._policy.weights) + len(start.shared)
+        before = int(self.use_ema) + int(bool(self.gradient_accumulation_steps))
+        each = before + len(start.coordinate) + len(start.tensor)
+        shapes = [tuple(w.shape) for w in self._policy.weights]
+        for count in (len(saved), len(saved) + 1):  # see `_with_count`
+            variables, rest = divmod(count - fixed, each) if each else (0, count - fixed)
+            place = own + variables * before + 1
+            there = [tuple(value.shape) for value in saved[place : place + len(shapes)]]
+            if not rest and there == shapes:
+                return True
+        return False
+
+    def _take(self, saved: list[np.ndarray]) -> None:
+        """Sets everything to what was saved.
+
+        Raises:
+            ValueError: If it is not this optimizer's.
+        """
+        slots, saved = self._slots, self._with_count(saved)
+        self._check(saved)
+        values = iter(saved)
+        fixed = [*self._variables[: slots.keras], slots.skipped]
+        pairs = [(variable, next(values)) for variable in fixed]
+        for own in self._policy.weights:
+            if not np.allclose(next(values), own, rtol=1e-6, atol=0):
+                raise ValueError(
+                    f"The state saved for '{self.name}' is that of another policy of the same "
+                    "rule: load the one that it was trained with"
+                )
+        pairs += [(variable, next(values)) for variable in slots.shared.values()]
+        names = [list(own) for own in separated(slots.groups, slots.states)]
+        parts = [{name: next(values) for name in own} for own in names]
+        for variable, value in pairs + packed(slots.groups, slots.states, parts):
+            variable.assign(value)
+
+    def _check(self, saved: list[np.ndarray]) -> None:
+        within = [tuple(v.shape) for v in self._variables]
+        check_same(self.name, saved, self._saved(), within)
+
+    def _with_count(self, saved: list[np.ndarray]) -> list[np.ndarray]:
         """Saved variables, and the count of steps that rules without moments did not have once."""
-        here = [v.path for v in self.variables]
-        if self._slots is None or len(store.keys()) != len(here) - 1:
-            return store
-        values = [store[str(k)] for k in range(len(here) - 1)]
-        values.insert(here.index(self._slots.shared["count"].path), values[0])  # of iterations
-        return {str(k): value for k, value in enumerate(values)}
+        here = list(self._saved())
+        if len(saved) != len(here) - 1:
+            return saved
+        place = here.index(self._slots.shared["count"].path)
+        return [*saved[:place], saved[0], *saved[place:]]  # of iterations
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles are of the settings, without state, as of other Keras optimizers."""
         return type(self).from_config, (self.get_config(),)
 
     def get_config(self) -> dict[str, Any]:
-        """The settings, the policy's weights included; JSON can hold it."""
-        policy = self.policy
-        return super().get_config() | {
-            "policy": {
-                "rule": policy.rule.get_config(),
-                "weights": [_encoded(w) for w in policy.weights],
-                "card": policy.card,
-            },
-        }
+        """The settings, as JSON can hold them; the policy's weights too unless they are shipped."""
+        return super().get_config() | {"policy": policy_config(self.policy)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects=None) -> AmalgamatedOptimizer:
@@ -411,7 +478,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         """
         config = dict(config)
         if isinstance(config.get("policy"), dict):
-            config["policy"] = _policy_from_config(config["policy"])
+            config["policy"] = policy_from_config(config["policy"])
         rate = config.get("learning_rate")
         if config.get("warmup_learning_rate") and isinstance(rate, float) and rate:
             config["warmup_learning_rate"] /= rate  # of a time when no rate scaled the warm-up
@@ -443,10 +510,25 @@ def _initial_state(policy: Policy) -> State:
 
 
 def _at_rest(tensor) -> np.ndarray:
-    """A tensor of a rule's state, which has it in Keras' floatx."""
+    """A tensor of a rule's state, which has it in Keras' floatx.
+
+    Raises:
+        ValueError: If it is not zero.
+    """
     if keras.backend.is_float_dtype(tensor.dtype):
         tensor = ops.cast(tensor, _dtype())
-    return ops.convert_to_numpy(tensor)
+    values = ops.convert_to_numpy(tensor)
+    if values.any():
+        raise ValueError(f"A rule's state must be zero before the first step. Received: {values}")
+    return values
+
+
+def _has_shape(tensor) -> bool:
+    """Whether the shape is known; TensorFlow's tensors and variables need not have one."""
+    try:
+        return None not in tuple(tensor.shape)
+    except ValueError:  # of unknown rank
+        return False
 
 
 def _with_decay(rule: UpdateRule, rate, exclude: tuple[str, ...] = ()) -> UpdateRule:
@@ -473,11 +555,10 @@ def _fitted(gradient, variable):
         ValueError: If it has another.
     """
     gradient = ops.cast(tensor_of(gradient), _dtype())
-    try:
-        shape = tuple(gradient.shape)
-    except ValueError:  # TensorFlow's, of unknown rank
-        return gradient
-    if None in shape or shape == tuple(variable.shape):
+    if not _has_shape(gradient):
+        return ops.reshape(gradient, variable.shape)
+    shape = tuple(gradient.shape)
+    if shape == tuple(variable.shape):
         return gradient
     try:
         if np.broadcast_shapes(shape, variable.shape) == tuple(variable.shape):
@@ -488,23 +569,3 @@ def _fitted(gradient, variable):
         f"The gradient of {_path(variable)} must have its shape {tuple(variable.shape)}. "
         f"Received: {shape}"
     )
-
-
-def _encoded(array: np.ndarray) -> dict[str, Any]:
-    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
-    return {"shape": list(array.shape), "dtype": str(array.dtype), "base64": data}
-
-
-def _decoded(config: dict[str, Any]) -> np.ndarray:
-    data = base64.b64decode(config["base64"], validate=True)
-    return np.frombuffer(data, config["dtype"]).reshape(config["shape"])
-
-
-def _policy_from_config(config: dict[str, Any]) -> Policy:
-    try:
-        weights = [_decoded(w) for w in config["weights"]]
-        policy = Policy(rule_from_config(config["rule"]), weights, dict(config["card"]))
-        _initial_state(policy)
-    except (KeyError, TypeError, ValueError) as error:
-        raise PolicyError(f"The optimizer's policy cannot be read: {error!r}") from error
-    return policy

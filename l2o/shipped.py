@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from l2o.checkpoint import DESCRIPTION, PolicyError
+import numpy as np
+
+from l2o.checkpoint import DESCRIPTION, WEIGHTS, PolicyError, fingerprint
 
 DIRECTORY = Path(__file__).parent / "pretrained"
 
@@ -43,6 +45,12 @@ def pretrained_path(name: str) -> Path:
     if not number:
         number = min(_replicates()[recipe], key=lambda n: _validation(DIRECTORY / recipe / n))
     return DIRECTORY / recipe / number
+
+
+def shipped_as(weights: Sequence[np.ndarray]) -> str | None:
+    """The name of the shipped policy with these weights, "choice-large/3" say; None if none has."""
+    found = DIRECTORY.glob(f"*/*/{WEIGHTS.format(fingerprint(weights))}")
+    return next((f"{path.parts[-3]}/{path.parts[-2]}" for path in sorted(found)), None)
 
 
 def policy_path(path_or_name: Path | str) -> Path:

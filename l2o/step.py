@@ -1,176 +1,245 @@
 """One step of an update rule on all variables of a model: pure functions of tensors.
 
-Every variable's state lies by itself; here it is joined to one flat vector, or to a few where there
-are many coordinates. `l2o.optimizer` brings the tensors and writes back what comes out.
+A rule works on one vector. Variables are packed into one, or a few where some are large, and so is
+their state: of a variable a step only joins the gradient and the values, and cuts the step.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache, partial
-from itertools import pairwise
 
 import keras
 from keras import ops
 
-from l2o.rules import Layout, State, UpdateRule
+from l2o.backends import Spec, assign, compiled, read, replaced, subtract
+from l2o.rules import Layout, State, UpdateRule, Window
 
-# A coordinatewise rule runs on this many coordinates at a time, which bounds its activations
-# (some 1.5 kB a coordinate for RNNProp) whatever the size of the model.
-BLOCK = 2**18
-# A longer tensor goes by parts of this many, whose activations stay in the cache: 1.6 s in place of
-# 2.1 for RNNProp on 10 million coordinates and two cores.
-PART = 2**14
-# Tensors of so many coordinates are blocks by themselves; as each is compiled, at most so many
-# shorter than `BLOCK` are.
-ALONE, MOST_ALONE = 2**12, 32
+# A coordinatewise rule runs on this many coordinates at a time: their activations, some 1.5 kB a
+# coordinate for RNNProp, stay in the cache, and memory is bounded whatever the size of the model.
+TILE = 2**13
+# A variable of so many coordinates has a state of its own.
+LARGE = 2**18
+
+
+@dataclass(frozen=True)
+class Group:
+    """Variables that are packed together.
+
+    Their coordinates follow each other. What belongs to them is an array [..., D], or, in several
+    tiles, [tiles, ..., length] with zeros behind the last coordinate.
+
+    Attributes:
+        members: Their numbers in the model.
+        layout: Of them.
+        tiles: How many.
+    """
+
+    members: tuple[int, ...]
+    layout: Layout
+    tiles: int = 1
+
+    @property
+    def length(self) -> int:
+        """Coordinates a tile."""
+        return -(-self.layout.size // self.tiles)
+
+    def shape(self, *features: int) -> tuple[int, ...]:
+        """The shape of an array with so many features a coordinate."""
+        return (*((self.tiles,) if self.tiles > 1 else ()), *features, self.length)
+
+    def join(self, parts: Sequence):
+        """One array [..., size] a member as one array of all."""
+        whole = parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=-1)
+        if self.tiles == 1:
+            return whole
+        features, columns = whole.shape[:-1], self.tiles * self.length
+        padding = [(0, 0)] * len(features) + [(0, columns - self.layout.size)]
+        tiles = ops.reshape(ops.pad(whole, padding), (*features, self.tiles, self.length))
+        return ops.moveaxis(tiles, -2, 0)
+
+    def cut(self, whole) -> list:
+        """What `join` joined."""
+        if self.tiles > 1:
+            features = tuple(whole.shape[1:-1])
+            whole = ops.moveaxis(whole, 0, -2)
+            whole = ops.reshape(whole, (*features, self.tiles * self.length))
+        places = zip(self.layout.offsets, self.layout.sizes, strict=True)
+        return [whole[..., start : start + size] for start, size in places]
+
+    def flatten(self, tensors: Sequence):
+        """One tensor a member, of its shape, as one array of all."""
+        return self.join([ops.reshape(tensor, (-1,)) for tensor in tensors])
+
+    def unflatten(self, whole) -> list:
+        """What `flatten` joined."""
+        pairs = zip(self.cut(whole), self.layout.shapes, strict=True)
+        return [ops.reshape(part, shape) for part, shape in pairs]
+
+
+def grouped(layout: Layout, together: bool) -> tuple[Group, ...]:
+    """How variables are packed: small ones together, each large one by itself.
+
+    Args:
+        layout: Of all variables.
+        together: Whether the rule must see all of them at once.
+    """
+    large = [k for k, size in enumerate(layout.sizes) if size >= LARGE and not together]
+    small = [k for k in range(layout.tensors) if k not in large]
+    groups = []
+    for members in (small, *([k] for k in large)):
+        part = Layout(*(tuple(each[k] for k in members) for each in (layout.names, layout.shapes)))
+        tiles = 1 if together or part.size <= LARGE else -(-part.size // TILE)
+        groups.append(Group(tuple(members), part, tiles))
+    return tuple(group for group in groups if group.members)
 
 
 @cache  # without end: what is compiled stays with the backend, whether or not it is forgotten here
-def compiled_step(rule: UpdateRule, layout: Layout) -> Callable:
-    """`take_step` for a rule and a layout, as fast as the backend has it.
+def compiled_step(rule: UpdateRule, groups: tuple[Group, ...]) -> Callable:
+    """`take_step` for a rule and groups, as fast as the backend has it.
 
     Compiling takes seconds, so optimizers of one rule and alike models share what comes of it.
     """
-    move = partial(take_step, rule, layout)
-    if keras.backend.backend() == "tensorflow" and sys.platform != "darwin":
-        import tensorflow as tf
-
-        return tf.function(move, jit_compile=True, autograph=False)
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.jit(move)
-    return move
+    return compiled(partial(take_step, rule, groups))
 
 
-def take_step(rule, layout, weights, gradients, parameters, held, rate, horizon=None):
+@cache
+def compiled_step_in_place(
+    rule: UpdateRule, groups: tuple[Group, ...], own: tuple[Spec, ...], slots: tuple[Spec, ...]
+) -> Callable:
+    """The same, of TensorFlow's variables, to which it assigns: no state is copied.
+
+    It takes weights, gradients, the handles of the model's variables, what is held as handles, and
+    the rate; `own` and `slots` are shapes and dtypes of the variables.
+    """
+
+    def step(weights, gradients, variables, held, rate):
+        values = [ops.cast(read(v, s), rate.dtype) for v, s in zip(variables, own, strict=True)]
+        handles = keras.tree.flatten(held)
+        before = [read(handle, spec) for handle, spec in zip(handles, slots, strict=True)]
+        before = keras.tree.pack_sequence_as(held, before)
+        steps, moved = take_step(rule, groups, weights, gradients, values, before, rate)
+        for variable, move, spec in zip(variables, steps, own, strict=True):
+            if move is not None:
+                subtract(variable, ops.cast(move, spec[1]))
+        for handle, value in zip(handles, keras.tree.flatten(moved), strict=True):
+            assign(handle, value)
+
+    return compiled(step)
+
+
+def take_step(rule, groups, weights, gradients, parameters, held, rate, horizon=None):
     """One step of all variables; pure.
 
     Args:
         rule: The update rule.
-        layout: Of the variables.
+        groups: How the variables are packed.
         weights: The rule's.
-        gradients: One a variable.
+        gradients: One a variable; None where there is none, which leaves variable and state alone.
         parameters: What the variables hold.
-        held: States of the variables, shared state, number of skipped steps.
+        held: A state of each group, shared state, number of skipped steps.
         rate: What the rule's step is multiplied by.
         horizon: How long the fit is, where that is known.
 
     Returns:
-        What is to be subtracted from each variable, and the new `held`.
+        What is to be subtracted from each variable, None where it has no gradient, and the new
+        `held`.
     """
     states, shared, skipped = held
+    filled = [
+        ops.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)
+    ]
     # Rules keep second moments, which an infinite square would spoil for good.
-    finite = ops.all(ops.stack([ops.all(ops.isfinite(ops.square(g))) for g in gradients]))
-
-    def move():
-        return by_blocks(rule, weights, layout, gradients, parameters, states, shared, horizon)
-
-    def rest():
-        return [ops.zeros_like(g) for g in gradients], states, shared
-
-    steps, states, shared = ops.cond(finite, move, rest)
-    steps = [rate * step for step in steps]
-    return steps, (states, shared, skipped + ops.cast(ops.logical_not(finite), skipped.dtype))
-
-
-def by_blocks(rule, weights, layout, gradients, parameters, states, shared, horizon=None):
-    """The rule's update of all coordinates, block by block.
-
-    Returns:
-        Steps, states and shared state, in the form they came in.
-    """
-    tensor = {name: _joined([s.tensor[name] for s in states]) for name in states[0].tensor}
-    flat = [[ops.reshape(x, (-1,)) for x in each] for each in (gradients, parameters)]
+    joined = [group.flatten([filled[k] for k in group.members]) for group in groups]
+    finite = ops.all(ops.stack([ops.all(ops.isfinite(ops.square(g))) for g in joined]))
 
     def update(gradient, parameters, state, layout):
-        return rule.update(weights, gradient, parameters, state, layout, horizon)
+        def move():
+            return rule.update(weights, gradient, parameters, state, layout, horizon)
 
-    steps = [[] for _ in states]
-    coordinate = [{name: [] for name in state.coordinate} for state in states]
-    for start, stop in blocks(layout) if rule.coordinatewise else [(0, layout.size)]:
-        pieces, place = layout.pieces(start, stop), 0
-        columns = {
-            name: _joined([_cut(states[k].coordinate[name], a, b) for k, a, b in pieces])
-            for name in states[0].coordinate
-        }
-        vectors = [_joined([_cut(x[k], a, b) for k, a, b in pieces]) for x in flat]
-        long = rule.coordinatewise and stop - start > BLOCK
-        run = partial(_looped, update) if long else update
-        step, state = run(*vectors, State(columns, tensor, shared), layout.block(start, stop))
-        for k, a, b in pieces:
-            steps[k].append(_cut(step, place, place + b - a))
-            for name, values in state.coordinate.items():
-                coordinate[k][name].append(_cut(values, place, place + b - a))
-            place += b - a
-    states = [
-        State(
-            {name: _joined(parts) for name, parts in coordinate[k].items()},
-            {name: values[..., k : k + 1] for name, values in state.tensor.items()},
-            {},
-        )
-        for k in range(len(states))
-    ]
-    steps = [ops.reshape(_joined(s), shape) for s, shape in zip(steps, layout.shapes, strict=True)]
-    return steps, states, state.shared
+        # Within a loop over tiles the condition also keeps XLA from copying all state every time.
+        return ops.cond(finite, move, lambda: (ops.zeros_like(gradient), state))
+
+    steps, moved, after = [None] * len(gradients), [], shared
+    for group, gradient, state in zip(groups, joined, states, strict=True):
+        there = [k for k, number in enumerate(group.members) if gradients[number] is not None]
+        if there:
+            values = group.flatten([parameters[k] for k in group.members])
+            before = State(state.coordinate, state.tensor, shared)
+            step, state = _moved(rule, update, group, there, gradient, values, before)
+            after, each = state.shared, group.unflatten(rate * step)
+            for k in there:
+                steps[group.members[k]] = each[k]
+        moved.append(State(state.coordinate, state.tensor, {}))
+    return steps, (moved, after, skipped + ops.cast(ops.logical_not(finite), skipped.dtype))
 
 
-def blocks(layout: Layout) -> list[tuple[int, int]]:
-    """Where the vector is cut: at most `BLOCK` coordinates each, and big tensors by themselves.
+def _moved(rule, update, group: Group, there: list[int], gradient, parameters, state: State):
+    """`update` of a group; members that are not `there` keep their state."""
+    everyone = len(there) == len(group.members)
+    if not rule.coordinatewise and not everyone:
+        return _moved_in_part(update, group, there, gradient, parameters, state)
+    if group.tiles == 1:
+        step, new = update(gradient, parameters, state, group.layout)
+    else:
+        step, new = _by_tiles(update, group, gradient, parameters, state)
+    if everyone:
+        return step, new
+    here = group.layout.spread([k in there for k in range(len(group.members))])
+    here = group.join([ops.convert_to_tensor(here)])
 
-    A block of one tensor needs no joining of states, which takes a third of the step's time. Only
-    such a block may be longer than `BLOCK`.
-    """
-    alone = min(max(ALONE, layout.size // MOST_ALONE), BLOCK)
-    big = [(o, o + s) for o, s in zip(layout.offsets, layout.sizes, strict=True) if s >= alone]
-    cuts = sorted({0, layout.size, *(cut for block in big for cut in block)})
-    parts = []
-    for start, stop in pairwise(cuts):
-        whole = (start, stop) in big
-        parts += [(start, stop)] if whole else pairwise([*range(start, stop, BLOCK), stop])
-    return parts
+    def kept(old, value):
+        features = tuple(range(1, old.ndim - 1)) if group.tiles > 1 else ()
+        return ops.where(ops.expand_dims(here, features) if features else here, value, old)
+
+    coordinate = {name: kept(old, new.coordinate[name]) for name, old in state.coordinate.items()}
+    return step, State(coordinate, state.tensor, new.shared)
 
 
-def _looped(update, gradient, parameters, state: State, layout: Layout):
-    """`update(gradient, parameters, state, layout)` of a long tensor, part after part."""
-    size = layout.size
-    count = -(-size // PART)
-    length = -(-size // count)
-    part = layout.block(0, length)
-
-    def place(values, start):
-        return (0,) * (len(values.shape) - 1) + (start,)
+def _by_tiles(update, group: Group, gradient, parameters, state: State):
+    """`update(gradient, parameters, state, layout)` of a group, tile after tile, in place."""
+    layout = group.layout
 
     def body(i, done):
-        # The last part starts early enough to be as long as the others: what two parts have in
-        # common comes out alike, as both read the old state.
-        start = ops.minimum(i * length, size - length)
+        step, coordinate, _ = done
+        tile = {name: values[i] for name, values in coordinate.items()}
+        window = Window(layout.names, layout.shapes, i * group.length, group.length)
+        before = State(tile, {}, state.shared)
+        moved, new = update(gradient[i], parameters[i], before, window)
+        after = {name: replaced(coordinate[name], i, x) for name, x in new.coordinate.items()}
+        return replaced(step, i, moved), after, new.shared
 
-        def cut(values):
-            return ops.slice(values, place(values, start), (*values.shape[:-1], length))
+    start = (ops.zeros_like(gradient), state.coordinate, state.shared)
+    step, coordinate, shared = ops.fori_loop(0, group.tiles, body, start)
+    return step, State(coordinate, {}, shared)
 
-        columns = {name: cut(values) for name, values in state.coordinate.items()}
-        before = State(columns, state.tensor, state.shared)
-        step, new = update(cut(gradient), cut(parameters), before, part)
-        steps, states, _ = done
-        states = {
-            name: ops.slice_update(states[name], place(values, start), values)
-            for name, values in new.coordinate.items()
-        }
-        return ops.slice_update(steps, (start,), step), states, new.shared
 
-    empty = {name: ops.zeros_like(values) for name, values in state.coordinate.items()}
-    steps, coordinate, shared = ops.fori_loop(
-        0, count, body, (ops.zeros_like(gradient), empty, state.shared)
+def _moved_in_part(update, group: Group, there: list[int], gradient, parameters, state: State):
+    """`update` of some members alone, for a rule that sees all tensors at once."""
+    layout, absent = group.layout, [k for k in range(len(group.members)) if k not in there]
+    some = Group(
+        tuple(there),
+        Layout(*(tuple(each[k] for k in there) for each in (layout.names, layout.shapes))),
     )
-    return steps, State(coordinate, state.tensor, shared)
+    # Where each member's new column is: behind the new ones lie the old ones of the absent.
+    order = [*there, *absent]
+    places = [order.index(k) for k in range(len(order))]
 
+    def chosen(whole):
+        parts = group.cut(whole)
+        return some.join([parts[k] for k in there])
 
-def _joined(parts: list):
-    return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=-1)
+    def put(old, values):
+        new, parts = some.cut(values), group.cut(old)
+        return group.join([new[there.index(k)] if k in there else x for k, x in enumerate(parts)])
 
-
-def _cut(values, start: int, stop: int):
-    return values if stop - start == values.shape[-1] else values[..., start:stop]
+    columns = {name: ops.take(values, there, axis=-1) for name, values in state.tensor.items()}
+    before = State({n: chosen(x) for n, x in state.coordinate.items()}, columns, state.shared)
+    step, new = update(chosen(gradient), chosen(parameters), before, some.layout)
+    coordinate = {n: put(state.coordinate[n], x) for n, x in new.coordinate.items()}
+    tensor = {}
+    for name, old in state.tensor.items():
+        whole = ops.concatenate([new.tensor[name], ops.take(old, absent, axis=-1)], axis=-1)
+        tensor[name] = ops.take(whole, places, axis=-1)
+    return put(ops.zeros_like(gradient), step), State(coordinate, tensor, new.shared)

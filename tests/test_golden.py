@@ -33,9 +33,10 @@ _SHIPPED = sorted(path.stem for path in (GOLDEN / "shipped").iterdir())
 _TRUNCATIONS = {"float64": 1e-10, "float32": 1e-5}
 
 
-def same_steps(actual: np.ndarray, expected: np.ndarray) -> None:
-    """Weights along a path, which differ by no more than rounding."""
-    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
+def same_steps(actual: np.ndarray, expected: np.ndarray, half: bool = False) -> None:
+    """Weights along a path, which differ by no more than rounding: float32's, or float16's."""
+    tolerance = 1e-4 if half else 1e-6
+    np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 def run(main, line: str) -> None:
@@ -45,6 +46,11 @@ def run(main, line: str) -> None:
     assert not end.value.code
 
 
+# State that was saved variable by variable is packed now. Keras' own loss scaling, which holds the
+# optimizer's variables as well, counts them and starts anew with a warning.
+counted_anew = pytest.mark.filterwarnings("ignore:Skipping variable loading.*'loss_scale_optimizer")
+
+
 @pytest.fixture(params=MODELS)
 def saved(request):
     """A saved model's name, and the weights along its path; Keras is as it was then."""
@@ -52,25 +58,27 @@ def saved(request):
         yield request.param, np.load(GOLDEN / "models" / f"{request.param}.npz")
 
 
+@counted_anew
 def test_a_saved_model_goes_on(saved):
     name, path = saved
     loaded = keras.saving.load_model(GOLDEN / "models" / f"{name}.keras")
-    same_steps(trained(loaded, range(STEPS, 2 * STEPS)), path["following"])
+    same_steps(trained(loaded, range(STEPS, 2 * STEPS)), path["following"], name == "mixed_float16")
 
 
+@counted_anew
 def test_saved_weights_go_on(saved):
     name, path = saved
     fresh = model(optimizer(name))
     fresh.optimizer.build(fresh.trainable_variables)
     fresh.load_weights(GOLDEN / "models" / f"{name}.weights.h5")
-    same_steps(trained(fresh, range(STEPS, 2 * STEPS)), path["following"])
+    same_steps(trained(fresh, range(STEPS, 2 * STEPS)), path["following"], name == "mixed_float16")
 
 
 def test_a_configuration_brings_the_optimizer_back(saved):
     name, path = saved
     config = json.loads((GOLDEN / "models" / f"{name}.json").read_text())
     fresh = model(keras.saving.deserialize_keras_object(config))
-    same_steps(trained(fresh, range(STEPS)), path["first"])
+    same_steps(trained(fresh, range(STEPS)), path["first"], name == "mixed_float16")
 
 
 @pytest.mark.parametrize("name", _POLICIES)

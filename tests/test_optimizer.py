@@ -1,7 +1,6 @@
 """AmalgamatedOptimizer's step: the rule's own, the trainer's own, and what is skipped or left."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import ClassVar
 
 import keras
@@ -24,6 +23,7 @@ from l2o.rules import (
     Layout,
     Momentum,
     MovingAverage,
+    Muon,
     RNNProp,
     Scale,
     Scheduled,
@@ -33,6 +33,7 @@ from l2o.rules import (
     cosine,
     warmed_up,
 )
+from l2o.saved import separated
 
 _AROUND = {
     "scheduled": lambda rule: Scheduled(rule, cosine(0.1, 150)),
@@ -43,6 +44,7 @@ _AROUND = {
 }
 SHAPES = ((), (5,), (3, 4), (0, 3), (2, 1, 3, 2), (1, 2, 1, 2, 1))
 LAYOUT = Layout(tuple("abcdef"), SHAPES)
+NAMES = tuple(f"[{k}]" for k in range(len(SHAPES)))
 STEPS, WARM = 8, 3
 
 
@@ -84,13 +86,13 @@ def walk(optimizer, vectors, layout=LAYOUT) -> np.ndarray:
     return np.stack(path)
 
 
-def expected(policy, vectors, warm=WARM, rate=1.0, warmup_rate=0.01) -> np.ndarray:
+def expected(policy, vectors, warm=WARM, rate=1.0, warmup_rate=0.01, layout=LAYOUT) -> np.ndarray:
     """The same by the rule alone, on one flat vector."""
     rule = warmed_up(policy.rule, warm, warmup_rate)
-    state, parameters, path = rule.initial_state(LAYOUT), start(), []
+    state, parameters, path = rule.initial_state(layout), start(), []
     for vector in map(tf.constant, vectors):
         here = tf.constant(parameters)
-        step, state = rule.update(policy.weights, vector, here, state, LAYOUT)
+        step, state = rule.update(policy.weights, vector, here, state, layout)
         parameters = parameters - rate * np.asarray(step)
         path.append(parameters)
     return np.stack(path)
@@ -103,6 +105,11 @@ def close(actual, wanted, tolerance=1e-6):
 def state_of(optimizer) -> list[np.ndarray]:
     """All that an optimizer remembers, the iteration counter and rate left out."""
     return [v.numpy() for v in optimizer.variables[2:]]
+
+
+def states_of(optimizer) -> list[dict[str, np.ndarray]]:
+    """The state of each variable, by name."""
+    return separated(optimizer._slots.groups, optimizer._slots.states)
 
 
 def same(actual, wanted):
@@ -161,7 +168,7 @@ def agree_for_200_steps(rule):
         largest = np.abs(wanted.parameters).max()
         np.testing.assert_allclose(actual, wanted.parameters, rtol=0, atol=1e-6 * largest)
     for name, values in after.student.state.coordinate.items():
-        states = [s.coordinate[name].numpy() for s in optimizer._slots.states]
+        states = [state[name] for state in states_of(optimizer)]
         close(np.concatenate(states, axis=-1), values, 1e-5)
 
 
@@ -179,13 +186,15 @@ def test_a_variable_without_gradient_stays_and_so_does_its_state():
     one = np.full((2, 3), 0.3, "float32")
     optimizer.apply([one, one], [first, second])
     alone.apply([one], [twin])
-    before = [v.numpy() for v in optimizer._slots.states[1].coordinate.values()]
+    before = list(states_of(optimizer)[1].values())
     assert any(np.abs(x).max() > 0 for x in before)
     stood = second.numpy()
     with pytest.warns(UserWarning, match="Gradients do not exist"):
         optimizer.apply([one, None], [first, second])
     alone.apply([one], [twin])
-    same([v.numpy() for v in optimizer._slots.states[1].coordinate.values()], before)
+    same(states_of(optimizer)[1].values(), before)
+    for a, b in zip(states_of(optimizer)[0].values(), states_of(alone)[0].values(), strict=True):
+        close(a, b)
     np.testing.assert_array_equal(second.numpy(), stood)
     close(first.numpy(), twin.numpy())
     with pytest.raises(ValueError, match="No gradients provided"):
@@ -321,10 +330,10 @@ def test_trained_weights_work_in_float64(rule, request):
 
 
 def test_one_compiled_step_serves_alike_models():
-    l2o.step.compiled_step.cache_clear()
-    for _ in range(2):
-        walk(AmalgamatedOptimizer(Momentum(0.1)), gradients(2))
-    assert l2o.step.compiled_step.cache_info().misses == 1
+    l2o.step.compiled_step_in_place.cache_clear()
+    paths = [walk(AmalgamatedOptimizer(Momentum(0.1)), gradients(2)) for _ in range(2)]
+    np.testing.assert_array_equal(*paths)
+    assert l2o.step.compiled_step_in_place.cache_info().misses == 1
 
 
 @pytest.mark.parametrize(
@@ -406,20 +415,80 @@ def test_rules_with_state_of_tensors():
     close(walk(AmalgamatedOptimizer(TensorNorm(), warmup_steps=WARM), gradients()), wanted)
 
 
-@pytest.fixture(params=[[0, 1, 6, 18, 30, 34], [0, 20, 34]], ids=["long tensors", "joined"])
-def small_blocks(monkeypatch, request):
-    """Tensors of 3 and more are blocks by themselves and loop over parts; or all are joined."""
-    monkeypatch.setattr(l2o.step, "BLOCK", {6: 3, 3: 20}[len(request.param)])
-    monkeypatch.setattr(l2o.step, "PART", 5)
-    monkeypatch.setattr(l2o.step, "ALONE", 20)
-    l2o.step.compiled_step.cache_clear()
-    yield list(pairwise(request.param))
-    l2o.step.compiled_step.cache_clear()
+@pytest.fixture(params=[6, 20], ids=["large ones apart", "all together"])
+def small_tiles(monkeypatch, request):
+    """Groups of more than 6 coordinates, or of all 34, loop over tiles of 5 or fewer."""
+    monkeypatch.setattr(l2o.step, "LARGE", request.param)
+    monkeypatch.setattr(l2o.step, "TILE", 5)
+    caches = (l2o.step.compiled_step, l2o.step.compiled_step_in_place)
+    for cache in caches:
+        cache.cache_clear()
+    yield [(2, 5), (3, 4), (3, 4)] if request.param == 6 else [(7, 5)]
+    for cache in caches:
+        cache.cache_clear()
 
 
-@pytest.mark.parametrize("rule", [Adam(0.05), Choice((Adam(0.02),), 2, layers=1), TensorNorm()])
-def test_blocks_change_nothing(rule, small_blocks):
+_TILED = [
+    Adam(0.05),
+    Choice((Adam(0.02), SGD(0.1)), 2, layers=1),
+    Averaged(Momentum(0.1), 0.5),
+    Decayed(Adam(0.05), 1e-3, ("[1]", "[2]")),
+    TensorNorm(),
+]
+
+
+@pytest.mark.parametrize("rule", _TILED, ids=str)
+def test_tiles_change_nothing(rule, small_tiles):
     """A rule that is not coordinatewise runs on the whole vector all the same."""
-    assert l2o.step.blocks(LAYOUT) == small_blocks
-    path = walk(AmalgamatedOptimizer(policy(rule), warmup_steps=WARM), gradients())
-    close(path, expected(policy(rule), gradients()))
+    optimizer = AmalgamatedOptimizer(policy(rule), warmup_steps=WARM)
+    path = walk(optimizer, gradients())
+    found = [(group.tiles, group.length) for group in optimizer._slots.groups]
+    assert found == (small_tiles if rule.coordinatewise else [(1, 34)])
+    close(path, expected(policy(rule), gradients(), layout=Layout(NAMES, SHAPES)))
+
+
+def expected_of_some(policy, vectors, absent) -> tuple[np.ndarray, list[dict]]:
+    """Parameters and states where every second step lacks the gradients of `absent`.
+
+    By the rule, on those that have one and on what belongs to them alone.
+    """
+    rule, weights = policy.rule, policy.weights
+    pairs = zip(NAMES, SHAPES, strict=True)
+    ones = [rule.initial_state(Layout((name,), (shape,))) for name, shape in pairs]
+    each, shared = [[s.coordinate, s.tensor] for s in ones], ones[0].shared
+    parameters = cut(start())
+    for k, vector in enumerate(vectors):
+        here = [j for j in range(len(SHAPES)) if not (k % 2 and j in absent)]
+        layout = Layout(*(tuple(x[j] for j in here) for x in (NAMES, SHAPES)))
+        joined = [
+            {name: tf.concat([each[j][kind][name] for j in here], -1) for name in each[0][kind]}
+            for kind in (0, 1)
+        ]
+        state = State(*joined, shared)
+        values, gradient = (flat([x[j] for j in here]) for x in (parameters, cut(vector)))
+        step, new = rule.update(weights, tf.constant(gradient), tf.constant(values), state, layout)
+        shared = new.shared
+        for i, (j, part) in enumerate(zip(here, cut(values - step.numpy(), layout), strict=True)):
+            parameters[j] = part
+            place = slice(layout.offsets[i], layout.offsets[i] + layout.sizes[i])
+            each[j][0] = {n: x[..., place] for n, x in new.coordinate.items()}
+            each[j][1] = {n: x[..., i : i + 1] for n, x in new.tensor.items()}
+    return flat(parameters), [
+        {**c, **{f"tensor_{name}": x for name, x in t.items()}} for c, t in each
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+@pytest.mark.parametrize("rule", [*_TILED, Scale(2, 2, 2), Muon(0.05)], ids=str)
+@pytest.mark.parametrize("absent", [(1, 3), (0, 1, 2, 5)], ids=str)
+def test_gradients_may_be_missing_now_and_then(rule, absent, small_tiles):
+    optimizer, parameters = AmalgamatedOptimizer(policy(rule), warmup_steps=0), variables()
+    for k, vector in enumerate(gradients()):
+        parts = [None if j in absent and k % 2 else g for j, g in enumerate(cut(vector))]
+        optimizer.apply(parts, parameters)
+    wanted, states = expected_of_some(policy(rule), gradients(), absent)
+    close(flat(parameters), wanted)
+    for one, other in zip(states_of(optimizer), states, strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            close(value, other[name], 1e-5)

@@ -10,6 +10,7 @@ from made_weights import made_weights
 
 from l2o import AmalgamatedOptimizer, Policy
 from l2o.rules import SGD, Adam, RNNProp
+from l2o.saved import separated
 
 _RULE = RNNProp(units=2, layers=1, scale=0.03)
 _POLICY = Policy(_RULE, made_weights(_RULE))
@@ -106,6 +107,40 @@ def test_single_batches_can_be_trained_on(eager):
     np.testing.assert_allclose(weights_of(network), eager, rtol=1e-4, atol=1e-5)
 
 
+def test_fit_may_be_called_again_and_again(eager):
+    network, (inputs, targets) = model(), data()
+    network.compile(optimizer(), "mse")
+    for _ in range(2):
+        network.fit(inputs, targets, 8, epochs=1, shuffle=False, verbose=0)
+    np.testing.assert_allclose(weights_of(network), eager, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")  # Keras says so of each epoch
+@pytest.mark.parametrize("settings", [{}, {"steps_per_execution": 3}], ids=str)
+def test_data_may_be_of_unknown_length(settings, eager):
+    network, (inputs, targets) = model(), data()
+    batches = tf.data.Dataset.from_generator(
+        lambda: ((inputs[k : k + 8], targets[k : k + 8]) for k in range(0, 64, 8)),
+        output_signature=(tf.TensorSpec((None, 4)), tf.TensorSpec((None, 1))),
+    )
+    assert batches.cardinality() == tf.data.UNKNOWN_CARDINALITY
+    network.compile(optimizer(), "mse", **settings)
+    network.fit(batches, epochs=2, verbose=0, shuffle=False)
+    np.testing.assert_allclose(weights_of(network), eager, rtol=1e-4, atol=1e-5)
+
+
+def test_folds_train_alike_after_all_state_is_set_to_zero():
+    """As users do between folds: all variables of the optimizer but its learning rate."""
+    network = fitted(optimizer(weight_decay=1e-4))
+    first = weights_of(network)
+    network.set_weights(model().get_weights())
+    for variable in network.optimizer.variables:
+        if variable is not network.optimizer.learning_rate:
+            variable.assign(np.zeros(variable.shape, str(variable.dtype)))
+    network.fit(*data(), 8, 2, shuffle=False, verbose=0)
+    np.testing.assert_array_equal(weights_of(network), first)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -161,7 +196,8 @@ def test_frozen_layers_stay_and_have_no_state():
     fitted(optimizer(), network=network)
     for old, new in zip(before, network.layers[0].get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
-    assert len(network.optimizer._slots.states) == 2
+    slots = network.optimizer._slots
+    assert len(separated(slots.groups, slots.states)) == 2
 
 
 @pytest.mark.parametrize("settings", [{}, {"clipnorm": 0.5}, {"global_clipnorm": 0.5}], ids=str)

@@ -166,6 +166,80 @@ def test_weights_of_model_and_optimizer_in_a_file(tmp_path):
     same(train(network), train(other))
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_ema": True, "gradient_accumulation_steps": 2, "warmup_steps": 1},
+        {"learning_rate": 0.5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_weights_are_loaded_before_the_optimizer_is_built(settings, compiled, tmp_path):
+    """As KerasTuner does: they are kept until then. In a compiled loop, too."""
+    network = train(model(optimizer(**settings)))
+    network.save_weights(tmp_path / "all.weights.h5")
+    other = model(optimizer(**settings))
+    other.load_weights(tmp_path / "all.weights.h5")
+    assert not other.optimizer.built and int(other.optimizer._iterations) == 4
+    if compiled:
+        step = tf.function(lambda g: other.optimizer.apply(g, other.trainable_variables))
+        gradients = [tf.ones(v.shape) for v in other.trainable_variables]
+        for _ in range(3):
+            step(gradients)
+            network.optimizer.apply(gradients, network.trainable_variables)
+    for a, b in zip(numbers(train(network)), numbers(train(other)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_rate_that_was_set_after_loading_stays(tmp_path):
+    train(model(optimizer())).save_weights(tmp_path / "all.weights.h5")
+    other = model(optimizer())
+    other.load_weights(tmp_path / "all.weights.h5")
+    assert float(other.optimizer.learning_rate) == 1
+    other.optimizer.learning_rate = 0.25
+    assert float(train(other).optimizer.learning_rate) == 0.25
+    assert int(other.optimizer.iterations) == 8
+
+
+def test_state_of_another_policy_is_refused(tmp_path):
+    train(model(optimizer())).save_weights(tmp_path / "all.weights.h5")
+    rule = RNNProp(units=2, layers=1)
+    other = model(AmalgamatedOptimizer(Policy(rule, [2 * w for w in made_weights(rule)])))
+    other.load_weights(tmp_path / "all.weights.h5")
+    for _ in range(2):  # kept until it is built, and then refused at once
+        with pytest.raises(ValueError, match="that of another policy of the same rule"):
+            other.optimizer.build(other.trainable_variables)
+            other.load_weights(tmp_path / "all.weights.h5")
+
+
+def test_shipped_policies_go_by_name_in_a_configuration():
+    one = AmalgamatedOptimizer.load("choice-large", averaging=0.5, warmup_steps=7)
+    config = one.get_config()
+    assert len(json.dumps(config)) < 1500
+    assert config["policy"]["shipped"].startswith("choice-large/")
+    other = AmalgamatedOptimizer.from_config(json.loads(json.dumps(config)))
+    assert (other.policy.rule, other.policy.card) == (one.policy.rule, one.policy.card)
+    for a, b in zip(other.policy.weights, one.policy.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ({"fingerprint": "0123456789abcdef"}, "0123456789abcdef, those that ship .* [0-9a-f]{16}"),
+        ({"shipped": "choice-huge/1"}, "choice-huge.*Shipped: "),
+    ],
+)
+def test_a_shipped_policy_that_is_not_the_one_is_refused_in_one_line(spoilt, message):
+    config = AmalgamatedOptimizer.load("choice-large").get_config()
+    config["policy"] |= spoilt
+    with pytest.raises(ValueError, match=message) as caught:
+        AmalgamatedOptimizer.from_config(config)
+    assert "\n" not in str(caught.value)
+
+
 def test_weights_of_a_model_alone(tmp_path):
     """Saved before the optimizer has any state, or loaded before there is an optimizer."""
     model().save_weights(tmp_path / "plain.weights.h5")
@@ -187,8 +261,8 @@ def test_variables_that_do_not_match_are_named(tmp_path):
     """Keras warns and goes on with fresh ones."""
     train(model(optimizer())).save_weights(tmp_path / "policy.weights.h5")
     train(model("adam")).save_weights(tmp_path / "adam.weights.h5")
-    with pytest.raises(ValueError, match=r"has no state yet: call optimizer.build\("):
-        model(optimizer()).load_weights(tmp_path / "policy.weights.h5")
+    with pytest.raises(ValueError, match=r"which has 2 where 6 were saved"):
+        model(optimizer()).load_weights(tmp_path / "adam.weights.h5")
     with pytest.raises(ValueError, match=r"They differ in .*policy_0 \(saved.*hidden0 \(saved"):
         train(model(optimizer(RNNProp(units=3, layers=1)))).load_weights(
             tmp_path / "policy.weights.h5"

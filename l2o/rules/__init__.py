@@ -5,7 +5,7 @@ from l2o.rules.averaged import Averaged, averaged, averaging
 from l2o.rules.base import Horizon, State, UpdateRule, rule_from_config
 from l2o.rules.choice import Choice
 from l2o.rules.decayed import Decayed, decayed, decaying
-from l2o.rules.layout import Layout
+from l2o.rules.layout import Layout, Window
 from l2o.rules.modern import AdamW, Lion, Muon, NAdam
 from l2o.rules.moving_average import MovingAverage
 from l2o.rules.original import Original
@@ -44,6 +44,7 @@ __all__ = [
     "State",
     "UpdateRule",
     "WarmUp",
+    "Window",
     "Wrapper",
     "averaged",
     "averaging",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import ClassVar
 
-import numpy as np
 from keras import ops
 
 from l2o.rules.base import UpdateRule
@@ -47,7 +46,7 @@ class Decayed(Wrapper):
         decays = [not any(word in name for word in self.exclude) for name in layout.names]
         taken = self.rate * parameters
         if not all(decays):
-            taken = ops.where(np.repeat(decays, layout.sizes), taken, ops.zeros_like(taken))
+            taken = ops.where(layout.spread(decays), taken, ops.zeros_like(taken))
         return taken + self.inner.shrinkage(parameters, layout)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -51,37 +52,19 @@ class Layout:
         """K, the number of tensors."""
         return len(self.shapes)
 
+    def spread(self, values: Sequence):
+        """A value a tensor as one a coordinate, [D]."""
+        return np.repeat(np.asarray(values), self.sizes)
+
     @cached_property
-    def segments(self) -> np.ndarray:
+    def segments(self):
         """int32 [D]: which tensor each coordinate belongs to."""
-        return np.repeat(np.arange(self.tensors, dtype="int32"), self.sizes)
+        return self.spread(np.arange(self.tensors, dtype="int32"))
 
     @cached_property
-    def ranks(self) -> np.ndarray:
+    def ranks(self):
         """int32 [D]: the rank of each coordinate's tensor, at most `MAX_RANK`."""
-        ranks = [min(len(shape), MAX_RANK) for shape in self.shapes]
-        return np.repeat(np.array(ranks, dtype="int32"), self.sizes)
-
-    def pieces(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """Where coordinates `start` to `stop` lie: tensor, and its coordinates from and to."""
-        cuts = [
-            (k, max(start - offset, 0), min(stop - offset, size))
-            for k, (offset, size) in enumerate(zip(self.offsets, self.sizes, strict=True))
-        ]
-        return [(k, first, last) for k, first, last in cuts if first < last]
-
-    def block(self, start: int, stop: int) -> Layout:
-        """The layout of coordinates `start` to `stop` alone; a tensor that is cut keeps its rank.
-
-        It is what a coordinatewise rule needs to run on a part of the vector.
-        """
-        names, shapes = [], []
-        for k, first, last in self.pieces(start, stop):
-            names.append(self.names[k])
-            ones = (1,) * (len(self.shapes[k]) - 1)
-            cut = last - first < self.sizes[k]
-            shapes.append((last - first, *ones) if cut else self.shapes[k])
-        return Layout(tuple(names), tuple(shapes))
+        return self.spread(np.array([min(len(s), MAX_RANK) for s in self.shapes], dtype="int32"))
 
     def flatten(self, tensors: Sequence):
         """Joins K tensors into one vector [D].
@@ -106,3 +89,28 @@ class Layout:
             ops.reshape(vector[start : start + size], shape)
             for start, size, shape in zip(self.offsets, self.sizes, self.shapes, strict=True)
         ]
+
+
+@dataclass(frozen=True, eq=False)
+class Window(Layout):
+    """Some consecutive coordinates of a layout, from a place that is known when the step is taken.
+
+    It is what a coordinatewise rule needs to run on a part of the vector.
+
+    Attributes:
+        start: The first one, a scalar tensor; beyond the last coordinate is padding.
+        length: How many.
+    """
+
+    start: Any = 0
+    length: int = 0
+
+    @property
+    def size(self) -> int:
+        return self.length
+
+    def spread(self, values: Sequence):
+        if self.tensors == 1:
+            return np.repeat(np.asarray(values), self.length)
+        whole = np.pad(super().spread(values), (0, self.length))
+        return ops.slice(whole, (self.start,), (self.length,))
