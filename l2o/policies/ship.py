@@ -85,7 +85,7 @@ def evaluation(options: argparse.Namespace, problem: str) -> dict:
             f"{', '.join(map(str, options.results))} must have evaluations of {contender.name} on "
             f"{problem}, all alike"
         )
-    case, chosen = found[0].case, [e.chosen for e in found]
+    case = found[0].case
     return {
         "problem": case.problem,
         "data": case.data,
@@ -96,7 +96,7 @@ def evaluation(options: argparse.Namespace, problem: str) -> dict:
         "seeds": sorted(e.key.seed for e in found),
         "log_validation_loss": mean(e.best for e in found),
         "log_test_loss": mean(e.test for e in found),
-        "test_accuracy": mean(row.test_accuracy for row in chosen),
+        "test_accuracy": mean(e.chosen.test_accuracy for e in found if e.chosen),
     }
 
 
