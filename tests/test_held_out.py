@@ -5,8 +5,7 @@ import pytest
 import tensorflow as tf
 from made_weights import made_tensors
 
-from l2o.amalgamation.batches import batches
-from l2o.amalgamation.draws import held_out
+from l2o.amalgamation.batches import batches, held_out
 from l2o.amalgamation.meta import MetaTraining, initial_state
 from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.unroll import (

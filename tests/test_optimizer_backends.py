@@ -154,6 +154,15 @@ def test_the_same_policies_take_the_same_steps(backend, tmp_path):
             np.testing.assert_allclose(trained[name], wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_a_policy_needs_no_tensorflow():
+    if importlib.util.find_spec("jax") is None:
+        pytest.skip("jax is not installed (pip install 'l2o[jax]')")
+    step = "load('choice-large').apply([keras.ops.ones(2)], [keras.Variable([1.0, 2.0])])"
+    code = f"import keras, sys, l2o; l2o.AmalgamatedOptimizer.{step}"
+    done = run("jax", f"{code}; assert 'tensorflow' not in sys.modules")
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_two_devices_of_jax(monkeypatch):
     if importlib.util.find_spec("jax") is None:
         pytest.skip("jax is not installed (pip install 'l2o[jax]')")

@@ -564,7 +564,7 @@ def figure_6(found, directory):
     return figure.draw().axes
 
 
-def test_figure_6_reads_the_cards_of_train_py_and_of_replicates_py(tmp_path):
+def test_figure_6_reads_the_cards_of_train_py_and_those_with_magnitudes_by_kind(tmp_path):
     found = []
     by_train = {"phases": [{"rule": {"rule": "rnnprop"}}]}
     with closing(ResultsDirectory(tmp_path)) as directory:

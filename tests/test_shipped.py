@@ -15,8 +15,6 @@ from l2o.evaluation.contenders import get_contenders
 from l2o.evaluation.results import TABLE, write_results
 from l2o.rules import SGD, RNNProp, averaging, decaying
 
-_SHIP = Path(__file__).parents[1] / "tools" / "ship.py"
-
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
@@ -65,7 +63,6 @@ def test_every_shipped_policy_has_a_whole_card():
             assert policy.card[key] not in ("", None), (name, key)
 
 
-@pytest.mark.skipif(not _SHIP.exists(), reason="the repository's tools are not in the wheel")
 @pytest.mark.parametrize(("share", "decay"), [(0.0, 0.0), (0.0, 0.01), (0.8, 0.01)])
 def test_a_run_is_shipped_with_what_it_reached(shelf, tmp_path, monkeypatch, share, decay):
     rule, run = RNNProp(units=2, layers=1), tmp_path / "run"
@@ -86,7 +83,7 @@ def test_a_run_is_shipped_with_what_it_reached(shelf, tmp_path, monkeypatch, sha
     line += f" --weight-decay {decay}" if decay else ""
     line += f" --averaging {share}" if share else ""
     monkeypatch.setattr(sys, "argv", line.split())
-    runpy.run_path(str(_SHIP), run_name="__main__")
+    runpy.run_module("l2o.policies.ship", run_name="__main__")
     assert (shelf / "mine" / "2" / DESCRIPTION).exists()
     policy = load_policy(shelf / "mine" / "2")
     card = policy.card
@@ -97,7 +94,7 @@ def test_a_run_is_shipped_with_what_it_reached(shelf, tmp_path, monkeypatch, sha
     assert card["evaluation"]["log_validation_loss"] == pytest.approx((log(0.2) + log(0.1)) / 2)
     assert card["evaluation"]["log_test_loss"] == pytest.approx((log(0.22) + log(0.11)) / 2)
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(_SHIP), run_name="__main__")
+        runpy.run_module("l2o.policies.ship", run_name="__main__")
     assert end.value.code == 2
     monkeypatch.setattr(sys, "argv", [*line.split(), "--replace"])
-    runpy.run_path(str(_SHIP), run_name="__main__")
+    runpy.run_module("l2o.policies.ship", run_name="__main__")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.draws import batch_indices
 from l2o.amalgamation.optimizee import Batch
+
+TRAINING, VALIDATION, INITIAL = 0, 1, 2  # streams of random numbers of a phase
 
 
 def batches(
@@ -38,6 +39,39 @@ def batches(
     indices = batch_indices([*key, stream], examples, batch_size, start, steps)
     indices = indices if among is None else among[indices]
     return Batch(data.inputs[indices], data.labels[indices])
+
+
+def batch_indices(seed: list[int], examples: int, batch_size: int, start: int, steps: int):
+    """Steps `start` to `start + steps` of a batch sequence, int32 [steps, batch_size].
+
+    The sequence is successive slices of a permutation of the training set, fresh every epoch; an
+    epoch's remainder smaller than a batch is left out. Every permutation derives from `seed` and
+    the epoch's number alone.
+
+    Raises:
+        ValueError: If there are fewer examples than a batch holds.
+    """
+    per_epoch = examples // batch_size
+    if not per_epoch:
+        raise ValueError(f"A batch holds {batch_size} examples. Received: {examples} in all")
+    order = {}
+    rows = []
+    for step in range(start, start + steps):
+        epoch, place = divmod(step, per_epoch)
+        if epoch not in order:
+            order = {epoch: np.random.default_rng([*seed, epoch]).permutation(examples)}
+        rows.append(order[epoch][place * batch_size : (place + 1) * batch_size])
+    return np.stack(rows).astype("int32") if rows else np.zeros((0, batch_size), "int32")
+
+
+def held_out(examples: int, key: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the examples a trajectory trains on, and of the tenth it never does.
+
+    Drawn anew for each trajectory, for the held-out meta loss (after Metz et al. 2019).
+    """
+    order = np.random.default_rng([*key, 3]).permutation(examples)
+    kept, tenth = np.split(order, [examples - examples // 10])
+    return kept, tenth
 
 
 def entry(structure, i):

@@ -12,8 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.batches import batches
-from l2o.amalgamation.draws import held_out
+from l2o.amalgamation.batches import batches, held_out
 from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.unroll import (
     SCALE_LIMIT,

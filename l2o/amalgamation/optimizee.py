@@ -15,7 +15,7 @@ from l2o.amalgamation.keras_loss import Loss, per_example, takes_class_indices
 from l2o.amalgamation.second_order import own_constants, second_derivatives
 from l2o.rules.layout import Layout
 
-# Here, where all comes through that needs TensorFlow; curriculum.py and draws.py need none.
+# Here, where all comes through that trains and evaluates.
 if keras.backend.backend() != "tensorflow":
     raise ImportError(
         "l2o trains and evaluates policies on Keras' tensorflow backend alone; trained ones run on "

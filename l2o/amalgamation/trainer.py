@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from l2o.amalgamation.batches import INITIAL, TRAINING, VALIDATION
 from l2o.amalgamation.curriculum import Progress, Stage, enter, judge, standard_error
-from l2o.amalgamation.draws import INITIAL, TRAINING, VALIDATION
 from l2o.amalgamation.meta import MetaState, MetaTraining, initial_state
 from l2o.amalgamation.optimizee import Batch, Optimizee
 from l2o.amalgamation.plan import Meta, Phase

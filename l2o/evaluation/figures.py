@@ -192,7 +192,7 @@ def _perturbed(cases, cards) -> dict[Case, dict[tuple[str, ...], list[tuple[floa
 
 def _but_for_magnitude(name: str, card: Mapping[str, Any]) -> tuple[str, ...]:
     """How a perturbed policy was trained and is used, in words; the first is the kind."""
-    noise, rule = card["perturbation"], str(card.get("policy", ""))  # of tools/replicates.py
+    noise, rule = card["perturbation"], str(card.get("policy", ""))  # of most shipped ones
     with suppress(LookupError, TypeError):  # of a card that is not of our own making
         rule = str(card["phases"][-1]["rule"]["rule"])
     return (

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.batches import entry
-from l2o.amalgamation.draws import batch_indices
+from l2o.amalgamation.batches import batch_indices, entry
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.rules import Horizon, UpdateRule
 

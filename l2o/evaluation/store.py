@@ -130,7 +130,7 @@ def _card(path: Path) -> dict[str, Any]:
     card = json.loads(path.read_text())
     if not isinstance(card, dict):
         raise ValueError(f"a card is an object. Received: {type(card).__name__}")
-    # Cards of tools/replicates.py, also of most shipped policies, have magnitudes by kind.
+    # Cards of most shipped policies have magnitudes by kind.
     magnitudes = {kind: card[kind] for kind in ("gaussian", "adversarial") if card.get(kind)}
     if len(magnitudes) == 1:
         ((kind, magnitude),) = magnitudes.items()

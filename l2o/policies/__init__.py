@@ -1,0 +1,1 @@
+"""Policies that are shipped: how a finished run becomes one."""

@@ -1,6 +1,6 @@
 """Takes a finished run into the wheel: its policy, with a card that says what it is worth.
 
-    python tools/ship.py runs/choice-large choice-large/1 --results results/train \\
+    python -m l2o.policies.ship runs/choice-large choice-large/1 --results results/train \\
         --commit 1a2b3c4 --command "python train.py --strategy choice --pool large"
 
 The results are of `evaluate.py` with the run's policy. How it did on the run's own problem goes
@@ -11,15 +11,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from l2o.checkpoint import load_policy
 from l2o.evaluation.comparison import evaluations
@@ -36,7 +31,9 @@ LIMITS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "python -m l2o.policies.ship", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("name", help="recipe and replicate, as in choice-large/1")
     parser.add_argument("--results", type=Path, nargs="+", required=True)
@@ -88,7 +85,7 @@ def evaluation(options: argparse.Namespace, problem: str) -> dict:
             f"{', '.join(map(str, options.results))} must have evaluations of {contender.name} on "
             f"{problem}, all alike"
         )
-    case, chosen = found[0].case, [e.chosen for e in found]
+    case = found[0].case
     return {
         "problem": case.problem,
         "data": case.data,
@@ -99,7 +96,7 @@ def evaluation(options: argparse.Namespace, problem: str) -> dict:
         "seeds": sorted(e.key.seed for e in found),
         "log_validation_loss": mean(e.best for e in found),
         "log_test_loss": mean(e.test for e in found),
-        "test_accuracy": mean(row.test_accuracy for row in chosen),
+        "test_accuracy": mean(e.chosen.test_accuracy for e in found if e.chosen),
     }
 
 
