@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 from l2o.amalgamation.optimizee import Batch, KerasOptimizee, loss_and_gradient
-from l2o.rules import POOLS
+from l2o.rules import POOLS, SGD, Adam, Decayed, Layout, Scheduled, WarmUp, constant
 from problems import get_problem, load_dataset
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -167,6 +167,9 @@ def test_optimizer():
         ("growth.py", "--values 1", "--values goes with one sweep alone"),
         ("optimizer.py", "--steps 0", "must be a whole number of at least 1, not '0'"),
         ("whole_run.py", "--every 0", "must be a whole number of at least 1, not '0'"),
+        ("warmup.py", "mnist", "unknown problem mnist; allowed: mnist_cnn"),
+        ("warmup.py", "gru --warmups sgd", "no warm-up is called 'sgd'; there are sgd-N"),
+        ("warmup.py", "gru --steps 1", "must be a whole number of at least 2, not '1'"),
     ],
 )
 def test_bad_lines(script, line, fault):
@@ -260,3 +263,58 @@ def test_published_problems_train_on_all_images_and_choose_on_test(name, monkeyp
     plain = get_problem(name).build(digits)
     assert own.model_fn().count_params() == plain.count_params()
     assert own.test is None
+
+
+@pytest.mark.slow
+def test_warmup(tmp_path):
+    line = f"digits_cnn --steps 4 --seeds 2 --output {tmp_path / 'fits.csv'}"
+    results = report("warmup.py", f"{line} --warmups adam sgd-1 ramp-2 rms-1 none")["results"]
+    kept = (tmp_path / "fits.csv").read_text()
+    found = {r["warmup"]: r for r in results}
+    assert list(found) == ["adam", "sgd-100", "sgd-1", "ramp-2", "rms-1", "none"]
+    assert len({r["end"] for r in results}) == 6 and found["sgd-100"]["end_difference"] == 0
+    for part in ("half", "end"):
+        difference = found["none"][part] - found["sgd-100"][part]
+        assert found["none"][f"{part}_difference"] == pytest.approx(difference)
+        assert found["none"][f"{part}_error"] > 0
+    # What is there is not run again, and a seed alone has no standard error.
+    again = report("warmup.py", f"{line.replace('--seeds 2', '--seeds 1')} --warmups none")
+    assert (tmp_path / "fits.csv").read_text() == kept
+    assert [r["seeds"] for r in again["results"]] == [1, 1]
+    assert np.isnan(again["results"][1]["end_error"])
+
+
+@pytest.fixture(scope="module")
+def warmup() -> dict:
+    """The benchmark's functions."""
+    return runpy.run_path(str(FOLDER / "warmup.py"))
+
+
+def test_warmups_by_name(warmup):
+    rule = WarmUp(Decayed(Adam(0.1), 0.01), 3, 0.02)
+    assert warmup["with_warmup"](rule, "none") == Decayed(Adam(0.1), 0.01)
+    assert warmup["with_warmup"](rule, "sgd-20") == WarmUp(Decayed(Adam(0.1), 0.01), 20, 0.01)
+    ramp = Decayed(Scheduled(Adam(0.1), constant(1.0, 4)), 0.01)
+    assert warmup["with_warmup"](rule, "ramp-4") == ramp
+    layout, gradient = Layout(("a",), ((4,),)), tf.constant([3.0, -4.0, 0.0, 0.0])
+    sized = warmup["with_warmup"](SGD(0.1), "rms-1")
+    state = sized.initial_state(layout)
+    for expected in (gradient * (1e-3 / 2.5), gradient * 0.1):
+        step, state = sized.update([], gradient, gradient, state, layout)
+        np.testing.assert_allclose(step, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gru", "transformer"])
+def test_networks_of_a_text_see_no_later_character(name, warmup, monkeypatch):
+    cut = warmup["sequences"](np.arange(200) % 7)
+    assert cut.inputs.shape == cut.labels.shape == (3, 64)
+    np.testing.assert_array_equal(cut.labels, (cut.inputs + 1) % 7)
+    task = warmup[name]
+    monkeypatch.setitem(task.__globals__, "text", lambda: (cut, cut, 7))
+    model, inputs = task().build(), cut.inputs.numpy()
+    changed = inputs.copy()
+    changed[:, 40] = (changed[:, 40] + 1) % 7
+    before, after = model(inputs), model(changed)
+    assert before.shape == (3, 64, 7)
+    np.testing.assert_allclose(before[:, :40], after[:, :40], atol=1e-6)
+    assert np.abs(before[:, 40] - after[:, 40]).min() > 0

@@ -24,7 +24,7 @@ from l2o.amalgamation.rundir import RunDirectory
 from l2o.amalgamation.trainer import Diverged, Stopped, Trainer
 from l2o.amalgamation.unroll import Amalgamation
 from l2o.checkpoint import load_policy
-from l2o.rules import Adam, Choice, RMSProp, RNNProp, core
+from l2o.rules import Adam, Choice, RMSProp, RNNProp, WarmUp, core
 from l2o.rules.layout import Layout
 
 _META = Meta(seed=3, warmup_steps=2)
@@ -81,12 +81,12 @@ def train(data, tmp_path, monkeypatch, traced):
 
     monkeypatch.setattr(Trainer, "_training", once)
 
-    def train(path, watch=lambda event, facts: None, phases=_PHASES):
+    def train(path, watch=lambda event, facts: None, phases=_PHASES, meta=_META):
         strategy = tf.distribute.MirroredStrategy(["CPU:0"])
         with RunDirectory(path, {"test": 1}) as directory:
             card = {"problem": "a pattern a class"}
             return Trainer(
-                phases, _META, Regression(), data, 8, strategy, directory, card, watch
+                phases, meta, Regression(), data, 8, strategy, directory, card, watch
             ).run()
 
     return train
@@ -442,6 +442,15 @@ def test_updates_that_are_not_finite_undo_their_period(train, tmp_path, monkeypa
     assert np.isnan(float(found[0]["meta_loss"])) and np.isfinite(float(found[1]["meta_loss"]))
     updates = rows(tmp_path / "run" / "updates.csv")
     assert [row["finite"] for row in updates] == ["0", "0", "1", "1"]
+
+
+@pytest.mark.parametrize("trained, brought", [(2, 2), (25, 20)])
+def test_a_policy_brings_a_short_warm_up(train, tmp_path, trained, brought):
+    """As long as that it was trained after, but 20 steps at most; so does what is saved."""
+    meta = replace(_META, warmup_steps=trained)
+    policy = train(tmp_path / "run", phases=_ALONE, meta=meta)
+    assert policy.rule == WarmUp(RNNProp(units=3), brought, 0.01)
+    assert load_policy(tmp_path / "run" / "policy").rule == policy.rule
 
 
 def test_the_first_period_of_the_choice_policy_alone_has_no_warm_up(train, tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from l2o.amalgamation.unroll import Amalgamation, Teacher
 from l2o.checkpoint import Policy, save_policy
 from l2o.claim import DirectoryError
 from l2o.rules import UpdateRule, warmed_up
+from l2o.rules.warmup import SHORT
 
 CHECKPOINT_SECONDS = 60
 UPDATES = ("phase", "stage", "period", "update", "unroll", "step", "meta_loss", "distance",
@@ -308,8 +309,8 @@ class Trainer:
         save_policy(path, rule, _arrays(run.best.weights), card)
 
     def _usable(self, rule: UpdateRule) -> UpdateRule:
-        """A trained rule as it is to be used: after the warm-up that it was trained after."""
-        return warmed_up(rule, self._meta.warmup_steps, self._meta.warmup_rate)
+        """A trained rule as it is to be used: after no more of a warm-up than in training."""
+        return warmed_up(rule, min(SHORT, self._meta.warmup_steps), self._meta.warmup_rate)
 
     def _save(self, run: Run) -> None:
         self._updates.sync()

@@ -13,6 +13,10 @@ from l2o.rules.analytical import step_count
 from l2o.rules.base import UpdateRule
 from l2o.rules.wrapper import Wrapper, core, layer, rewrapped
 
+# Steps at the start of a fit with a newly trained policy: benchmarks/warmup.py. `WarmUp` itself has
+# as many as there were before a policy could bring its own.
+SHORT = 20
+
 
 @dataclass(frozen=True)
 class WarmUp(Wrapper):
