@@ -1,11 +1,14 @@
-"""Steps per second of `fit` with AmalgamatedOptimizer(RNNProp), beside Keras' Adam in the same run.
+"""What `choice-large` costs in `fit`, beside Keras' Adam: first step, later steps, memory.
 
-    python benchmarks/optimizer.py                         # the Train CNN
-    python benchmarks/optimizer.py --network resnet28
-    python benchmarks/optimizer.py --network dense10m --batch 8 --steps 2
+    python benchmarks/optimizer.py                              # the Train CNN
+    python benchmarks/optimizer.py small10 small100 small300 blocks25 --steps 20 --batch 32
+    python benchmarks/optimizer.py dense10m --batch 8 --steps 4
+    python benchmarks/optimizer.py cnn blocks25 transformer --threads 1 --parts
 
-Both train the same network on random images, in turns, so that whatever else the machine does hits
-both; then each is applied alone, to gradients that are there. Prints a table and one JSON line.
+Each fit has a process of its own; Adam and the policy take turns, so that other load hits both, and
+medians count. Networks train on random images. "First step" is the first call of `fit`, of one
+step, with all that is traced and compiled for it. Peaks are above what a process has before it.
+Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -14,142 +17,205 @@ import os
 import resource
 import statistics
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import keras
-import numpy as np
-import tensorflow as tf
+from benchmarks.measuring import alone, count, parser, report, seconds
 
-import l2o
-from benchmarks.measuring import count, parser, report, seconds
-from l2o.rules import RNNProp
-from problems import networks
-
-NETWORKS = {
-    "cnn": ((28, 28, 1), networks.cnn),
-    "resnet28": ((32, 32, 3), lambda shape, classes: networks.resnet(shape, classes, 28)),
-    "dense10m": ((28, 28, 1), lambda shape, classes: _dense(shape, classes, (2850, 2750))),
-}
+FITS = 3  # of a process, after the first step; the median counts
+CLASSES = 10
+NETWORKS = (
+    "cnn", "resnet28", "small10", "small100", "small300", "blocks25", "dense70k", "transformer",
+    "dense10m",
+)  # fmt: skip
 
 
-def _dense(shape, classes: int, widths: tuple[int, ...]) -> keras.Model:
-    layers = keras.layers
-    hidden = [layers.Dense(width, "relu") for width in widths]
-    return keras.Sequential([layers.Input(shape), layers.Flatten(), *hidden, layers.Dense(classes)])
+def build(name: str):
+    """The network of a name in `NETWORKS`."""
+    import keras
+
+    from problems import networks
+
+    layers, images = keras.layers, (28, 28, 1)
+    if name == "cnn":
+        return networks.cnn(images, CLASSES)
+    if name == "resnet28":
+        return networks.resnet((32, 32, 3), CLASSES, 28)
+    if name.startswith("small"):  # so many variables of width 16
+        hidden = [layers.Dense(16, "relu") for _ in range(int(name[5:]) // 2 - 1)]
+        return keras.Sequential([layers.Input((16,)), *hidden, layers.Dense(CLASSES)])
+    if name.startswith("dense"):
+        widths = {"dense70k": (88,), "dense10m": (2850, 2750)}[name]
+        hidden = [layers.Flatten(), *(layers.Dense(width, "relu") for width in widths)]
+        return keras.Sequential([layers.Input(images), *hidden, layers.Dense(CLASSES)])
+    if name == "blocks25":
+        values = inputs = layers.Input((8, 8, 16))
+        for _ in range(25):
+            values = layers.Conv2D(16, 3, padding="same", use_bias=False)(values)
+            values = layers.Activation("relu")(layers.BatchNormalization()(values))
+        return keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAvgPool2D()(values)))
+    inputs = layers.Input((28, 28))  # rows of an image as words
+    values = layers.Dense(48)(inputs)
+    for _ in range(3):
+        normal = layers.LayerNormalization()(values)
+        values = values + layers.MultiHeadAttention(4, 12)(normal, normal)
+        normal = layers.LayerNormalization()(values)
+        values = values + layers.Dense(48)(layers.Dense(144, "gelu")(normal))
+    return keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAvgPool1D()(values)))
 
 
-def policy() -> l2o.AmalgamatedOptimizer:
-    """RNNProp as it is made; what its weights are makes no difference to the time."""
-    rule = RNNProp()
-    weights = [np.asarray(w) for w in rule.initial_weights(0)]
-    return l2o.AmalgamatedOptimizer(l2o.Policy(rule, weights), warmup_steps=1)
-
-
-class Runner:
-    """A model in training.
-
-    Args:
-        arguments: The command line's.
-        optimizer: The optimizer.
-        steps_per_execution: As for `compile`.
-    """
-
-    def __init__(self, arguments, optimizer, steps_per_execution: int):
-        shape, build = NETWORKS[arguments.network]
-        keras.utils.set_random_seed(0)
-        self.model = build(shape, 10)
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        self.model.compile(
-            optimizer,
-            loss,
-            steps_per_execution=steps_per_execution,
-            jit_compile={"auto": "auto", "on": True, "off": False}[arguments.jit],
+def measure(name: str, optimizer: str, threads: int, batch: int, steps: int, jit: str) -> dict:
+    """Seconds of the first step, milliseconds of later ones, MB of the peak and of the state."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    if threads:
+        os.environ |= dict.fromkeys(
+            ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), str(threads)
         )
-        generator, examples = np.random.default_rng(0), arguments.batch * arguments.steps
-        self._images = generator.random((examples, *shape), "float32")
-        self._labels = generator.integers(0, 10, examples)
-        self._batch = arguments.batch
+    import keras
+    import numpy as np
 
-    def seconds_per_step(self) -> float:
-        fit = partial(self.model.fit, self._images, self._labels, self._batch)
-        return seconds(lambda: fit(verbose=0, shuffle=False)) * self._batch / len(self._labels)
+    import l2o
 
-    def alone(self) -> Callable[[], float]:
-        """What applies the optimizer once to given gradients, and returns the seconds it took."""
-        variables = self.model.trainable_variables
-        gradients = [tf.random.stateless_normal(v.shape, (0, 1)) for v in variables]
-        apply = tf.function(lambda: self.model.optimizer.apply(gradients, variables))
-        return lambda: seconds(lambda: (apply(), np.asarray(variables[-1])))
+    keras.utils.set_random_seed(0)
+    model = build(name)
+    made = keras.optimizers.Adam()
+    if optimizer == "policy":
+        made = l2o.AmalgamatedOptimizer.load("choice-large", warmup_steps=1)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(made, loss, jit_compile={"auto": "auto", "on": True, "off": False}[jit])
+    generator = np.random.default_rng(0)
+    images = generator.random((batch * steps, *model.input_shape[1:]), "float32")
+    labels = generator.integers(0, CLASSES, batch * steps)
 
+    def fit(examples: int) -> float:
+        data = images[:examples], labels[:examples]
+        return seconds(lambda: model.fit(*data, batch, verbose=0, shuffle=False))
 
-def in_turns(runs: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
-    """The median of what each returns; the first round, which compiles and warms up, left out."""
-    rounds = [{name: run() for name, run in runs.items()} for _ in range(repeats + 1)][1:]
-    return {name: statistics.median(each[name] for each in rounds) for name in runs}
-
-
-def compare(arguments, steps_per_execution: int) -> dict:
-    """Medians of both, in turns: milliseconds of a step of `fit`, and of the optimizer alone."""
-    runners = {
-        "adam": Runner(arguments, keras.optimizers.Adam(), steps_per_execution),
-        "policy": Runner(arguments, policy(), steps_per_execution),
-    }
-    fits = in_turns({k: r.seconds_per_step for k, r in runners.items()}, arguments.repeats)
-    alone = in_turns({k: r.alone() for k, r in runners.items()}, arguments.repeats)
-    optimizer = runners["policy"].model.optimizer
-    parameters = sum(int(np.prod(v.shape)) for v in runners["policy"].model.trainable_variables)
+    before = _peak()
+    first = fit(batch)
+    fit(batch * steps)
+    later = statistics.median(fit(batch * steps) for _ in range(FITS)) / steps
     return {
-        "network": arguments.network,
-        "parameters": parameters,
-        "batch": arguments.batch,
-        "steps_per_execution": steps_per_execution,
-        "adam_ms": 1e3 * fits["adam"],
-        "policy_ms": 1e3 * fits["policy"],
-        "adam_alone_ms": 1e3 * alone["adam"],
-        "policy_alone_ms": 1e3 * alone["policy"],
-        "bytes_per_parameter": sum(v.value.numpy().nbytes for v in optimizer.variables)
-        / parameters,
+        "parameters": model.count_params(),
+        "first_s": first,
+        "step_ms": 1e3 * later,
+        "peak_mb": _peak() - before,
+        "state_mb": sum(v.value.numpy().nbytes for v in made.variables) / 2**20,
     }
+
+
+def parts(name: str, threads: int) -> dict:
+    """Milliseconds of the optimizer's step on given gradients, and of the policy's arithmetic.
+
+    The arithmetic is the rule's update of one vector, with its state assigned in place: what is
+    left when nothing is joined, cut, checked or copied.
+    """
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    if threads:
+        os.environ |= dict.fromkeys(
+            ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), str(threads)
+        )
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    import l2o
+    from l2o.rules import Layout
+
+    variables = build(name).trainable_variables
+    made = l2o.AmalgamatedOptimizer.load("choice-large", warmup_steps=1)
+    gradients = [tf.random.stateless_normal(v.shape, (0, 1)) for v in variables]
+    apply = tf.function(lambda: made.apply(gradients, variables))
+    size = sum(int(np.prod(v.shape)) for v in variables)
+    layout, rule, weights = Layout(("all",), ((size,),)), made.policy.rule, made.policy.weights
+    gradient, parameters = tf.random.stateless_normal((size,), (0, 1)), tf.Variable(tf.ones(size))
+    state = keras.tree.map_structure(lambda x: tf.Variable(x), rule.initial_state(layout))
+
+    @tf.function(jit_compile=True, autograph=False)
+    def update():
+        before = keras.tree.map_structure(tf.convert_to_tensor, state)
+        step, after = rule.update(weights, gradient, parameters, before, layout)
+        parameters.assign_sub(step)
+        pairs = zip(keras.tree.flatten(state), keras.tree.flatten(after), strict=True)
+        for variable, value in pairs:
+            variable.assign(value)
+
+    def timed(run, value) -> float:
+        return statistics.median(seconds(lambda: (run(), value[:1].numpy())) for _ in range(20))
+
+    for _ in range(3):
+        apply(), update()
+    turns = [(timed(apply, variables[-1].value), timed(update, parameters)) for _ in range(5)]
+    whole, arithmetic = (1e3 * statistics.median(column) for column in zip(*turns, strict=True))
+    return {"optimizer_ms": whole, "arithmetic_ms": arithmetic}
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def compare(name: str, arguments) -> dict:
+    """Medians of Adam and the policy, which take turns."""
+    settings = (arguments.threads, arguments.batch, arguments.steps, arguments.jit)
+    turns = [
+        {each: alone(measure, name, each, *settings) for each in ("adam", "policy")}
+        for _ in range(arguments.repeats)
+    ]
+    found: dict = {"network": name}
+    for each in ("adam", "policy"):
+        rows = [turn[each] for turn in turns]
+        found[each] = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
+    if arguments.parts:
+        found["parts"] = alone(parts, name, arguments.threads)
+    return found
 
 
 def main() -> None:
     command = parser(__doc__)
-    command.add_argument("--network", choices=NETWORKS, default="cnn", help="what is trained")
+    command.add_argument(
+        "networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)}; default cnn"
+    )
     command.add_argument("--batch", type=count, default=128, metavar="N", help="examples a step")
     command.add_argument(
         "--steps", type=count, default=100, metavar="S", help="steps a measurement; default 100"
     )
     command.add_argument(
-        "--executions",
-        type=count,
-        nargs="+",
-        default=[1, 20],
-        metavar="K",
-        help="steps_per_execution, one measurement each; default 1 20",
-    )
+        "--threads", type=lambda text: count(text, 0), default=0, metavar="K",
+        help="of each kind that TensorFlow has; default one a core",
+    )  # fmt: skip
     command.add_argument(
         "--jit", choices=["auto", "on", "off"], default="auto", help="jit_compile, as for compile"
     )
-    arguments = command.parse_args()
-    results = [compare(arguments, steps) for steps in arguments.executions]
-    print(
-        "network    parameters  batch  steps/execution  Adam ms  policy ms  ratio  alone: Adam ms  "
-        "policy ms  bytes/parameter"
+    command.add_argument(
+        "--parts", action="store_true", help="the optimizer's step beside its arithmetic alone"
     )
-    for r in results:
+    arguments = command.parse_args()
+    if unknown := sorted(set(arguments.networks) - set(NETWORKS)):
+        command.error(f"networks are {', '.join(NETWORKS)}, not {', '.join(unknown)}")
+    print(
+        f"{'':11} {'':10} {'first step, s':>19}  {'a step, ms':>24}  {'peak, MB':>13}  state, MB\n"
+        f"{'network':11} {'parameters':>10} {'Adam':>6} {'policy':>6} {'':>5}  {'Adam':>8} "
+        f"{'policy':>8} {'ratio':>6}  {'Adam':>6} {'policy':>6}  {'policy':>9}"
+    )
+    results = []
+    for name in arguments.networks or ["cnn"]:
+        results.append(r := compare(name, arguments))
+        adam, policy = r["adam"], r["policy"]
+        ratios = [policy[key] / adam[key] for key in ("first_s", "step_ms")]
         print(
-            f"{r['network']:9}  {r['parameters']:10,}  {r['batch']:5}  "
-            f"{r['steps_per_execution']:15}  {r['adam_ms']:7.2f}  {r['policy_ms']:9.2f}  "
-            f"{r['policy_ms'] / r['adam_ms']:5.2f}  {r['adam_alone_ms']:14.2f}  "
-            f"{r['policy_alone_ms']:9.2f}  {r['bytes_per_parameter']:15.0f}"
+            f"{name:11} {policy['parameters']:10,} {adam['first_s']:6.2f} {policy['first_s']:6.2f} "
+            f"{ratios[0]:5.2f}  {adam['step_ms']:8.2f} {policy['step_ms']:8.2f} {ratios[1]:6.2f}  "
+            f"{adam['peak_mb']:6.0f} {policy['peak_mb']:6.0f}  {policy['state_mb']:9.1f}",
+            flush=True,
         )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    report("optimizer", results=results, peak_gb=peak, jit=arguments.jit)
+        if alone_ms := r.get("parts"):
+            more = 1 - alone_ms["arithmetic_ms"] / alone_ms["optimizer_ms"]
+            print(
+                f"{'':11} alone: a step {alone_ms['optimizer_ms']:.2f} ms, its arithmetic "
+                f"{alone_ms['arithmetic_ms']:.2f} ms; all else {100 * more:.0f}%"
+            )
+    report("optimizer", threads=arguments.threads, jit=arguments.jit, results=results)
 
 
 if __name__ == "__main__":

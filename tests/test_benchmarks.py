@@ -145,12 +145,15 @@ def test_evaluation():
 
 @pytest.mark.slow
 def test_optimizer():
-    (result,) = report("optimizer.py", "--steps 1 --repeats 1 --executions 1 --jit off")["results"]
-    assert result["parameters"] == 18_122
-    for name in ("adam", "policy"):
-        assert 0 < result[f"{name}_alone_ms"] and 0 < result[f"{name}_ms"]
-    assert result["policy_alone_ms"] > result["adam_alone_ms"]
-    assert result["bytes_per_parameter"] == pytest.approx(328, abs=2)
+    found = report("optimizer.py", "small10 --steps 2 --batch 8 --repeats 1 --threads 1 --parts")
+    (result,) = found["results"]
+    for name, bytes_a_parameter in (("adam", 8), ("policy", 332)):
+        each = result[name]
+        assert each["parameters"] == 1_258
+        assert each["first_s"] > each["step_ms"] / 1e3 > 0 and each["peak_mb"] > 0
+        bytes_there = each["state_mb"] * 2**20 / 1_258
+        assert bytes_there == pytest.approx(bytes_a_parameter, abs=2)
+    assert 0 < result["parts"]["arithmetic_ms"] < 100
 
 
 @pytest.mark.parametrize(
@@ -166,6 +169,7 @@ def test_optimizer():
         ("growth.py", "teachers --values 7", "from 1 to 6. Received: 7"),
         ("growth.py", "--values 1", "--values goes with one sweep alone"),
         ("optimizer.py", "--steps 0", "must be a whole number of at least 1, not '0'"),
+        ("optimizer.py", "cnn huge", "networks are cnn, .*, not huge"),
         ("whole_run.py", "--every 0", "must be a whole number of at least 1, not '0'"),
         ("warmup.py", "mnist", "unknown problem mnist; allowed: mnist_cnn"),
         ("warmup.py", "gru --warmups sgd", "no warm-up is called 'sgd'; there are sgd-N"),
