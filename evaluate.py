@@ -1,6 +1,10 @@
 """Compares optimizers on the paper's problems, or reports results; see --help."""
 
-from start import run
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # for a quiet start
+
+from l2o.commands.evaluate import main
 
 if __name__ == "__main__":
-    run("l2o.commands.evaluate")
+    main()

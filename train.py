@@ -1,6 +1,10 @@
 """Meta-trains an optimizer, or searches the teachers' learning rates; see --help."""
 
-from start import run
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # for a quiet start
+
+from l2o.commands.train import main
 
 if __name__ == "__main__":  # the processes of --jobs import this file
-    run("l2o.commands.train")
+    main()

@@ -23,11 +23,12 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.measuring import CLASSES, SHAPE, count, parser, report, seconds, traced_gradient
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee
-from l2o.evaluation.contenders import get_contenders
-from l2o.evaluation.fit import Fit, plain_gradient
-from l2o.evaluation.privacy import DPSGD
+from l2o.evaluation.baselines import get_contenders
+from l2o.evaluation.fit import Fit
 from l2o.rules import Choice, RNNProp, UpdateRule, core, get_pool
+from l2o.tasks.gradient import plain_gradient
+from l2o.tasks.optimizee import Batch, KerasOptimizee
+from l2o.tasks.privacy import DPSGD
 from problems import networks
 
 BATCH = 128

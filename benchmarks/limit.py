@@ -44,8 +44,8 @@ def step_operations(case: Case) -> dict[str, int]:
     """Operations of an inner step of one trajectory, by kind."""
     import tensorflow as tf
 
-    from l2o.amalgamation.batches import batches
     from l2o.amalgamation.unroll import begin, truncation
+    from l2o.tasks.batches import batches
 
     job, data, key = amalgamation(replace(case, truncation=1)), examples(), [0, 0, 0]
     trajectory, weights = begin(job, key, scaled=True), job.rule.initial_weights(0)

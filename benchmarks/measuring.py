@@ -86,7 +86,7 @@ def examples():
     """Noise of MNIST's shape, which costs what MNIST costs."""
     import numpy as np
 
-    from l2o.amalgamation.optimizee import Batch
+    from l2o.tasks.optimizee import Batch
 
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (EXAMPLES, *SHAPE)).astype("uint8")
@@ -105,9 +105,9 @@ def dense(parameters: int):
 
 def amalgamation(case: Case):
     """The `Amalgamation` of a case."""
-    from l2o.amalgamation.optimizee import KerasOptimizee
     from l2o.amalgamation.unroll import Amalgamation, Teacher
     from l2o.rules import Choice, RNNProp, get_pool
+    from l2o.tasks.optimizee import KerasOptimizee
     from problems import networks
 
     def build():
@@ -126,9 +126,9 @@ def amalgamation(case: Case):
 
 def unroll(case: Case) -> Callable[[], None]:
     """What runs `case.steps` inner steps, the first time with tracing."""
-    from l2o.amalgamation.conduct import make_strategy
     from l2o.amalgamation.meta import MetaTraining, initial_state
     from l2o.amalgamation.plan import Meta
+    from l2o.runs.devices import make_strategy
 
     strategy = make_strategy(case.devices, case.meta_batch)  # before anything uses a device
     training = MetaTraining(
@@ -176,7 +176,7 @@ def traced_gradient():
     """
     import tensorflow as tf
 
-    from l2o.amalgamation.optimizee import KerasOptimizee, loss_and_gradient
+    from l2o.tasks.optimizee import KerasOptimizee, loss_and_gradient
 
     optimizee = KerasOptimizee(train_cnn)
     parameters, carried = optimizee.initial(0)
@@ -265,7 +265,7 @@ def add_truncation(command: argparse.ArgumentParser) -> None:
 
 def machine() -> dict:
     """The machine and what runs on it."""
-    from l2o.threads import cores
+    from l2o.runs.devices import cores
 
     names, path = [], Path("/proc/cpuinfo")
     if path.exists():

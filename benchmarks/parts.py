@@ -48,13 +48,13 @@ def parts(case: Case) -> dict[str, Part]:
     """The parts of a distillation step."""
     import tensorflow as tf
 
-    from l2o.amalgamation.batches import batches, entry
+    from l2o.amalgamation.inner_step import compiled_update, look
     from l2o.amalgamation.losses import log_distance
-    from l2o.amalgamation.optimizee import loss_and_gradient
     from l2o.amalgamation.recompute import gradients
-    from l2o.amalgamation.sight import compiled_update, look
     from l2o.amalgamation.unroll import begin
     from l2o.rules import get_pool
+    from l2o.tasks.batches import batches, entry
+    from l2o.tasks.optimizee import loss_and_gradient
 
     tf.get_logger().setLevel("ERROR")  # it warns of functions that are much alike
     job, data, key = amalgamation(case), examples(), [0, 0, 0]

@@ -38,12 +38,13 @@ from keras import ops
 
 import l2o
 from benchmarks.measuring import count, parser, report
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee, as_batch
-from l2o.evaluation.contenders import get_contenders
-from l2o.evaluation.fit import Fit, plain_gradient
-from l2o.evaluation.privacy import DPSGD
+from l2o.evaluation.baselines import get_contenders
+from l2o.evaluation.fit import Fit
 from l2o.evaluation.tables import read_table, write_table
 from l2o.rules import Scheduled, UpdateRule, WarmUp, constant, core, rewrapped, warmed_up
+from l2o.tasks.gradient import plain_gradient
+from l2o.tasks.optimizee import Batch, KerasOptimizee, as_batch
+from l2o.tasks.privacy import DPSGD
 from problems import PROBLEMS, DatasetUnavailable, get_problem, load_dataset
 
 ADAM, BEFORE = "adam", "sgd-100"

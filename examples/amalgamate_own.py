@@ -18,15 +18,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import start
+import keras
+import numpy as np
+from sklearn.datasets import load_diabetes
 
-with start.quiet():
-    import keras
-    import numpy as np
-    from sklearn.datasets import load_diabetes
-
-    import l2o
-    from l2o.commands.terminal import Parser, UserError, run_command
+import l2o
+from l2o.commands.terminal import Parser, UserError, run_command
 
 SEEDS, EPOCHS = 3, 10
 # Two stages, unrolls of 50 and of 100 steps, each of two periods of eight trajectories.

@@ -14,25 +14,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import start
+import tensorflow as tf
 
-with start.quiet():
-    import tensorflow as tf
-
-    from l2o import PolicyError
-    from l2o.claim import DirectoryError
-    from l2o.commands.problem import load_problem, problem_name
-    from l2o.commands.report import counted
-    from l2o.commands.terminal import Parser, UserError, count, run_command
-    from l2o.evaluation.comparison import summarize
-    from l2o.evaluation.contenders import ContenderError, get_contenders
-    from l2o.evaluation.figures import drawings
-    from l2o.evaluation.plots import png
-    from l2o.evaluation.privacy import PrivacyError
-    from l2o.evaluation.run import Plan, Task, evaluate, missing, present, warmup_notes
-    from l2o.evaluation.store import ResultsDirectory
-    from l2o.evaluation.tables import TableError
-    from l2o.files import write_atomically
+from l2o import PolicyError
+from l2o.commands.problem import load_problem, problem_name
+from l2o.commands.report import counted
+from l2o.commands.terminal import Parser, UserError, count, run_command
+from l2o.evaluation.baselines import ContenderError, get_contenders
+from l2o.evaluation.protocol import Plan, evaluate, missing, present, warmup_notes
+from l2o.evaluation.store import ResultsDirectory
+from l2o.evaluation.tables import TableError
+from l2o.reports.comparison import summarize
+from l2o.reports.figures import drawings
+from l2o.reports.plots import png
+from l2o.runs.files import write_atomically
+from l2o.runs.lock import DirectoryError
+from l2o.tasks.privacy import PrivacyError
+from l2o.tasks.task import Task
 
 
 def announce(task, contender, repeat: int, steps: int) -> None:

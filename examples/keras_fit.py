@@ -14,15 +14,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import start
+import keras
+import numpy as np
 
-with start.quiet():
-    import keras
-    import numpy as np
-
-    import l2o
-    from l2o.commands.terminal import Parser, UserError, count, run_command
-    from problems import datasets, networks
+import l2o
+from l2o.commands.terminal import Parser, UserError, count, run_command
+from problems import datasets, networks
 
 
 def transformer(shape: tuple[int, ...], classes: int) -> keras.Model:

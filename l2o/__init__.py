@@ -4,17 +4,23 @@
 `policy = l2o.amalgamate(model_fn, data)` meta-trains one on a problem of your own.
 """
 
+import os
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from l2o.runs.quiet import quiet
+
 # Imported, not loaded on demand: `import l2o` alone must make Keras know the optimizer's name, so
-# that a saved model with it can be loaded.
-from l2o.checkpoint import Policy, PolicyError, load_policy, save_policy
-from l2o.optimizer import AmalgamatedOptimizer
-from l2o.shipped import pretrained
+# that a saved model with it can be loaded. TensorFlow greets whoever imports it even at the level
+# that asks for silence, which the commands set.
+with quiet() if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "3" else nullcontext():
+    from l2o.optimizer import AmalgamatedOptimizer
+    from l2o.policies.checkpoint import Policy, PolicyError, load_policy, save_policy
+    from l2o.policies.shipped import pretrained
 
 if TYPE_CHECKING:
-    from l2o.amalgamation.own import OwnProblem as OwnProblem
-    from l2o.amalgamation.own import amalgamate as amalgamate
+    from l2o.amalgamation.amalgamate import amalgamate as amalgamate
+    from l2o.tasks.own import OwnProblem as OwnProblem
 
 __version__ = "0.1.0"
 
@@ -31,8 +37,12 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Loads on demand what meta-trains: a trained policy needs none of it, nor TensorFlow."""
-    if name in ("OwnProblem", "amalgamate"):
-        from l2o.amalgamation import own
+    if name == "OwnProblem":
+        from l2o.tasks.own import OwnProblem
 
-        return getattr(own, name)
+        return OwnProblem
+    if name == "amalgamate":
+        from l2o.amalgamation.amalgamate import amalgamate
+
+        return amalgamate
     raise AttributeError(f"module 'l2o' has no attribute '{name}'")

@@ -31,8 +31,9 @@ from l2o.backends import (
     tensor_of,
     tensors_of,
 )
-from l2o.checkpoint import Policy, load_policy
+from l2o.policies.checkpoint import Policy, load_policy
 from l2o.policies.config import policy_config, policy_from_config
+from l2o.policies.shipped import policy_path
 from l2o.rules import (
     Decayed,
     Layout,
@@ -49,7 +50,6 @@ from l2o.rules import (
     warming,
 )
 from l2o.saved import check_same, packed, separated
-from l2o.shipped import policy_path
 from l2o.step import Group, compiled_step, compiled_step_in_place, grouped
 
 WEIGHT_DECAY_LIMIT = 1e-3

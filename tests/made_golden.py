@@ -15,11 +15,11 @@ from made_weights import made_tensors, made_weights
 from sklearn.datasets import load_digits
 
 from l2o import AmalgamatedOptimizer, Policy
-from l2o.amalgamation.batches import batches
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.amalgamation.perturbation import Perturbation
 from l2o.amalgamation.unroll import Amalgamation, Teacher, begin, truncation, warm_up
 from l2o.rules import UpdateRule, rule_from_config
+from l2o.tasks.batches import batches
+from l2o.tasks.optimizee import Batch, KerasOptimizee
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = 5  # of a model, before it is saved and after

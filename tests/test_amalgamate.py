@@ -14,9 +14,9 @@ import pytest
 import tensorflow as tf
 
 import l2o
-from l2o.amalgamation.examples import ProblemError
-from l2o.claim import DirectoryError
 from l2o.rules import core
+from l2o.runs.lock import DirectoryError
+from l2o.tasks.examples import ProblemError
 
 _ROOT = Path(__file__).parent.parent
 _RANDOM = np.random.default_rng(0)
@@ -112,7 +112,7 @@ def test_a_start_that_is_always_the_same_is_said(monkeypatch, capsys):
         keras.utils.set_random_seed(0)
         return network()
 
-    monkeypatch.setattr("l2o.amalgamation.own.conduct", lambda *args, **settings: None)
+    monkeypatch.setattr("l2o.amalgamation.amalgamate.meta_train", lambda *args, **settings: None)
     amalgamate()
     assert "Note" not in capsys.readouterr().out
     amalgamate(seeded)
@@ -137,7 +137,7 @@ def test_stopped(tmp_path, monkeypatch):
     def stop(*args):
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("l2o.amalgamation.watch.Watch._step", stop)
+    monkeypatch.setattr("l2o.runs.display.Display._step", stop)
     dataset = tf.data.Dataset.from_tensor_slices((_X, _Y)).batch(8)
     with pytest.raises(KeyboardInterrupt, match="kept in .*run, and the same call goes on"):
         l2o.amalgamate(network, dataset, "mse", output=tmp_path / "run", **_SHORT)

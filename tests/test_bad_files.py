@@ -16,16 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l2o import checkpoint
-from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.plan import Meta, Phase
-from l2o.amalgamation.run import pack
-from l2o.amalgamation.rundir import CHECKPOINT, CONFIG, PREVIOUS, RunDirectory
+from l2o.amalgamation.state import pack
 from l2o.amalgamation.trainer import Trainer
-from l2o.checkpoint import Policy, PolicyError, load_policy, save_policy
-from l2o.claim import DirectoryError
 from l2o.commands import evaluate
 from l2o.commands import train_options as options
+from l2o.policies.checkpoint import Policy, PolicyError, load_policy, save_policy
 from l2o.rules import RNNProp
+from l2o.runs.directory import CHECKPOINT, CONFIG, PREVIOUS, RunDirectory
+from l2o.runs.lock import DirectoryError
+from l2o.tasks.optimizee import Batch
 
 # --- policies -----------------------------------------------------------------------------------
 

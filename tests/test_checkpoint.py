@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from l2o import checkpoint
-from l2o.checkpoint import Policy, PolicyError, load_policy, save_policy
-from l2o.files import writing
+from l2o.policies.checkpoint import Policy, PolicyError, load_policy, save_policy
 from l2o.rules import (
     Adam,
     Averaged,
@@ -28,6 +27,7 @@ from l2o.rules import (
     cosine,
     get_pool,
 )
+from l2o.runs.files import writing
 
 RULES = [
     RNNProp(units=3, layers=1, bias_correction="constant", scale=0.05),

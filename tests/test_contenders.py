@@ -6,8 +6,9 @@ import pytest
 from made_weights import make_policy
 
 from l2o import AmalgamatedOptimizer, PolicyError, save_policy
-from l2o.checkpoint import fingerprint
-from l2o.evaluation.contenders import ContenderError, get_contenders
+from l2o.evaluation.baselines import ContenderError, get_contenders
+from l2o.policies.checkpoint import fingerprint
+from l2o.policies.shipped import pretrained_path
 from l2o.rules import (
     SGD,
     TEACHERS,
@@ -24,7 +25,6 @@ from l2o.rules import (
     decayed,
     rewrapped,
 )
-from l2o.shipped import pretrained_path
 
 
 def make_run(path: Path, seed: int = 0) -> Path:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from l2o.amalgamation.conduct import RunError, chosen_devices
+from l2o.runs.devices import RunError, chosen_devices
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,17 @@ from made_weights import made_weights, make_policy
 import l2o
 import problems
 from l2o import save_policy
-from l2o.claim import DirectoryError
 from l2o.commands.evaluate import _run_one, main
 from l2o.commands.forecast import Forecast
 from l2o.commands.terminal import UserError
-from l2o.evaluation import run as running
-from l2o.evaluation.contenders import get_contenders
+from l2o.evaluation import protocol as running
+from l2o.evaluation.baselines import get_contenders
+from l2o.evaluation.protocol import Plan, evaluate, missing
 from l2o.evaluation.results import by_evaluation, read_results, write_results
-from l2o.evaluation.run import Plan, Task, evaluate, missing
 from l2o.evaluation.store import ResultsDirectory, steps_file
 from l2o.rules import TEACHERS, Averaged, Choice, RNNProp, WarmUp, decayed, get_pool
+from l2o.runs.lock import DirectoryError
+from l2o.tasks.task import Task
 from problems import PROBLEMS, Dataset, Split, get_problem
 
 SHAPES = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "svhn_cropped": (32, 32, 3)}
@@ -515,7 +516,7 @@ def test_a_policy_trained_anew_is_another_and_both_are_told_apart(here, capsys, 
         rows.append(read_results("results/smoke"))
     assert rows[1][: len(rows[0])] == rows[0]
     first, second = {r.origin: None for r in rows[1] if r.optimizer == "mine"}
-    monkeypatch.setattr("l2o.evaluation.report.png", lambda draw: b"")
+    monkeypatch.setattr("l2o.reports.contents.png", lambda draw: b"")
     assert call("--report", "results/smoke") == 0
     page = (here / "results" / "smoke" / "report" / "report.md").read_text()
     both = sorted([f"mine [{first[:6]}]", f"mine [{second[:6]}]"], key=page.index)

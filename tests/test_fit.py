@@ -7,11 +7,9 @@ import tensorflow as tf
 from made_weights import made_weights
 
 from l2o import AmalgamatedOptimizer, Policy
-from l2o.amalgamation.batches import batch_indices
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee, keras_seed
 from l2o.evaluation import fit
-from l2o.evaluation.contenders import keras_optimizers
-from l2o.evaluation.fit import Fit, plain_gradient
+from l2o.evaluation.baselines import keras_optimizers
+from l2o.evaluation.fit import Fit
 from l2o.evaluation.keras_rule import KerasRule
 from l2o.rules import (
     SGD,
@@ -28,6 +26,9 @@ from l2o.rules import (
     linear,
     warmed_up,
 )
+from l2o.tasks.batches import batch_indices
+from l2o.tasks.gradient import plain_gradient
+from l2o.tasks.optimizee import Batch, KerasOptimizee, keras_seed
 
 BATCH, STEPS = 16, 4  # 64 examples
 

@@ -25,8 +25,8 @@ from made_golden import (
 
 from l2o import AmalgamatedOptimizer, load_policy, pretrained
 from l2o.commands import evaluate, train
-from l2o.evaluation.report import write_report
 from l2o.evaluation.results import read_results
+from l2o.reports.contents import write_report
 
 _POLICIES = sorted(path.name for path in (GOLDEN / "policies").iterdir())
 _SHIPPED = sorted(path.stem for path in (GOLDEN / "shipped").iterdir())

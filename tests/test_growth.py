@@ -12,10 +12,10 @@ import tensorflow as tf
 
 from l2o.amalgamation.curriculum import Schedule, Stage
 from l2o.amalgamation.plan import Meta, Phase
-from l2o.amalgamation.rundir import RunDirectory
 from l2o.amalgamation.trainer import Trainer
 from l2o.rules import RNNProp
 from l2o.rules.layout import Layout
+from l2o.runs.directory import RunDirectory
 
 _PERIODS = 40
 

@@ -5,9 +5,7 @@ import pytest
 import tensorflow as tf
 from made_weights import made_tensors
 
-from l2o.amalgamation.batches import batches, held_out
 from l2o.amalgamation.meta import MetaTraining, initial_state
-from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.unroll import (
     Amalgamation,
     begin,
@@ -15,6 +13,8 @@ from l2o.amalgamation.unroll import (
     truncation,
 )
 from l2o.rules import SGD, Layout, RNNProp
+from l2o.tasks.batches import batches, held_out
+from l2o.tasks.optimizee import Batch
 
 _BATCH, _STEPS, _KEY = 8, 4, (7, 0)
 

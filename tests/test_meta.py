@@ -9,9 +9,7 @@ import pytest
 import tensorflow as tf
 from made_weights import made_weights
 
-from l2o.amalgamation.batches import batches
 from l2o.amalgamation.meta import MetaTraining, clip, initial_state
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.amalgamation.unroll import (
     Amalgamation,
     Teacher,
@@ -22,6 +20,8 @@ from l2o.amalgamation.unroll import (
     warm_up,
 )
 from l2o.rules import SGD, Adam, Momentum, PowerSign, RNNProp
+from l2o.tasks.batches import batches
+from l2o.tasks.optimizee import Batch, KerasOptimizee
 
 _KEY, _BATCH, _STEPS, _WARMUP, _ALPHA = (5, 0), 8, 3, 2, 0.2
 _TEACHERS = (Adam(0.01), Momentum(0.2))
@@ -359,7 +359,7 @@ _PROCESS = """
 import sys
 import keras, numpy as np, tensorflow as tf
 from l2o.amalgamation.meta import MetaTraining, initial_state
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee
+from l2o.tasks.optimizee import Batch, KerasOptimizee
 from l2o.amalgamation.unroll import Amalgamation, Teacher
 from l2o.rules import Adam, RNNProp
 

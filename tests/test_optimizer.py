@@ -12,7 +12,6 @@ from made_weights import made_weights
 import l2o
 import l2o.step
 from l2o import AmalgamatedOptimizer, Policy
-from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.unroll import Amalgamation, begin, practise
 from l2o.rules import (
     SGD,
@@ -34,6 +33,7 @@ from l2o.rules import (
     warmed_up,
 )
 from l2o.saved import separated
+from l2o.tasks.optimizee import Batch
 
 _AROUND = {
     "scheduled": lambda rule: Scheduled(rule, cosine(0.1, 150)),

@@ -9,13 +9,13 @@ import tensorflow as tf
 from made_examples import IMAGES, SERIES, TABLE, TARGETS, WORDS
 from made_weights import made_weights
 
-from l2o.amalgamation.batches import batches
-from l2o.amalgamation.examples import Examples, ProblemError, as_examples
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee, keras_seed, loss_and_gradient
-from l2o.amalgamation.own import OwnProblem, prepare
-from l2o.amalgamation.refusals import checked_optimizee
 from l2o.amalgamation.unroll import Amalgamation, begin, truncation, warm_up
 from l2o.rules import RNNProp
+from l2o.tasks.batches import batches
+from l2o.tasks.checks import checked_optimizee
+from l2o.tasks.examples import Examples, ProblemError, as_examples
+from l2o.tasks.optimizee import Batch, KerasOptimizee, keras_seed, loss_and_gradient
+from l2o.tasks.own import OwnProblem, prepare
 
 layers = keras.layers
 

@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 from made_examples import IMAGES, SERIES, TABLE, TARGETS, WORDS
 
-from l2o.amalgamation.examples import Examples, ProblemError, as_examples, digest
-from l2o.amalgamation.keras_loss import per_example, takes_class_indices
+from l2o.tasks.examples import Examples, ProblemError, as_examples, digest
+from l2o.tasks.keras_loss import per_example, takes_class_indices
 
 layers = keras.layers
 
@@ -89,7 +89,7 @@ def test_data_that_is_refused(name):
 
 
 def test_data_without_an_end(monkeypatch):
-    monkeypatch.setattr("l2o.amalgamation.examples.MOST_UNKNOWN", 10_000)
+    monkeypatch.setattr("l2o.tasks.examples.MOST_UNKNOWN", 10_000)
     endless = _slices(TABLE, TARGETS).batch(8).repeat().filter(lambda x, y: True)
     with pytest.raises(ProblemError, match="no end within"):
         as_examples(endless)

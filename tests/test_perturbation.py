@@ -10,8 +10,6 @@ from made_weights import made_tensors
 from scipy import stats
 
 from l2o.amalgamation import unroll
-from l2o.amalgamation.batches import batches
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.amalgamation.perturbation import (
     KINDS,
     Perturbation,
@@ -28,6 +26,8 @@ from l2o.amalgamation.unroll import (
     warm_up,
 )
 from l2o.rules import Adam, Momentum, RNNProp
+from l2o.tasks.batches import batches
+from l2o.tasks.optimizee import Batch, KerasOptimizee
 
 _KEY, _BATCH, _ALPHA = (7, 0), 8, 0.3
 _SEED = tf.constant([11, 12])

@@ -10,13 +10,14 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee
-from l2o.evaluation import privacy
-from l2o.evaluation.contenders import get_contenders
-from l2o.evaluation.convolution import convolution
-from l2o.evaluation.fit import plain_gradient
-from l2o.evaluation.privacy import DPSGD, PrivacyError, check_network, check_python
-from l2o.evaluation.run import Bench, Plan, Task
+from l2o.evaluation.baselines import get_contenders
+from l2o.evaluation.protocol import Bench, Plan
+from l2o.tasks import privacy
+from l2o.tasks.convolution import convolution
+from l2o.tasks.gradient import plain_gradient
+from l2o.tasks.optimizee import Batch, KerasOptimizee
+from l2o.tasks.privacy import DPSGD, PrivacyError, check_network, check_python
+from l2o.tasks.task import Task
 from problems import Dataset, Split, get_problem
 
 needs_tensorflow_privacy = pytest.mark.skipif(

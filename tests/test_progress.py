@@ -2,15 +2,16 @@
 
 import io
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
 from l2o.amalgamation import curriculum
-from l2o.amalgamation.plan import Phase
-from l2o.amalgamation.watch import Watch
-from l2o.progress import Progress, duration
+from l2o.amalgamation.plan import Phase, inner_steps_left
 from l2o.rules import RNNProp
+from l2o.runs.display import Display
+from l2o.runs.progress import Progress, duration
 
 
 class Terminal(io.StringIO):
@@ -45,7 +46,7 @@ def test_the_bar_says_how_long_a_run_takes(tmp_path, monkeypatch):
         max_periods=2, patience=2, validation_trajectories=1,
     )  # fmt: skip
     phase, shown = Phase("policy", RNNProp(units=1), "none", schedule), []
-    watch = Watch(tmp_path, (phase,), False)
+    watch = Display(tmp_path, partial(inner_steps_left, (phase,)), False)
     monkeypatch.setattr(Progress, "show", lambda self, done, total, text: shown.append(text))
     run = SimpleNamespace(phase=0, progress=curriculum.Progress(incoming=0.0))
     facts = {"phase": phase, "run": run, "finite": True, "meta_loss": 0.0, "distance": 0.0}

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from made_results import made_evaluation
 
-from l2o.evaluation import plots
-from l2o.evaluation.comparison import difference, summarize, summary_table, winner
-from l2o.evaluation.figures import drawings
-from l2o.evaluation.report import write_report
 from l2o.evaluation.results import read_results
 from l2o.evaluation.store import ResultsDirectory, read_cards
+from l2o.reports import plots
+from l2o.reports.comparison import difference, summarize, summary_table, winner
+from l2o.reports.contents import write_report
+from l2o.reports.figures import drawings
 
 _DATA = Path(__file__).parents[1] / "docs" / "results" / "data"
 
@@ -255,7 +255,7 @@ def written(tmp_path_factory):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Figures cost time; tests of the text do without."""
-    monkeypatch.setattr("l2o.evaluation.report.png", lambda draw: b"")
+    monkeypatch.setattr("l2o.reports.contents.png", lambda draw: b"")
 
 
 def test_files_are_what_was_returned(written):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from bad_input import files_of
 
-from l2o.amalgamation.rundir import (
+from l2o.runs.directory import (
     CHECKPOINT,
     CONFIG,
     PREVIOUS,
@@ -18,7 +18,7 @@ from l2o.amalgamation.rundir import (
     Table,
     differences,
 )
-from l2o.claim import DirectoryError, check_free, move_aside
+from l2o.runs.lock import DirectoryError, check_free, move_aside
 
 _CONFIG = {"pool": "large", "phases": [{"schedule": {"period": 10, "alphas": (0.2, 0.1)}}]}
 

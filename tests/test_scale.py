@@ -7,7 +7,7 @@ import tensorflow as tf
 from made_weights import made_tensors
 
 from l2o import AmalgamatedOptimizer
-from l2o.checkpoint import Policy, load_policy, save_policy
+from l2o.policies.checkpoint import Policy, load_policy, save_policy
 from l2o.rules import Layout, Original, Scale
 from l2o.rules.recurrent import GRU, weight_seeds
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from l2o.amalgamation.second_order import max_pool, moments, second_derivatives
+from l2o.tasks.second_order import max_pool, moments, second_derivatives
 
 
 def derivatives(pool, x, size, strides, padding):

@@ -10,16 +10,16 @@ import pytest
 from made_results import made_evaluation
 
 from l2o import AmalgamatedOptimizer, PolicyError, load_policy, pretrained, save_policy
-from l2o.checkpoint import DESCRIPTION
-from l2o.evaluation.contenders import get_contenders
+from l2o.evaluation.baselines import get_contenders
 from l2o.evaluation.results import TABLE, write_results
+from l2o.policies.checkpoint import DESCRIPTION
 from l2o.rules import SGD, RNNProp, averaging, decaying
 
 
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
     """An empty place for shipped policies."""
-    monkeypatch.setattr("l2o.shipped.DIRECTORY", tmp_path / "pretrained")
+    monkeypatch.setattr("l2o.policies.shipped.DIRECTORY", tmp_path / "pretrained")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "pretrained"
 
@@ -83,7 +83,7 @@ def test_a_run_is_shipped_with_what_it_reached(shelf, tmp_path, monkeypatch, sha
     line += f" --weight-decay {decay}" if decay else ""
     line += f" --averaging {share}" if share else ""
     monkeypatch.setattr(sys, "argv", line.split())
-    runpy.run_module("l2o.policies.ship", run_name="__main__")
+    runpy.run_module("l2o.commands.ship", run_name="__main__")
     assert (shelf / "mine" / "2" / DESCRIPTION).exists()
     policy = load_policy(shelf / "mine" / "2")
     card = policy.card
@@ -94,7 +94,7 @@ def test_a_run_is_shipped_with_what_it_reached(shelf, tmp_path, monkeypatch, sha
     assert card["evaluation"]["log_validation_loss"] == pytest.approx((log(0.2) + log(0.1)) / 2)
     assert card["evaluation"]["log_test_loss"] == pytest.approx((log(0.22) + log(0.11)) / 2)
     with pytest.raises(SystemExit) as end:
-        runpy.run_module("l2o.policies.ship", run_name="__main__")
+        runpy.run_module("l2o.commands.ship", run_name="__main__")
     assert end.value.code == 2
     monkeypatch.setattr(sys, "argv", [*line.split(), "--replace"])
-    runpy.run_module("l2o.policies.ship", run_name="__main__")
+    runpy.run_module("l2o.commands.ship", run_name="__main__")

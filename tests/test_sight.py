@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee, Scaled, loss_and_gradient
-from l2o.amalgamation.sight import Sight, compiled_update, look
+from l2o.amalgamation.inner_step import Sight, compiled_update, look
 from l2o.rules import Choice, RMSProp, RNNProp
 from l2o.rules.layout import Layout
+from l2o.tasks.optimizee import Batch, KerasOptimizee, Scaled, loss_and_gradient
 
 
 def close(actual, expected):

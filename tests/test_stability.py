@@ -5,7 +5,7 @@ from math import inf, isnan, nan
 import numpy as np
 import pytest
 
-from l2o.evaluation.stability import (
+from l2o.reports.stability import (
     mixed_effects,
     optimization_stability,
     paired_difference,

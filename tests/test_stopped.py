@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from l2o.checkpoint import load_policy
+from l2o.policies.checkpoint import load_policy
 
 _HELPER = Path(__file__).parent / "stopped.py"
 _TRAIN = (

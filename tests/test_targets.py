@@ -5,8 +5,8 @@ from math import exp, inf, log
 import pytest
 from made_results import made_evaluation
 
-from l2o.evaluation.comparison import oracle, summarize
-from l2o.evaluation.targets import targets, times
+from l2o.reports.comparison import oracle, summarize
+from l2o.reports.targets import targets, times
 
 
 def cases(*evaluations):

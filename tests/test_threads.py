@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from l2o.threads import cores
+from l2o.runs.devices import cores
 
 if not hasattr(os, "sched_getaffinity"):
     pytest.skip("this system binds no process to a core", allow_module_level=True)
 _ROOT = Path(__file__).parents[1]
 _TOLD = """
 import tensorflow as tf
-from l2o.amalgamation.conduct import make_strategy
+from l2o.runs.devices import make_strategy
 make_strategy(None, 1)
 threading = tf.config.threading
 print(threading.get_intra_op_parallelism_threads(), threading.get_inter_op_parallelism_threads())

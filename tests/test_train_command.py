@@ -1,8 +1,6 @@
 """`train.py`: wrong command lines, what a run leaves and prints."""
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,13 +14,12 @@ from l2o.amalgamation.perturbation import Perturbation
 from l2o.amalgamation.plan import Meta
 from l2o.amalgamation.settings import Settings
 from l2o.amalgamation.trainer import Stopped
-from l2o.checkpoint import fingerprint
 from l2o.commands import train as command
 from l2o.commands.train_options import parser, settings
 from l2o.commands.tune import Search
+from l2o.policies.checkpoint import fingerprint
 from l2o.rules import RNNProp, WarmUp, averaged
 
-_ROOT = Path(__file__).parents[1]
 # Everything there is, in seconds: both phases, two stages.
 _TINY = (
     "--data digits --pool small --problem mnist_mlp --preset smoke --truncation 2 --unrolls 2 4 "
@@ -185,7 +182,7 @@ def test_all_runs_are_moved_aside_before_the_first_begins(capfd, monkeypatch):
     def stopped(*_):
         raise Stopped
 
-    monkeypatch.setattr(command, "conduct", stopped)
+    monkeypatch.setattr(command, "meta_train", stopped)
     for name in ("out/1", "out/3"):
         Path(name).mkdir(parents=True)
         (Path(name) / "config.json").write_text(name)
@@ -381,19 +378,6 @@ def summaries(path: Path) -> dict[str, list[int]]:
             assert np.isfinite(tf.make_ndarray(value.tensor))
             steps.setdefault(value.tag, []).append(event.step)
     return steps
-
-
-@pytest.mark.skipif(not (_ROOT / "start.py").exists(), reason="the commands are not in the wheel")
-def test_a_start_imports_keras_alone_and_hides_nothing_for_good():
-    code = """
-import sys, start
-start._import_keras()
-there = [name for name in start.UNUSED if name in sys.modules]
-import keras, matplotlib, pandas, sklearn
-print(there, keras.layers.Dense(2)(keras.ops.ones((1, 3))).shape, pandas.DataFrame().empty)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, text=True)
-    assert done.stdout == "[] (1, 2) True\n", done.stderr
 
 
 def test_a_run_and_the_same_command_again(capfd):

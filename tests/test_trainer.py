@@ -20,12 +20,12 @@ from l2o.amalgamation.curriculum import Schedule, Stage, choice_schedule
 from l2o.amalgamation.meta import MetaTraining, initial_state
 from l2o.amalgamation.perturbation import Perturbation
 from l2o.amalgamation.plan import Meta, Phase, plan
-from l2o.amalgamation.rundir import RunDirectory
 from l2o.amalgamation.trainer import Diverged, Stopped, Trainer
 from l2o.amalgamation.unroll import Amalgamation
-from l2o.checkpoint import load_policy
+from l2o.policies.checkpoint import load_policy
 from l2o.rules import Adam, Choice, RMSProp, RNNProp, WarmUp, core
 from l2o.rules.layout import Layout
+from l2o.runs.directory import RunDirectory
 
 _META = Meta(seed=3, warmup_steps=2)
 _SCHEDULE = Schedule(

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from bad_input import files_of
 
-from l2o.claim import DirectoryError
 from l2o.commands.terminal import UserError
 from l2o.commands.tune import TRIALS, Search, search, tune
 from l2o.evaluation.made import keep_made, made_with, read_made
@@ -21,6 +20,7 @@ from l2o.evaluation.tuning import (
     write_trials,
 )
 from l2o.rules.pools import TEACHERS, TUNED_RATES
+from l2o.runs.lock import DirectoryError
 from problems import get_problem, load_dataset
 
 

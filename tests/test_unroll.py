@@ -6,8 +6,6 @@ import pytest
 import tensorflow as tf
 from made_weights import made_tensors
 
-from l2o.amalgamation.batches import batches, entry
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.amalgamation.unroll import (
     Amalgamation,
     Runner,
@@ -19,6 +17,8 @@ from l2o.amalgamation.unroll import (
     warm_up,
 )
 from l2o.rules import SGD, Adam, Choice, Momentum, Original, RMSProp, RNNProp, Scale
+from l2o.tasks.batches import batches, entry
+from l2o.tasks.optimizee import Batch, KerasOptimizee
 
 _BATCH, _ALPHA = 8, 0.3
 _TEACHERS = (Adam(0.02), Momentum(0.3))

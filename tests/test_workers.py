@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from ports import free_ports
 
-from l2o.amalgamation.cluster import ClusterError, check_place, workers
-from l2o.checkpoint import load_policy
-from l2o.claim import DirectoryError
+from l2o.policies.checkpoint import load_policy
+from l2o.runs.cluster import ClusterError, check_place, workers
+from l2o.runs.lock import DirectoryError
 
 _ROOT = Path(__file__).parent.parent
 _LINE = (

@@ -10,7 +10,6 @@ import tensorflow as tf
 from made_weights import made_weights
 
 from l2o import AmalgamatedOptimizer, Policy, PolicyError, load_policy, save_policy
-from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.unroll import Amalgamation, begin, practise
 from l2o.rules import (
     Adam,
@@ -38,6 +37,7 @@ from l2o.rules import (
     rule_from_config,
     warmed_up,
 )
+from l2o.tasks.optimizee import Batch
 
 _LAYOUT = Layout(("a", "b"), ((3, 2), (2,)))
 _SHAPES = {"kernel": (3, 2), "bias": (2,), "scale": ()}

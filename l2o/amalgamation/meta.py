@@ -12,8 +12,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.batches import batches, held_out
-from l2o.amalgamation.optimizee import Batch
 from l2o.amalgamation.unroll import (
     SCALE_LIMIT,
     Amalgamation,
@@ -28,6 +26,8 @@ from l2o.amalgamation.unroll import (
 from l2o.rules.analytical import Adam
 from l2o.rules.base import State
 from l2o.rules.layout import Layout
+from l2o.tasks.batches import batches, held_out
+from l2o.tasks.optimizee import Batch
 
 CLIP_RATIO, CLIP_FLOOR = 0.1, 1e-3
 

@@ -14,10 +14,10 @@ from l2o.amalgamation.curriculum import PRESETS, Schedule, amalgamation_stages, 
 from l2o.amalgamation.losses import META_LOSSES
 from l2o.amalgamation.perturbation import KINDS, Perturbation
 from l2o.amalgamation.plan import POLICIES, Meta, Phase, plan
-from l2o.amalgamation.rundir import differences
-from l2o.checkpoint import load_policy
+from l2o.policies.checkpoint import load_policy
+from l2o.policies.shipped import policy_path
 from l2o.rules import POOLS, UpdateRule, core
-from l2o.shipped import policy_path
+from l2o.runs.directory import differences
 
 STRATEGIES = ("choice", "mean", "minmax", "none")
 # The learned optimizers that the paper compares with (Section 5).

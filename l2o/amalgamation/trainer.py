@@ -17,19 +17,19 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.batches import INITIAL, TRAINING, VALIDATION
 from l2o.amalgamation.curriculum import Progress, Stage, enter, judge, standard_error
 from l2o.amalgamation.meta import MetaState, MetaTraining, initial_state
-from l2o.amalgamation.optimizee import Batch, Optimizee
 from l2o.amalgamation.plan import Meta, Phase
-from l2o.amalgamation.run import Run, pack, unpack
-from l2o.amalgamation.rundir import RunDirectory, Table
-from l2o.amalgamation.signals import handling
+from l2o.amalgamation.state import Run, pack, unpack
 from l2o.amalgamation.unroll import Amalgamation, Teacher
-from l2o.checkpoint import Policy, save_policy
-from l2o.claim import DirectoryError
+from l2o.policies.checkpoint import Policy, save_policy
 from l2o.rules import UpdateRule, warmed_up
 from l2o.rules.warmup import SHORT
+from l2o.runs.directory import RunDirectory, Table
+from l2o.runs.lock import DirectoryError
+from l2o.runs.signals import handling
+from l2o.tasks.batches import INITIAL, TRAINING, VALIDATION
+from l2o.tasks.optimizee import Batch, Optimizee
 
 CHECKPOINT_SECONDS = 60
 UPDATES = ("phase", "stage", "period", "update", "unroll", "step", "meta_loss", "distance",
@@ -59,7 +59,7 @@ class Trainer:
         strategy: A `tf.distribute` strategy.
         directory: Where it is kept.
         card: What every saved policy says of its origin; the trainer adds its own findings.
-        watch: Told of events; see `watch.Watch`.
+        watch: Told of events; see `display.Display`.
 
     Raises:
         DirectoryError: If the directory's checkpoints cannot be read.

@@ -16,17 +16,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.batches import entry
+from l2o.amalgamation.inner_step import Sight, compiled_update, look
 from l2o.amalgamation.losses import META_LOSSES, SCHEMES, log_distance
-from l2o.amalgamation.optimizee import (
+from l2o.amalgamation.perturbation import Perturbation, attacked, noisy_gradient, noisy_weights
+from l2o.amalgamation.recompute import gradients, replaced
+from l2o.rules.base import State, UpdateRule
+from l2o.tasks.batches import entry
+from l2o.tasks.optimizee import (
     Batch,
     Optimizee,
     loss_and_gradient,
 )
-from l2o.amalgamation.perturbation import Perturbation, attacked, noisy_gradient, noisy_weights
-from l2o.amalgamation.recompute import gradients, replaced
-from l2o.amalgamation.sight import Sight, compiled_update, look
-from l2o.rules.base import State, UpdateRule
 
 SCALE_LIMIT = 1.0  # random scaling: s = ±exp(U(-1, 1)), where Lv et al. 2017 have exp(U(-3, 3))
 # Squared distances to a teacher must not overflow either, in coordinates divided by any scale.

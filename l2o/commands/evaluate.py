@@ -14,10 +14,8 @@ import tensorflow as tf
 
 from l2o import PolicyError, pretrained
 from l2o.amalgamation.plan import MOST_SEED
-from l2o.checkpoint import doubts
-from l2o.claim import DirectoryError, check_free
 from l2o.commands.forecast import Forecast
-from l2o.commands.pool import spread
+from l2o.commands.jobs import spread
 from l2o.commands.problem import (
     ALL,
     OWN,
@@ -35,22 +33,25 @@ from l2o.commands.terminal import (
     run_command,
     whole,
 )
-from l2o.evaluation.comparison import summary_table
-from l2o.evaluation.contenders import (
+from l2o.evaluation.baselines import (
     ContenderError,
     get_contenders,
     keras_optimizers,
 )
 from l2o.evaluation.made import MADE, made_with
-from l2o.evaluation.privacy import PrivacyError, check_network
+from l2o.evaluation.protocol import Bench, Plan, evaluate, keep, missing, present, warmup_notes
 from l2o.evaluation.results import TABLE, describe
-from l2o.evaluation.run import Bench, Plan, Task, evaluate, keep, missing, present, warmup_notes
 from l2o.evaluation.store import ResultsDirectory
 from l2o.evaluation.tables import TableError
 from l2o.optimizer import WEIGHT_DECAY_LIMIT
-from l2o.progress import Progress, duration
+from l2o.policies.checkpoint import doubts
+from l2o.reports.comparison import summary_table
 from l2o.rules import TUNED_RATES
-from l2o.threads import take_cores
+from l2o.runs.devices import take_cores
+from l2o.runs.lock import DirectoryError, check_free
+from l2o.runs.progress import Progress, duration
+from l2o.tasks.privacy import PrivacyError, check_network
+from l2o.tasks.task import Task
 from problems import PROBLEMS
 
 PRESETS = {"paper": (10, 25), "cpu": (3, 5), "smoke": (1, 1)}  # repeats, epochs

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.optimizee import Batch
-from l2o.evaluation.contenders import Contender
-from l2o.evaluation.fit import plain_gradient
-from l2o.evaluation.run import Plan, Task
+from l2o.evaluation.baselines import Contender
+from l2o.evaluation.protocol import Plan
 from l2o.rules import Horizon, Layout, warmed_up
+from l2o.tasks.gradient import plain_gradient
+from l2o.tasks.optimizee import Batch
+from l2o.tasks.task import Task
 
 # Scoring is a forward pass. An optimizer on a problem is compiled once, with the scoring, which
 # takes about twice what compiling the gradient alone does.

@@ -13,7 +13,8 @@ from typing import Any
 import keras
 
 import problems
-from l2o.commands.terminal import UserError, quiet_start
+from l2o.commands.terminal import UserError
+from l2o.runs.quiet import quiet
 
 ALL = "all"  # of the problems
 OWN = "package.module:function"
@@ -58,7 +59,7 @@ def load_problem(
     report: Callable[[str], None] = print,
     **needs: bool,
 ) -> tuple:
-    """A problem and its data, as `l2o.evaluation.run.Task` takes them.
+    """A problem and its data, as `l2o.tasks.task.Task` takes them.
 
     Args:
         name: As `problem_name` lets it through.
@@ -95,10 +96,10 @@ def load_problem(
 
 
 def _check_private() -> None:
-    from l2o.evaluation.privacy import PrivacyError, check_python
+    from l2o.tasks.privacy import PrivacyError, check_python
 
     try:
-        with quiet_start():
+        with quiet():
             check_python()
     except PrivacyError as error:
         raise UserError(str(error)) from error
@@ -114,8 +115,8 @@ def _float32(report: Callable[[str], None]) -> None:
 
 
 def _own(name: str, **needs: Any) -> tuple:
-    from l2o.amalgamation.examples import ProblemError
-    from l2o.amalgamation.own import OwnProblem, prepare
+    from l2o.tasks.examples import ProblemError
+    from l2o.tasks.own import OwnProblem, prepare
 
     module, _, function = name.partition(":")
     if sys.path[:1] != [os.getcwd()]:

@@ -8,15 +8,15 @@ from dataclasses import replace
 
 from l2o.commands.problem import ALL
 from l2o.commands.terminal import Parser, UserError, given_beside
-from l2o.evaluation.comparison import evaluations
-from l2o.evaluation.contenders import ORACLE
+from l2o.evaluation.baselines import ORACLE
 from l2o.evaluation.made import read_made
-from l2o.evaluation.report import write_report
 from l2o.evaluation.results import Result, distinct, read_results
 from l2o.evaluation.store import read_cards, read_samples
 from l2o.evaluation.tables import TableError
+from l2o.policies.shipped import did_you_mean
+from l2o.reports.comparison import evaluations
+from l2o.reports.contents import write_report
 from l2o.rules import TEACHERS
-from l2o.shipped import did_you_mean
 
 
 def report(options: argparse.Namespace, parser: Parser) -> int:

@@ -1,4 +1,4 @@
-"""Command lines: their arguments, one-line errors, a quiet start."""
+"""Command lines: their arguments, one-line errors."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 
 _MOST = 10**12  # of anything that is counted
 
@@ -136,19 +135,3 @@ def _number(text: str, allowed: Callable[[float], bool], what: str) -> float:
     if not allowed(value):
         raise argparse.ArgumentTypeError(f"must be {what}, not '{text}'")
     return value
-
-
-@contextmanager
-def quiet_start() -> Iterator[None]:
-    """Silences what TensorFlow's libraries write to stderr while they look about them."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(null)

@@ -14,25 +14,26 @@ from pathlib import Path
 import tensorflow as tf
 
 import l2o
-from l2o.amalgamation.cluster import ClusterError, check_place
-from l2o.amalgamation.conduct import RunError, conduct, make_strategy, origin_of
-from l2o.amalgamation.optimizee import Batch
+from l2o.amalgamation.amalgamate import meta_train, origin_of
 from l2o.amalgamation.plan import Phase
-from l2o.amalgamation.rundir import CONFIG
 from l2o.amalgamation.settings import Settings
 from l2o.amalgamation.trainer import Diverged, Stopped
-from l2o.checkpoint import doubts
-from l2o.claim import DirectoryError, move_aside
-from l2o.commands.pool import spread
+from l2o.commands.jobs import spread
 from l2o.commands.problem import is_own, load_problem
-from l2o.commands.terminal import UserError, quiet_start, run_command
+from l2o.commands.terminal import UserError, run_command
 from l2o.commands.train_options import check, output, parser, settings
 from l2o.commands.tune import Search, tune
-from l2o.evaluation.run import Task
 from l2o.evaluation.tables import TableError
 from l2o.evaluation.tuning import RATES
-from l2o.progress import duration
-from l2o.threads import cores
+from l2o.policies.checkpoint import doubts
+from l2o.runs.cluster import ClusterError, check_place
+from l2o.runs.devices import RunError, cores, make_strategy
+from l2o.runs.directory import CONFIG
+from l2o.runs.lock import DirectoryError, move_aside
+from l2o.runs.progress import duration
+from l2o.runs.quiet import quiet
+from l2o.tasks.optimizee import Batch
+from l2o.tasks.task import Task
 
 STOPPED = 130  # the exit status of what a signal ended
 
@@ -134,7 +135,7 @@ class Work:
 
 def _gpus(options: argparse.Namespace) -> list:
     """The GPUs that there are, which --jobs do not share."""
-    with quiet_start():
+    with quiet():
         gpus = tf.config.list_physical_devices("GPU")
     if gpus and (options.jobs or 1) > 1:
         raise UserError("--jobs spreads runs over the cores of a machine without a GPU")
@@ -169,7 +170,7 @@ def _run(work: Work, task: Task, k: int) -> int:
     data = task.dataset.description
     origin = origin_of(chosen, options.problem, data, work.strategy, network)
     try:
-        conduct(
+        meta_train(
             work.phases, chosen.meta(), task.optimizee(), Batch(train.inputs, train.labels),
             problem.batch_size, work.strategy, directory, origin, options.tensorboard,
         )  # fmt: skip

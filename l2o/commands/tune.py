@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l2o.claim import Claim, check_free, move_aside
-from l2o.commands.pool import spread
+from l2o.commands.jobs import spread
 from l2o.commands.problem import load_problem
 from l2o.commands.terminal import UserError
 from l2o.evaluation.made import keep_made, made_with, read_made
@@ -21,10 +20,11 @@ from l2o.evaluation.tuning import (
     table,
     write_trials,
 )
-from l2o.files import write_atomically
-from l2o.progress import Progress, duration
 from l2o.rules import WarmUp
 from l2o.rules.pools import TEACHERS, TUNED_RATES, get_teacher
+from l2o.runs.files import write_atomically
+from l2o.runs.lock import Claim, check_free, move_aside
+from l2o.runs.progress import Progress, duration
 
 TRIALS = "trials.csv"
 
@@ -109,7 +109,7 @@ def _key(trial: Trial) -> tuple[str, float, int]:
 
 def _start_worker(settings: Search) -> tuple:
     """What a process holds: the settings, the data and the network."""
-    from l2o.evaluation.run import Task
+    from l2o.tasks.task import Task
 
     place = settings.problem, settings.data, settings.data_dir
     task = Task(*load_problem(*place, report=lambda text: None))
@@ -117,8 +117,8 @@ def _start_worker(settings: Search) -> tuple:
 
 
 def _run_trial(held: tuple, teacher: str, rate: float, seed: int) -> Trial:
-    from l2o.amalgamation.optimizee import as_batch
     from l2o.evaluation.fit import Fit
+    from l2o.tasks.optimizee import as_batch
 
     settings, task, optimizee = held
     fit = Fit(

@@ -6,14 +6,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.batches import batch_indices, entry
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee
 from l2o.rules import Horizon, UpdateRule
+from l2o.tasks.batches import batch_indices, entry
+from l2o.tasks.gradient import Gradient, correct, plain_gradient
+from l2o.tasks.optimizee import Batch, KerasOptimizee
 
 _SCORING_BATCH = 1000
 # A compiled call is a whole epoch, or as many steps as take so long: Ctrl-C waits for its end.
@@ -57,30 +57,6 @@ class Course:
     epochs: list[Epoch]
     losses: np.ndarray
     accuracies: np.ndarray
-
-
-class Gradient(NamedTuple):
-    """A training batch: its mean loss, accuracy, gradient [D] and what the network carries on."""
-
-    loss: Any
-    accuracy: Any
-    gradient: Any
-    carried: list
-
-
-def plain_gradient(
-    optimizee: KerasOptimizee, parameters, carried: list, batch: Batch, key
-) -> Gradient:
-    """The gradient of a batch's mean loss; `key` (seed and step, int [2]) is not needed."""
-    tensors = optimizee.layout.unflatten(parameters)
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(tensors)
-        loss, carried, outputs = optimizee.outcome(tensors, carried, batch, training=True)
-    gradient = tape.gradient(loss, tensors, unconnected_gradients="zero")
-    accuracy = tf.constant(np.nan, loss.dtype)
-    if optimizee.classifies:
-        accuracy = tf.reduce_mean(tf.cast(correct(outputs, batch.labels), loss.dtype))
-    return Gradient(loss, accuracy, optimizee.layout.flatten(gradient), carried)
 
 
 class Fit:
@@ -249,9 +225,3 @@ class Fit:
 def _loss(value: float) -> float:
     """A loss; one that is no number is infinite, as where a fit diverged."""
     return math.inf if math.isnan(value) else value
-
-
-def correct(outputs, labels):
-    """Which of the outputs [B, ..., classes] are greatest at the label, bools [B, ...]."""
-    greatest = tf.argmax(outputs, -1, labels.dtype)
-    return greatest == tf.reshape(labels, tf.shape(greatest))  # [B, 1] is [B]

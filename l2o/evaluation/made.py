@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import l2o
-from l2o.amalgamation.examples import digest
 from l2o.evaluation.tables import TableError
-from l2o.files import write_atomically
+from l2o.runs.files import write_atomically
+from l2o.tasks.examples import digest
 
 MADE = "made.json"  # its name in a directory of results
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from l2o.claim import Claim
 from l2o.evaluation.fit import Course
 from l2o.evaluation.made import keep_made, read_made
 from l2o.evaluation.results import (
@@ -23,7 +22,8 @@ from l2o.evaluation.results import (
     write_results,
 )
 from l2o.evaluation.tables import TableError
-from l2o.files import write_atomically
+from l2o.runs.files import write_atomically
+from l2o.runs.lock import Claim
 
 SAMPLES = 10  # images of a dataset that are kept
 

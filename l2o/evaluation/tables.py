@@ -10,7 +10,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from l2o.files import csv_lines, write_atomically
+from l2o.runs.files import csv_lines, write_atomically
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

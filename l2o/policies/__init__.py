@@ -1,1 +1,1 @@
-"""Policies that are shipped: how a finished run becomes one."""
+"""Policies, rules with their weights: on disk, in a saved optimizer, shipped with the package."""

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from l2o.checkpoint import Policy, PolicyError, fingerprint, load_policy
+from l2o.policies.checkpoint import Policy, PolicyError, fingerprint, load_policy
+from l2o.policies.shipped import pretrained_path, shipped_as
 from l2o.rules import rule_from_config
-from l2o.shipped import pretrained_path, shipped_as
 
 
 def policy_config(policy: Policy) -> dict[str, Any]:

@@ -39,9 +39,9 @@ from made_golden import (
 )
 
 from l2o import AmalgamatedOptimizer, Policy, pretrained
-from l2o.amalgamation.rundir import Table
 from l2o.commands import evaluate, train
 from l2o.rules import decayed
+from l2o.runs.directory import Table
 
 
 def absent(folder: str, names: Iterable[str], ending: str) -> list[tuple[str, Path]]:

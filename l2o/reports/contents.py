@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from l2o.checkpoint import doubts
-from l2o.evaluation.comparison import (
+from l2o.evaluation.results import Result
+from l2o.policies.checkpoint import doubts
+from l2o.reports.comparison import (
     Case,
     Summary,
     difference,
@@ -22,8 +23,8 @@ from l2o.evaluation.comparison import (
     summarize,
     winner,
 )
-from l2o.evaluation.figures import Drawing, drawings, perturbation
-from l2o.evaluation.page import (
+from l2o.reports.figures import Drawing, drawings, perturbation
+from l2o.reports.page import (
     Block,
     Column,
     Notice,
@@ -36,11 +37,10 @@ from l2o.evaluation.page import (
     html,
     markdown,
 )
-from l2o.evaluation.plots import png
-from l2o.evaluation.results import Result
-from l2o.evaluation.targets import targets, times
-from l2o.files import write_atomically
+from l2o.reports.plots import png
+from l2o.reports.targets import targets, times
 from l2o.rules import WarmUp
+from l2o.runs.files import write_atomically
 
 TITLE = "Evaluation of optimizers"
 Cards = Mapping[str, Mapping[str, Any]]

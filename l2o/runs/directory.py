@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from l2o.claim import Claim, DirectoryError
-from l2o.files import csv_lines, sync_directory, temporary, write_atomically, writing
+from l2o.runs.files import csv_lines, sync_directory, temporary, write_atomically, writing
+from l2o.runs.lock import Claim, DirectoryError
 
 CONFIG = "config.json"
 CHECKPOINT, PREVIOUS = "checkpoint.npz", "checkpoint.previous.npz"

@@ -17,9 +17,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.optimizee import SEED, Batch, KerasOptimizee
-from l2o.evaluation.convolution import vectorized_convolution
-from l2o.evaluation.fit import Gradient, correct
+from l2o.tasks.convolution import vectorized_convolution
+from l2o.tasks.gradient import Gradient, correct
+from l2o.tasks.optimizee import SEED, Batch, KerasOptimizee
 
 ACCOUNTING = "RDP accountant; Poisson sampling assumed, batches are slices of a permutation"
 DELTA = 1e-5

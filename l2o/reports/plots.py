@@ -22,15 +22,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from l2o.evaluation.comparison import (
+from l2o.reports.comparison import (
     Case,
     Evaluation,
     Summary,
     oracle,
     oracle_name,
 )
-from l2o.evaluation.stability import Stability
-from l2o.evaluation.targets import Times
+from l2o.reports.stability import Stability
+from l2o.reports.targets import Times
 
 Cases = Mapping[Case, Sequence[Summary]]
 

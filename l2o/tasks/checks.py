@@ -11,9 +11,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.examples import BATCH_SIZE, Examples, ProblemError
-from l2o.amalgamation.keras_loss import Loss, cross_entropy
-from l2o.amalgamation.optimizee import (
+from l2o.rules import Adam
+from l2o.tasks.examples import BATCH_SIZE, Examples, ProblemError
+from l2o.tasks.keras_loss import Loss, cross_entropy
+from l2o.tasks.optimizee import (
     SEED,
     Batch,
     KerasOptimizee,
@@ -21,8 +22,7 @@ from l2o.amalgamation.optimizee import (
     keras_seed,
     loss_and_gradient,
 )
-from l2o.amalgamation.probe import Probe, named
-from l2o.rules import Adam
+from l2o.tasks.probe import Probe, named
 
 # Operations that TensorFlow takes for constants: a second derivative without them is wrong.
 WRONG_TWICE = ("ResizeBilinearGrad",)

@@ -12,8 +12,8 @@ from statistics import median
 
 import numpy as np
 
-from l2o.evaluation.comparison import Evaluation, Summary, oracle
-from l2o.evaluation.stability import LOG_OFFSET
+from l2o.reports.comparison import Evaluation, Summary, oracle
+from l2o.reports.stability import LOG_OFFSET
 
 FALL = 0.95
 

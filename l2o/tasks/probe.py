@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from l2o.amalgamation.optimizee import as_inputs, mode
+from l2o.tasks.optimizee import as_inputs, mode
 
 
 class Event(NamedTuple):

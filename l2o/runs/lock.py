@@ -6,7 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from l2o.files import half_written
+from l2o.runs.files import half_written
 
 
 class DirectoryError(ValueError):

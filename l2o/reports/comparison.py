@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from l2o.evaluation.results import Key, Result, by_evaluation
-from l2o.evaluation.stability import (
+from l2o.reports.stability import (
     LOG_OFFSET,
     Difference,
     Stability,

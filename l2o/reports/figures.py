@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from l2o.evaluation import plots
-from l2o.evaluation.comparison import Case, Evaluation, Summary, log_loss, oracle
-from l2o.evaluation.targets import times
+from l2o.reports import plots
+from l2o.reports.comparison import Case, Evaluation, Summary, log_loss, oracle
+from l2o.reports.targets import times
 
 SCHEMES = ("choice", "mean", "minmax")
 BASELINES = ("rnnprop", "stronger", "original", "scale", "none")

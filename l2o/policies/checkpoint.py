@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from l2o.files import half_written, write_atomically
 from l2o.rules import UpdateRule, WarmUp, core, decayed, rule_from_config
+from l2o.runs.files import half_written, write_atomically
 
 FORMAT, FORMAT_1 = "l2o policy 2", "l2o policy 1"
 DESCRIPTION, WEIGHTS = "policy.json", "weights-{}.h5"

@@ -7,46 +7,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from l2o.amalgamation.optimizee import KerasOptimizee, as_batch
-from l2o.evaluation.contenders import Contender
-from l2o.evaluation.fit import Course, Fit, plain_gradient
-from l2o.evaluation.privacy import ACCOUNTING, DELTA, DPSGD, check_network
+from l2o.evaluation.baselines import Contender
+from l2o.evaluation.fit import Course, Fit
 from l2o.evaluation.results import VERSION, Key, Result
 from l2o.evaluation.store import ResultsDirectory, is_image
 from l2o.rules import WarmUp
-
-
-@dataclass(frozen=True)
-class Task:
-    """A problem as it is evaluated: anything with a catalogue problem's attributes, and its data.
-
-    Attributes:
-        problem: Has `name`, `batch_size`, `private`, `loss` and `build(dataset)`.
-        dataset: The data really used.
-    """
-
-    problem: Any
-    dataset: Any
-
-    @property
-    def data(self) -> str:
-        """The data as tables name it."""
-        used = self.dataset.name
-        return f"{used} for {self.dataset.requested}" if self.dataset.substituted else used
-
-    @property
-    def privacy(self) -> DPSGD | None:
-        """How the problem is made private, if it is."""
-        return DPSGD() if self.problem.private else None
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Batches an epoch."""
-        return len(self.dataset.train) // self.problem.batch_size
-
-    def optimizee(self) -> KerasOptimizee:
-        """The network and its loss."""
-        return KerasOptimizee(lambda: self.problem.build(self.dataset), self.problem.loss)
+from l2o.tasks.gradient import plain_gradient
+from l2o.tasks.optimizee import as_batch
+from l2o.tasks.privacy import ACCOUNTING, DELTA, check_network
+from l2o.tasks.task import Task
 
 
 @dataclass(frozen=True)

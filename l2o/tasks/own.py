@@ -1,36 +1,26 @@
-"""A problem of one's own, and the amalgamation of an optimizer on it."""
+"""A problem of one's own."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.cluster import check_place
-from l2o.amalgamation.conduct import RunError, conduct, make_strategy, origin_of
-from l2o.amalgamation.examples import BATCH_SIZE, Examples, ProblemError, as_examples, digest
-from l2o.amalgamation.keras_loss import Loss
-from l2o.amalgamation.optimizee import Batch, KerasOptimizee, loss_and_gradient
-from l2o.amalgamation.refusals import builder, checked_optimizee
-from l2o.amalgamation.rundir import CONFIG
-from l2o.amalgamation.settings import RECIPES, Settings
-from l2o.amalgamation.trainer import Diverged, Stopped
-from l2o.checkpoint import Policy
-from l2o.claim import move_aside
+from l2o.tasks.checks import builder, checked_optimizee
+from l2o.tasks.examples import BATCH_SIZE, Examples, ProblemError, as_examples, digest
+from l2o.tasks.keras_loss import Loss
+from l2o.tasks.optimizee import Batch, KerasOptimizee, loss_and_gradient
 
 # Of settings, what has the names of layers, which Keras numbers as they are made.
 _NAMES = {"name", "inbound_nodes", "input_layers", "output_layers"}
-_ALIKE = (
+STARTS_ALIKE = (
     "makes the same initial weights every time, so all unrolls and all repeats start from them; if "
     "that is not meant, it should set no seed, and make each initializer anew"
 )
@@ -128,7 +118,7 @@ def prepare(
     Raises:
         ProblemError: If it cannot be used.
     """
-    train, batch_size = _train(own)
+    train, batch_size = training_examples(own)
     validation, test = (
         None if part is None else as_examples(part, name)[0]
         for part, name in ((own.validation, "validation"), (own.test, "test"))
@@ -144,8 +134,8 @@ def prepare(
         own.model_fn, own.loss, train, batch_size, first_order, positive,
         held_out={"validation": validation, "test": test},
     )  # fmt: skip
-    if _starts_alike(optimizee):
-        report(f"Note: model_fn of {name} {_ALIKE}")
+    if starts_alike(optimizee):
+        report(f"Note: model_fn of {name} {STARTS_ALIKE}")
     network = described_network(optimizee, own.loss, train, batch_size)
     mark = hashlib.sha256(repr(network).encode()).hexdigest()[:4]
     dataset_name = f"own data {digest(train, validation, test)}, network {mark}"
@@ -155,7 +145,7 @@ def prepare(
     )
 
 
-def _starts_alike(optimizee: KerasOptimizee) -> bool:
+def starts_alike(optimizee: KerasOptimizee) -> bool:
     """Whether initial weights that are not all constants are the same whatever the seed."""
     one, other = (optimizee.initial(seed)[0] for seed in (0, 1))
     tensors = map(np.asarray, optimizee.layout.unflatten(one))
@@ -173,7 +163,7 @@ def _compare(train: Examples, **splits: Examples) -> None:
                 )
 
 
-def _train(own: OwnProblem) -> tuple[Examples, int]:
+def training_examples(own: OwnProblem) -> tuple[Examples, int]:
     """The examples to train on, and how many a step."""
     examples, batch_size = as_examples(own.data)
     given = own.batch_size
@@ -220,133 +210,3 @@ def _settings(part: Any) -> Any:
         return [kind, _settings(part.get_config())]
     except Exception:  # nothing that has settings, or a layer that does not tell them
         return kind
-
-
-def amalgamate(
-    model_fn: Callable[[], keras.Model],
-    data: Any,
-    loss: Loss = None,
-    pool: str = "large",
-    strategy: str = "choice",
-    preset: str | None = None,
-    seed: int = 0,
-    output: Path | str | None = None,
-    *,
-    recipe: str | None = None,
-    batch_size: int | None = None,
-    devices: int | Sequence[str] | None = None,
-    fresh: bool = False,
-    **settings,
-) -> Policy:
-    """Meta-trains an optimizer on a network and data of yours (Huang et al. 2022).
-
-    Shows how it goes. Sets the global seeds, and TensorFlow's operations to be repeatable, for the
-    whole process.
-
-    Args:
-        model_fn: Makes the Keras model, with fresh weights at every call.
-        data: Arrays (x, y), or a finite, batched `tf.data.Dataset` of (x, y). uint8 inputs of
-            three dimensions or more are pixels, which the network sees divided by 255.
-        loss: The name of a Keras loss, a `keras.losses.Loss`, or a function (labels, outputs) ->
-            one loss an example, as for `compile`; softmax cross-entropy of class indices, from
-            logits, by default.
-        pool: The teachers: "large" (six), "small" or "adam".
-        strategy: "choice", "mean", "minmax" or "none".
-        preset: "paper", "cpu" or "smoke"; by default "paper" where there is a GPU, else "cpu".
-        seed: Fixes everything random.
-        output: Run directory, in which the same call goes on with a run that was stopped; by
-            default a temporary one.
-        recipe: Instead of pool, strategy and policy, a learned optimizer that the paper compares
-            with: "original", "scale", "rnnprop" or "stronger".
-        batch_size: Examples a step, for arrays; 128 by default.
-        devices: Replicas: how many, or which GPUs ("gpu:0"); all GPUs, or one, by default.
-        fresh: Whether a run that is in `output` is moved aside.
-        **settings: The other fields of `l2o.amalgamation.settings.Settings`, most of
-                `train.py`'s flags.
-
-    Returns:
-        The policy; `l2o.AmalgamatedOptimizer(policy)` takes it.
-
-    Raises:
-        TypeError: For a setting that does not exist.
-        ValueError: For what cannot be: settings (ValueError), the problem (ProblemError), the
-            directory (DirectoryError), too few examples or a run that cannot recover (RunError).
-        KeyboardInterrupt: When stopped; the run is in `output` then, if that was given.
-    """
-    own = OwnProblem(model_fn, data, loss=loss, batch_size=batch_size)
-    if preset is None:
-        preset = "paper" if tf.config.list_physical_devices("GPU") else "cpu"
-    chosen = {"pool": pool, "strategy": strategy, "preset": preset, "seed": seed}
-    allowed = sorted({field.name for field in fields(Settings)} - set(chosen))
-    if unknown := sorted(set(settings) - set(allowed)):
-        raise TypeError(
-            f"Unknown settings: {', '.join(unknown)}. Allowed, beside the arguments: "
-            f"{', '.join(allowed)}"
-        )
-    choices = Settings.of(_with_recipe(chosen | settings, recipe))
-    phases, meta = choices.phases(), choices.meta()
-    replicas = make_strategy(devices, phases[-1].schedule.meta_batch)
-    if output is not None:
-        check_place(Path(output), fresh)
-    examples, batch_size = _train(own)
-    optimizee = checked_optimizee(
-        model_fn, loss, examples, batch_size, meta.first_order, meta.meta_loss == "log"
-    )
-    kind, weights = type(optimizee.model).__name__, optimizee.layout.size
-    origin = origin_of(
-        choices,
-        f"own {kind} of {weights:,} weights",
-        f"own data {digest(examples)} ({len(examples):,} train)",
-        replicas,
-        described_network(optimizee, loss, examples, batch_size),
-    )
-    print(f"Problem: {origin['problem']}; {origin['data']}, batches of {batch_size}", flush=True)
-    if _starts_alike(optimizee):
-        print(f"Note: model_fn {_ALIKE}", flush=True)
-    arrays = Batch(examples.inputs, examples.labels)
-    if output is not None and fresh:
-        move_aside(Path(output), CONFIG)
-    with _directory(output) as directory, _quiet():
-        try:
-            return conduct(
-                phases, meta, optimizee, arrays, batch_size, replicas, directory, origin,
-                named=output is not None,
-            )  # fmt: skip
-        except Diverged as error:
-            raise RunError(str(error)) from error
-        except Stopped:
-            again = "the same call" + " without fresh=True" * fresh
-            kept = f"; the run is kept in {output}, and {again} goes on with it"
-            raise KeyboardInterrupt("Stopped" + kept * (output is not None)) from None
-
-
-def _with_recipe(choices: dict[str, Any], recipe: str | None) -> dict[str, Any]:
-    if recipe is None:
-        return choices
-    if recipe not in RECIPES:
-        raise ValueError(f"Unknown recipe. Allowed: {', '.join(RECIPES)}. Received: {recipe}")
-    names = ("strategy", "pool", "policy")
-    if given := [n for n in names if choices.get(n, getattr(Settings, n)) != getattr(Settings, n)]:
-        raise ValueError(f"recipe says what is trained, so {', '.join(given)} cannot be set")
-    return choices | RECIPES[recipe]
-
-
-@contextmanager
-def _directory(output: Path | str | None) -> Iterator[Path]:
-    if output is not None:
-        yield Path(output)
-        return
-    with tempfile.TemporaryDirectory(prefix="l2o-") as directory:
-        yield Path(directory)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """TensorFlow warns of every second network that is traced."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("ERROR")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""The policies that are shipped: `l2o/pretrained/<name>/<replicate>`, each with its card inside."""
+"""The policies that are shipped: `pretrained/<name>/<replicate>`, each with its card inside."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from l2o.checkpoint import DESCRIPTION, WEIGHTS, PolicyError, fingerprint
+from l2o.policies.checkpoint import DESCRIPTION, WEIGHTS, PolicyError, fingerprint
 
 DIRECTORY = Path(__file__).parent / "pretrained"
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from l2o.amalgamation.optimizee import Optimizee, Scaled, loss_and_gradient
 from l2o.amalgamation.recompute import compiled, recomputed
 from l2o.rules.base import UpdateRule
 from l2o.rules.layout import Layout
+from l2o.tasks.optimizee import Optimizee, Scaled, loss_and_gradient
 
 
 class Sight(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.optimizee import Batch
+from l2o.tasks.optimizee import Batch
 
 TRAINING, VALIDATION, INITIAL = 0, 1, 2  # streams of random numbers of a phase
 

@@ -11,9 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.keras_loss import Loss, per_example, takes_class_indices
-from l2o.amalgamation.second_order import own_constants, second_derivatives
 from l2o.rules.layout import Layout
+from l2o.tasks.keras_loss import Loss, per_example, takes_class_indices
+from l2o.tasks.second_order import own_constants, second_derivatives
 
 # Here, where all comes through that trains and evaluates.
 if keras.backend.backend() != "tensorflow":

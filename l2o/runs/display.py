@@ -7,16 +7,16 @@ import io
 import json
 import os
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import tensorflow as tf
 
-from l2o.amalgamation.plan import Phase, inner_steps_left
-from l2o.amalgamation.rundir import CONFIG
-from l2o.files import write_atomically
-from l2o.progress import Progress, duration
+from l2o.runs.directory import CONFIG
+from l2o.runs.files import write_atomically
+from l2o.runs.progress import Progress, duration
 
 # A step of a validation in steps of training, until there has been one (benchmarks/unroll.py).
 VALIDATION_STEPS = 0.3
@@ -27,17 +27,17 @@ _SCALAR = tf.compat.v1.SummaryMetadata(
 _RECENT = 25  # calls that the time left is reckoned from
 
 
-class Watch:
+class Display:
     """Shows a trainer's events.
 
     Args:
         directory: The run directory.
-        phases: The run's.
+        steps_left: See `plan.inner_steps_left`, of the number of a phase and its progress.
         tensorboard: Whether to write event files.
     """
 
-    def __init__(self, directory: Path, phases: tuple[Phase, ...], tensorboard: bool):
-        self._directory, self._phases = directory, phases
+    def __init__(self, directory: Path, steps_left: Callable[..., tuple], tensorboard: bool):
+        self._directory, self._steps_left = directory, steps_left
         self._bar = Progress("")
         self._seconds: dict[tuple[int, str], deque[float]] = {}
         self._writer = None
@@ -97,7 +97,7 @@ class Watch:
             return ""
         training = training or validation / VALIDATION_STEPS
         validation = validation or training * VALIDATION_STEPS
-        stage, whole = inner_steps_left(self._phases, run.phase, run.progress)
+        stage, whole = self._steps_left(run.phase, run.progress)
         phase = facts["phase"]
         if event == "update":
             behind = facts["done"] * phase.schedule.meta_batch * training

@@ -11,8 +11,9 @@ from typing import Any
 
 import keras
 
-from l2o.checkpoint import DESCRIPTION, PolicyError, fingerprint, load_policy
 from l2o.evaluation.keras_rule import KerasRule
+from l2o.policies.checkpoint import DESCRIPTION, PolicyError, fingerprint, load_policy
+from l2o.policies.shipped import check_trained, did_you_mean, policy_path, pretrained
 from l2o.rules import (
     TEACHERS,
     TUNED_RATES,
@@ -31,7 +32,6 @@ from l2o.rules import (
     warmed_up,
     warming,
 )
-from l2o.shipped import check_trained, did_you_mean, policy_path, pretrained
 
 ORACLE = "oracle"
 _KERAS = "keras:"

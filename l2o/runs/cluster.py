@@ -16,9 +16,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from l2o.amalgamation.rundir import CONFIG, RunDirectory, compare, load
-from l2o.claim import DirectoryError, check_free
-from l2o.files import write_atomically
+from l2o.runs.directory import CONFIG, RunDirectory, compare, load
+from l2o.runs.files import write_atomically
+from l2o.runs.lock import DirectoryError, check_free
 
 
 class ClusterError(ValueError):

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
-from l2o.commands.terminal import UserError, quiet_start
+from l2o.commands.terminal import UserError
+from l2o.runs.quiet import quiet
 
 _KILLED = (
     "A process of --jobs was killed, perhaps for memory. What was over is kept; the same command, "
@@ -49,7 +50,7 @@ def spread(
     context = multiprocessing.get_context("spawn")
     jobs = min(jobs, len(arguments))
     with ProcessPoolExecutor(jobs, context, _start, (start, settings)) as pool:
-        with _unheard(), quiet_start():
+        with _unheard(), quiet():
             futures = [pool.submit(_call, call, *each) for each in arguments]
         try:
             for future in as_completed(futures):

@@ -1,6 +1,6 @@
 """Takes a finished run into the wheel: its policy, with a card that says what it is worth.
 
-    python -m l2o.policies.ship runs/choice-large choice-large/1 --results results/train \\
+    python -m l2o.commands.ship runs/choice-large choice-large/1 --results results/train \\
         --commit 1a2b3c4 --command "python train.py --strategy choice --pool large"
 
 The results are of `evaluate.py` with the run's policy. How it did on the run's own problem goes
@@ -16,12 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
-from l2o.checkpoint import load_policy
-from l2o.evaluation.comparison import evaluations
-from l2o.evaluation.contenders import get_contenders
+from l2o.evaluation.baselines import get_contenders
 from l2o.evaluation.results import distinct, read_results
+from l2o.policies.checkpoint import load_policy
+from l2o.policies.shipped import DIRECTORY
+from l2o.reports.comparison import evaluations
 from l2o.rules import averaged, decayed
-from l2o.shipped import DIRECTORY
 
 USE = "training Keras models like those of the paper's Table 1: small image classifiers"
 LIMITS = (
@@ -32,7 +32,7 @@ LIMITS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        "python -m l2o.policies.ship", description=__doc__.splitlines()[0]
+        "python -m l2o.commands.ship", description=__doc__.splitlines()[0]
     )
     parser.add_argument("run", type=Path)
     parser.add_argument("name", help="recipe and replicate, as in choice-large/1")

@@ -1,0 +1,288 @@
+"""A whole run, from phases to policy: `l2o.amalgamate`, and what it shares with `train.py`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import l2o
+from l2o.amalgamation.plan import Meta, Phase, inner_steps_left
+from l2o.amalgamation.settings import RECIPES, Settings
+from l2o.amalgamation.trainer import Diverged, Stopped, Trainer
+from l2o.policies.checkpoint import Policy, fingerprint, load_policy
+from l2o.runs.cluster import ClusterError, check_place, open_directory, workers
+from l2o.runs.devices import RunError, make_strategy
+from l2o.runs.directory import CONFIG
+from l2o.runs.display import Display
+from l2o.runs.lock import DirectoryError, move_aside
+from l2o.tasks.checks import checked_optimizee
+from l2o.tasks.examples import digest
+from l2o.tasks.keras_loss import Loss
+from l2o.tasks.optimizee import Batch, KerasOptimizee
+from l2o.tasks.own import (
+    STARTS_ALIKE,
+    OwnProblem,
+    described_network,
+    starts_alike,
+    training_examples,
+)
+
+
+def meta_train(
+    phases: tuple[Phase, ...],
+    meta: Meta,
+    optimizee: KerasOptimizee,
+    data: Batch,
+    batch_size: int,
+    strategy: tf.distribute.Strategy,
+    directory: Path,
+    origin: dict[str, Any],
+    tensorboard: bool = False,
+    named: bool = True,
+) -> Policy:
+    """Trains in a run directory, or goes on with the run that is there, and shows how it goes.
+
+    Sets the global seeds, and TensorFlow's operations to be repeatable, for the whole process.
+
+    Args:
+        phases: In order.
+        meta: Settings.
+        optimizee: The network.
+        data: The training examples, as NumPy arrays.
+        batch_size: Examples an inner step.
+        strategy: A `tf.distribute` strategy.
+        directory: Where the run is kept.
+        origin: From `origin_of`.
+        tensorboard: Whether to write event files.
+        named: Whether to say where the run is.
+
+    Raises:
+        DirectoryError: If the directory cannot be used, or holds another run.
+        Stopped: After SIGINT or SIGTERM, once what there is has been saved.
+        Diverged: If it cannot recover.
+        ClusterError: If another worker is gone.
+        RunError: If there are not examples enough.
+    """
+    config = origin | {"meta": asdict(meta), "phases": [_described(p) for p in phases]}
+    versions = {"l2o": l2o.__version__, "tensorflow": tf.__version__, "keras": keras.__version__}
+    card = config | {"seed": meta.seed, "versions": versions}
+    if meta.perturbation:
+        card["perturbation"] = asdict(meta.perturbation)
+    with (
+        open_directory(directory, config) as run,
+        closing(Display(run.path, partial(inner_steps_left, phases), tensorboard)) as display,
+    ):
+        keras.utils.set_random_seed(meta.seed)
+        tf.config.experimental.enable_op_determinism()
+        try:
+            trainer = Trainer(
+                phases, meta, optimizee, data, batch_size, strategy, run, card, display
+            )  # fmt: skip
+        except DirectoryError:
+            raise
+        except ValueError as error:
+            raise RunError(str(error)) from error
+        if named:
+            again = ", which is gone on with" * trainer.resumed
+            print(f"Run directory: {directory}{again}", flush=True)
+        try:
+            policy = trainer.run()
+        except tf.errors.OpError as error:
+            if not workers():
+                raise
+            raise ClusterError(
+                "A worker is gone, so this one ends too. The same commands go on from the last "
+                "checkpoint"
+            ) from error
+        saved = run.path / phases[-1].name
+        if not saved.exists():  # of another worker, which keeps the files
+            return policy
+        policy = load_policy(saved)
+        loss = policy.card["validation"]["validation_loss"]
+        if loss > 0:
+            print(
+                f"Warning: with this policy the loss grows (validation meta loss {loss:+.3f}). "
+                "A smaller --learning-rate, other seeds or longer training may help"
+            )
+        return policy
+
+
+def origin_of(
+    settings: Settings,
+    problem: str,
+    data: str,
+    strategy: tf.distribute.Strategy,
+    network: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Where a run's policy comes from, as its configuration and cards say it.
+
+    Args:
+        settings: What was chosen.
+        problem: Its name.
+        data: The data in words.
+        strategy: The devices.
+        network: What tells the network from others, where the problem's name does not.
+    """
+    kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    origin = {
+        "strategy": settings.strategy,
+        "pool": settings.pool if settings.strategy != "none" else "none",
+        "problem": problem,
+        "data": data,
+        "preset": settings.preset,
+        "devices": f"{strategy.num_replicas_in_sync} {kind}",
+    }
+    return origin if network is None else origin | {"network": network}
+
+
+def _described(phase: Phase) -> dict:
+    """A phase as the configuration has it."""
+    teachers = "the policy of the phase before"
+    if phase.teachers is not None:
+        teachers = [teacher.rule.get_config() for teacher in phase.teachers]
+    return {
+        "name": phase.name,
+        "rule": phase.rule.get_config(),
+        "scheme": phase.scheme,
+        "teachers": teachers,
+        "schedule": asdict(phase.schedule),
+        "start": "random" if phase.start is None else fingerprint(phase.start),
+    }
+
+
+def amalgamate(
+    model_fn: Callable[[], keras.Model],
+    data: Any,
+    loss: Loss = None,
+    pool: str = "large",
+    strategy: str = "choice",
+    preset: str | None = None,
+    seed: int = 0,
+    output: Path | str | None = None,
+    *,
+    recipe: str | None = None,
+    batch_size: int | None = None,
+    devices: int | Sequence[str] | None = None,
+    fresh: bool = False,
+    **settings,
+) -> Policy:
+    """Meta-trains an optimizer on a network and data of yours (Huang et al. 2022).
+
+    Shows how it goes. Sets the global seeds, and TensorFlow's operations to be repeatable, for the
+    whole process.
+
+    Args:
+        model_fn: Makes the Keras model, with fresh weights at every call.
+        data: Arrays (x, y), or a finite, batched `tf.data.Dataset` of (x, y). uint8 inputs of
+            three dimensions or more are pixels, which the network sees divided by 255.
+        loss: The name of a Keras loss, a `keras.losses.Loss`, or a function (labels, outputs) ->
+            one loss an example, as for `compile`; softmax cross-entropy of class indices, from
+            logits, by default.
+        pool: The teachers: "large" (six), "small" or "adam".
+        strategy: "choice", "mean", "minmax" or "none".
+        preset: "paper", "cpu" or "smoke"; by default "paper" where there is a GPU, else "cpu".
+        seed: Fixes everything random.
+        output: Run directory, in which the same call goes on with a run that was stopped; by
+            default a temporary one.
+        recipe: Instead of pool, strategy and policy, a learned optimizer that the paper compares
+            with: "original", "scale", "rnnprop" or "stronger".
+        batch_size: Examples a step, for arrays; 128 by default.
+        devices: Replicas: how many, or which GPUs ("gpu:0"); all GPUs, or one, by default.
+        fresh: Whether a run that is in `output` is moved aside.
+        **settings: The other fields of `l2o.amalgamation.settings.Settings`, most of
+                `train.py`'s flags.
+
+    Returns:
+        The policy; `l2o.AmalgamatedOptimizer(policy)` takes it.
+
+    Raises:
+        TypeError: For a setting that does not exist.
+        ValueError: For what cannot be: settings (ValueError), the problem (ProblemError), the
+            directory (DirectoryError), too few examples or a run that cannot recover (RunError).
+        KeyboardInterrupt: When stopped; the run is in `output` then, if that was given.
+    """
+    own = OwnProblem(model_fn, data, loss=loss, batch_size=batch_size)
+    if preset is None:
+        preset = "paper" if tf.config.list_physical_devices("GPU") else "cpu"
+    chosen = {"pool": pool, "strategy": strategy, "preset": preset, "seed": seed}
+    allowed = sorted({field.name for field in fields(Settings)} - set(chosen))
+    if unknown := sorted(set(settings) - set(allowed)):
+        raise TypeError(
+            f"Unknown settings: {', '.join(unknown)}. Allowed, beside the arguments: "
+            f"{', '.join(allowed)}"
+        )
+    choices = Settings.of(_with_recipe(chosen | settings, recipe))
+    phases, meta = choices.phases(), choices.meta()
+    replicas = make_strategy(devices, phases[-1].schedule.meta_batch)
+    if output is not None:
+        check_place(Path(output), fresh)
+    examples, batch_size = training_examples(own)
+    optimizee = checked_optimizee(
+        model_fn, loss, examples, batch_size, meta.first_order, meta.meta_loss == "log"
+    )
+    kind, weights = type(optimizee.model).__name__, optimizee.layout.size
+    origin = origin_of(
+        choices,
+        f"own {kind} of {weights:,} weights",
+        f"own data {digest(examples)} ({len(examples):,} train)",
+        replicas,
+        described_network(optimizee, loss, examples, batch_size),
+    )
+    print(f"Problem: {origin['problem']}; {origin['data']}, batches of {batch_size}", flush=True)
+    if starts_alike(optimizee):
+        print(f"Note: model_fn {STARTS_ALIKE}", flush=True)
+    arrays = Batch(examples.inputs, examples.labels)
+    if output is not None and fresh:
+        move_aside(Path(output), CONFIG)
+    with _directory(output) as directory, _quiet():
+        try:
+            return meta_train(
+                phases, meta, optimizee, arrays, batch_size, replicas, directory, origin,
+                named=output is not None,
+            )  # fmt: skip
+        except Diverged as error:
+            raise RunError(str(error)) from error
+        except Stopped:
+            again = "the same call" + " without fresh=True" * fresh
+            kept = f"; the run is kept in {output}, and {again} goes on with it"
+            raise KeyboardInterrupt("Stopped" + kept * (output is not None)) from None
+
+
+def _with_recipe(choices: dict[str, Any], recipe: str | None) -> dict[str, Any]:
+    if recipe is None:
+        return choices
+    if recipe not in RECIPES:
+        raise ValueError(f"Unknown recipe. Allowed: {', '.join(RECIPES)}. Received: {recipe}")
+    names = ("strategy", "pool", "policy")
+    if given := [n for n in names if choices.get(n, getattr(Settings, n)) != getattr(Settings, n)]:
+        raise ValueError(f"recipe says what is trained, so {', '.join(given)} cannot be set")
+    return choices | RECIPES[recipe]
+
+
+@contextmanager
+def _directory(output: Path | str | None) -> Iterator[Path]:
+    if output is not None:
+        yield Path(output)
+        return
+    with tempfile.TemporaryDirectory(prefix="l2o-") as directory:
+        yield Path(directory)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """TensorFlow warns of every second network that is traced."""
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel("ERROR")
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

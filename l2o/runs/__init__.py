@@ -1,0 +1,1 @@
+"""What a long run needs: a directory, files, devices, progress."""

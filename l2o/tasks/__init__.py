@@ -1,0 +1,1 @@
+"""A network, its loss and its data as pure functions."""

@@ -1,0 +1,73 @@
+"""The rooms of the package: imports point only downwards."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import l2o
+
+_PACKAGE = Path(l2o.__file__).parent
+_ROOMS = ("rules", "tasks", "runs", "policies", "amalgamation", "evaluation", "reports", "commands")
+# The Keras optimizer and its parts, beside the rooms: what each may see of these.
+_BESIDE = {"backends": -1, "step": 0, "saved": 0, "optimizer": _ROOMS.index("policies")}
+_FILES = [
+    p.relative_to(_PACKAGE) for p in sorted(_PACKAGE.rglob("*.py")) if p.parent != _PACKAGE
+] + [Path(f"{name}.py") for name in _BESIDE]
+
+
+def imported(path: Path) -> set[str]:
+    """The modules of ours that a file imports, wherever in it: "l2o.rules.base", "problems"."""
+    names = set()
+    for node in ast.walk(ast.parse((_PACKAGE / path).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} imports by a relative path"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] in ("l2o", "problems")}
+
+
+def test_every_file_has_a_room():
+    there = {p.name.removesuffix(".py") for p in _PACKAGE.iterdir()}
+    there = {name for name in there if not name.startswith("__")}
+    assert there - {"py.typed"} == {*_ROOMS, *_BESIDE}
+
+
+@pytest.mark.parametrize("path", _FILES, ids=str)
+def test_imports_point_downwards(path):
+    room = path.parts[0].removesuffix(".py")
+    floor = _BESIDE[room] if room in _BESIDE else _ROOMS.index(room)
+    for name in imported(path):
+        if name == "l2o":  # whose version anybody may tell
+            continue
+        part = name.split(".")[1] if "." in name else ""
+        if name.startswith("problems"):
+            assert room == "commands", f"{path} imports {name}"
+        elif part in _ROOMS:
+            assert _ROOMS.index(part) <= floor, f"{path} imports {name}"
+        elif part in _BESIDE:
+            assert room in _BESIDE or room == "commands", f"{path} imports {name}"
+        else:  # from the package's face
+            assert room == "commands", f"{path} imports {name}"
+
+
+def test_the_package_alone_loads_neither_data_nor_what_trains():
+    """A dataset's, a plotting or a statistics library that Keras has loaded is not ours."""
+    program = """
+import sys, keras
+there = set(sys.modules)
+import l2o
+print(*sorted({name.split(".")[0] for name in set(sys.modules) - there}))
+print(*sorted(name for name in sys.modules if name.startswith("l2o.") and name.count(".") == 1))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=_PACKAGE.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    libraries, rooms = done.stdout.splitlines()
+    heavy = {"joblib", "matplotlib", "problems", "scipy", "sklearn", "statsmodels"}
+    assert not heavy & {*libraries.split()}
+    assert not {"l2o.tasks", "l2o.amalgamation", "l2o.evaluation"} & {*rooms.split()}
