@@ -11,7 +11,7 @@ from l2o.amalgamation import curriculum
 from l2o.amalgamation.plan import Phase, inner_steps_left
 from l2o.rules import RNNProp
 from l2o.runs.display import Display
-from l2o.runs.progress import Progress, duration
+from l2o.runs.progress import ProgressBar, duration
 
 
 class Terminal(io.StringIO):
@@ -31,7 +31,7 @@ def test_a_line_is_as_wide_as_columns_says(columns, shown, monkeypatch):
     """Also where the terminal does not know its size."""
     monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
-    Progress("work").show(1, 2, "3 min left")
+    ProgressBar("work").show(1, 2, "3 min left")
     assert terminal.getvalue() == f"\r{shown}"
 
 
@@ -47,7 +47,7 @@ def test_the_bar_says_how_long_a_run_takes(tmp_path, monkeypatch):
     )  # fmt: skip
     phase, shown = Phase("policy", RNNProp(units=1), "none", schedule), []
     watch = Display(tmp_path, partial(inner_steps_left, (phase,)), False)
-    monkeypatch.setattr(Progress, "show", lambda self, done, total, text: shown.append(text))
+    monkeypatch.setattr(ProgressBar, "show", lambda self, done, total, text: shown.append(text))
     run = SimpleNamespace(phase=0, progress=curriculum.Progress(incoming=0.0))
     facts = {"phase": phase, "run": run, "finite": True, "meta_loss": 0.0, "distance": 0.0}
     for done, seconds in ((10, 99.0), (20, 4.0)):  # the first is mostly tracing

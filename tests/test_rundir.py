@@ -14,8 +14,8 @@ from l2o.runs.directory import (
     CHECKPOINT,
     CONFIG,
     PREVIOUS,
+    CSVLog,
     RunDirectory,
-    Table,
     differences,
 )
 from l2o.runs.lock import DirectoryError, check_free, move_aside
@@ -71,9 +71,9 @@ def test_directory_is_one_process_alone(saved):
 
 def refused(path) -> None:
     before = files_of(path)
-    for claim in (lambda: RunDirectory(path, _CONFIG), lambda: move_aside(path, CONFIG)):
+    for lock in (lambda: RunDirectory(path, _CONFIG), lambda: move_aside(path, CONFIG)):
         with pytest.raises(DirectoryError, match="in use by another process"):
-            claim()
+            lock()
     assert files_of(path) == before
 
 
@@ -256,13 +256,13 @@ def test_looking_writes_nothing(tmp_path):
 
 def test_table_is_cut_back_to_its_checkpoint(tmp_path):
     path = tmp_path / "table.csv"
-    table = Table(path, ("name", "loss"), 0)
+    table = CSVLog(path, ("name", "loss"), 0)
     for k in range(4):
         table.append({"loss": k / 3, "name": f"row, {k}", "unasked": None})
     table.close()
     with open(path, "a") as file:
         file.write("row 4,0.")  # killed in the midst of a row
-    table = Table(path, ("name", "loss"), 2)
+    table = CSVLog(path, ("name", "loss"), 2)
     table.append({"name": "again", "loss": 7})
     table.sync()
     table.close()
@@ -277,7 +277,7 @@ def test_table_that_a_spreadsheet_saved_goes_on_in_its_own_form(separator, tmp_p
     lines = [["name", "loss"], ["a", "0.5"], ["b", "0.25"], ["c", "0.125"]]
     text = "".join(f"{separator.join(line)}\r\n\r\n" for line in lines)
     path.write_text(f"\ufeff{text}{separator}\r\n", encoding="utf-8", newline="")
-    with Table(path, ("name", "loss"), 2) as table:
+    with CSVLog(path, ("name", "loss"), 2) as table:
         table.append({"name": "again", "loss": 7})
     assert path.read_text(encoding="utf-8") == "name,loss\na,0.5\nb,0.25\nagain,7\n"
 
@@ -295,7 +295,7 @@ def test_another_table_is_refused_and_left_alone(text, received, tmp_path):
     path = tmp_path / "table.csv"
     path.write_text(text)
     with pytest.raises(DirectoryError, match=f"{path} needs .* Received: {received}$"):
-        Table(path, ("name", "loss"), 1)
+        CSVLog(path, ("name", "loss"), 1)
     assert path.read_text() == text
-    Table(path, ("name", "loss"), 0).close()  # nothing in it counts
+    CSVLog(path, ("name", "loss"), 0).close()  # nothing in it counts
     assert path.read_text() == "name,loss\n"

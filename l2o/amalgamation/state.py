@@ -16,7 +16,7 @@ _COUNTERS = ("phase", "unrolls", "sums", "updates", "periods", "seconds")
 
 
 @dataclass
-class Run:
+class RunState:
     """What changes while a run goes on, and is saved.
 
     Attributes:
@@ -45,7 +45,7 @@ class Run:
     seconds: float = 0.0
 
 
-def pack(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def pack(run: RunState) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays by name, and the rest as JSON can hold it."""
     parts = {name: tf.nest.flatten(getattr(run, name)) for name in (*_STATES, "previous")}
     arrays = {
@@ -57,7 +57,7 @@ def pack(run: Run) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, status | {"progress": asdict(run.progress)}
 
 
-def unpack(arrays: dict[str, np.ndarray], status: dict[str, Any], fresh: Run) -> Run:
+def unpack(arrays: dict[str, np.ndarray], status: dict[str, Any], fresh: RunState) -> RunState:
     """The run of a `pack`; `fresh` is one at the start of the same phase.
 
     Raises:

@@ -20,12 +20,12 @@ import tensorflow as tf
 from l2o.amalgamation.curriculum import Progress, Stage, enter, judge, standard_error
 from l2o.amalgamation.meta import MetaState, MetaTraining, initial_state
 from l2o.amalgamation.plan import Meta, Phase
-from l2o.amalgamation.state import Run, pack, unpack
+from l2o.amalgamation.state import RunState, pack, unpack
 from l2o.amalgamation.unroll import Amalgamation, Teacher
 from l2o.policies.checkpoint import Policy, save_policy
 from l2o.rules import UpdateRule, warmed_up
 from l2o.rules.warmup import SHORT
-from l2o.runs.directory import RunDirectory, Table
+from l2o.runs.directory import CSVLog, RunDirectory
 from l2o.runs.lock import DirectoryError
 from l2o.runs.signals import handling
 from l2o.tasks.batches import INITIAL, TRAINING, VALIDATION
@@ -105,13 +105,13 @@ class Trainer:
             run = self._run or self._fresh(0)
             path = self._directory.path
             with (
-                Table(path / "updates.csv", UPDATES, run.updates) as self._updates,
-                Table(path / "periods.csv", PERIODS, run.periods) as self._periods,
+                CSVLog(path / "updates.csv", UPDATES, run.updates) as self._updates,
+                CSVLog(path / "periods.csv", PERIODS, run.periods) as self._periods,
             ):
                 self._clock = self._saved = time.monotonic()
                 return self._finish(run)
 
-    def _finish(self, run: Run) -> Policy:
+    def _finish(self, run: RunState) -> Policy:
         """All phases that are left."""
         while True:
             phase = self._phases[run.phase]
@@ -135,10 +135,10 @@ class Trainer:
         self._stopping = True
         self._watch("stopping", {})
 
-    def _seconds(self, run: Run) -> float:
+    def _seconds(self, run: RunState) -> float:
         return run.seconds + time.monotonic() - self._clock
 
-    def _fresh(self, number: int) -> Run:
+    def _fresh(self, number: int) -> RunState:
         """A run at the start of a phase."""
         phase = self._phases[number]
         weights = phase.start
@@ -146,9 +146,9 @@ class Trainer:
             generator = np.random.default_rng([self._meta.seed, number, INITIAL])
             weights = phase.rule.initial_weights(int(generator.integers(2**20)))
         state = initial_state(weights)
-        return Run(number, Progress(), state, state, state, previous=[])
+        return RunState(number, Progress(), state, state, state, previous=[])
 
-    def _training(self, phase: Phase, run: Run) -> MetaTraining:
+    def _training(self, phase: Phase, run: RunState) -> MetaTraining:
         teachers, scheme = phase.teachers, phase.scheme
         if teachers is None:
             teachers = (Teacher(self._phases[run.phase - 1].rule, run.previous),)
@@ -178,7 +178,7 @@ class Trainer:
             held_out=self._meta.held_out,
         )
 
-    def _advance(self, phase: Phase, training: MetaTraining, run: Run) -> None:
+    def _advance(self, phase: Phase, training: MetaTraining, run: RunState) -> None:
         """One period with its validation, before which the stage's start has its own."""
         schedule, progress = phase.schedule, run.progress
         stage = schedule.stages[progress.stage]
@@ -225,7 +225,7 @@ class Trainer:
         self._save(run)
         self._watch("period", facts | {"stage_over": verdict.stage_over})
 
-    def _practise(self, training: MetaTraining, phase: Phase, stage: Stage, run: Run) -> None:
+    def _practise(self, training: MetaTraining, phase: Phase, stage: Stage, run: RunState) -> None:
         """The unrolls of a period that are not behind yet."""
         schedule, progress = phase.schedule, run.progress
         key = [self._meta.seed, run.phase, TRAINING]
@@ -268,13 +268,13 @@ class Trainer:
                 self._save(run)
         self._save(run)
 
-    def _leave_if_stopping(self, run: Run) -> None:
+    def _leave_if_stopping(self, run: RunState) -> None:
         if self._stopping:
             self._save(run)
             raise Stopped
 
     def _validate(
-        self, training: MetaTraining, phase: Phase, stage: Stage, run: Run, state: MetaState
+        self, training: MetaTraining, phase: Phase, stage: Stage, run: RunState, state: MetaState
     ) -> np.ndarray:
         """Meta losses [V] of a policy on the fixed trajectories."""
         total = phase.schedule.validation_trajectories * stage.validation_unroll
@@ -296,7 +296,7 @@ class Trainer:
             tick,
         )
 
-    def _save_policy(self, phase: Phase, run: Run, facts: dict[str, Any]) -> None:
+    def _save_policy(self, phase: Phase, run: RunState, facts: dict[str, Any]) -> None:
         card = self._card | {
             "phase": phase.name,
             "schedule": asdict(phase.schedule),
@@ -312,14 +312,14 @@ class Trainer:
         """A trained rule as it is to be used: after no more of a warm-up than in training."""
         return warmed_up(rule, min(SHORT, self._meta.warmup_steps), self._meta.warmup_rate)
 
-    def _save(self, run: Run) -> None:
+    def _save(self, run: RunState) -> None:
         self._updates.sync()
         self._periods.sync()
         now = time.monotonic()
         run.seconds, self._clock, self._saved = self._seconds(run), now, now
         self._directory.save(*pack(run))
 
-    def _restore(self) -> Run | None:
+    def _restore(self) -> RunState | None:
         saved = self._directory.load()
         if saved is None:
             return None

@@ -49,7 +49,7 @@ from l2o.reports.comparison import summary_table
 from l2o.rules import TUNED_RATES
 from l2o.runs.devices import take_cores
 from l2o.runs.lock import DirectoryError, check_free
-from l2o.runs.progress import Progress, duration
+from l2o.runs.progress import ProgressBar, duration
 from l2o.tasks.privacy import PrivacyError, check_network
 from l2o.tasks.task import Task
 from problems import PROBLEMS
@@ -236,7 +236,7 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
     for note in warmup_notes(tasks, contenders, plan):
         print(f"Note: {note}")
     if todo:
-        bar = Progress("evaluating")
+        bar = ProgressBar("evaluating")
         try:
             if options.jobs > 1:
                 _spread(options, todo, plan, directory, bar)
@@ -278,7 +278,7 @@ def _replaces(contender, directory: ResultsDirectory) -> bool:
     )
 
 
-def _in_turn(todo, plan, directory, bar: Progress, device: str) -> None:
+def _in_turn(todo, plan, directory, bar: ProgressBar, device: str) -> None:
     """Evaluates in this process, and says before how long that may take."""
     forecast = Forecast(todo, plan)
     print(f"Expected time: about {duration(forecast.total)} on {device} as it is now", flush=True)
@@ -291,7 +291,7 @@ def _in_turn(todo, plan, directory, bar: Progress, device: str) -> None:
     evaluate(todo, plan, directory, watch)
 
 
-def _spread(options: argparse.Namespace, todo, plan, directory, bar: Progress) -> None:
+def _spread(options: argparse.Namespace, todo, plan, directory, bar: ProgressBar) -> None:
     """Evaluates in several processes; what they find is kept by this one."""
     keep(todo, directory)
     keys = [(plan.key(task, contender, repeat),) for task, repeat, contender in todo]

@@ -23,8 +23,8 @@ from l2o.evaluation.tuning import (
 from l2o.rules import WarmUp
 from l2o.rules.pools import TEACHERS, TUNED_RATES, get_teacher
 from l2o.runs.files import write_atomically
-from l2o.runs.lock import Claim, check_free, move_aside
-from l2o.runs.progress import Progress, duration
+from l2o.runs.lock import LockedDirectory, check_free, move_aside
+from l2o.runs.progress import ProgressBar, duration
 
 TRIALS = "trials.csv"
 
@@ -175,13 +175,13 @@ def tune(
         )
     if fresh:
         move_aside(output, TRIALS)
-    with Claim(output, TRIALS) as claim:
+    with LockedDirectory(output, TRIALS) as folder:
         _tune(settings, data, output, jobs)
-        claim.tidy()
+        folder.tidy()
 
 
 def _tune(settings: Search, data, output: Path, jobs: int) -> None:
-    bar, start = Progress("tuning"), time.monotonic()
+    bar, start = ProgressBar("tuning"), time.monotonic()
     first = 0
 
     def progress(done: int, total: int, trial: Trial | None) -> None:

@@ -23,12 +23,12 @@ from l2o.evaluation.results import (
 )
 from l2o.evaluation.tables import TableError
 from l2o.runs.files import write_atomically
-from l2o.runs.lock import Claim
+from l2o.runs.lock import LockedDirectory
 
 SAMPLES = 10  # images of a dataset that are kept
 
 
-class ResultsDirectory(Claim):
+class ResultsDirectory(LockedDirectory):
     """A directory of results, for one process until it is closed.
 
     results.csv     one row an epoch

@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 
 from l2o.runs.files import csv_lines, sync_directory, temporary, write_atomically, writing
-from l2o.runs.lock import Claim, DirectoryError
+from l2o.runs.lock import DirectoryError, LockedDirectory
 
 CONFIG = "config.json"
 CHECKPOINT, PREVIOUS = "checkpoint.npz", "checkpoint.previous.npz"
 
 
-class RunDirectory(Claim):
+class RunDirectory(LockedDirectory):
     """A run's files, locked for one process.
 
     Args:
@@ -168,7 +168,7 @@ def differences(there: Any, asked: Any, place: str = "") -> Iterator[str]:
         yield f"{place}: {there!r} there, {asked!r} asked for"
 
 
-class Table:
+class CSVLog:
     """A CSV file of a run that grows row by row and can be cut back to where a checkpoint was.
 
     Args:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from l2o.runs.directory import CONFIG
 from l2o.runs.files import write_atomically
-from l2o.runs.progress import Progress, duration
+from l2o.runs.progress import ProgressBar, duration
 
 # A step of a validation in steps of training, until there has been one (benchmarks/unroll.py).
 VALIDATION_STEPS = 0.3
@@ -38,7 +38,7 @@ class Display:
 
     def __init__(self, directory: Path, steps_left: Callable[..., tuple], tensorboard: bool):
         self._directory, self._steps_left = directory, steps_left
-        self._bar = Progress("")
+        self._bar = ProgressBar("")
         self._seconds: dict[tuple[int, str], deque[float]] = {}
         self._writer = None
         if tensorboard:

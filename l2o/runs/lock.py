@@ -13,7 +13,7 @@ class DirectoryError(ValueError):
     """A directory that cannot be used; the message says why in one line."""
 
 
-class Claim:
+class LockedDirectory:
     """A directory that this process alone writes to, until it is closed.
 
     Whoever has seen that what it holds is whole should `tidy` it.
@@ -57,7 +57,7 @@ class Claim:
 
 
 def check_free(path: Path, mark: str, fresh: bool = False) -> None:
-    """Looks, and only looks, whether a directory may be claimed.
+    """Looks, and only looks, whether a directory may be locked.
 
     Args:
         path: The directory, which need not exist.
@@ -99,7 +99,7 @@ def move_aside(path: Path, mark: str) -> None:
     check_free(path, mark, fresh=True)
     if not (path / mark).exists():
         return
-    with Claim(path, mark):  # nobody's run is moved from under their feet
+    with LockedDirectory(path, mark):  # nobody's run is moved from under their feet
         place, number = path.parent.resolve() / path.name, 1
         while (aside := place.with_name(f"{place.name}.old{number}")).exists():
             number += 1

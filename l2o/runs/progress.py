@@ -20,7 +20,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-class Progress:
+class ProgressBar:
     """One line that is redrawn on a terminal; elsewhere a plain line now and then.
 
     Args:

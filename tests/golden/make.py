@@ -41,7 +41,7 @@ from made_golden import (
 from l2o import AmalgamatedOptimizer, Policy, pretrained
 from l2o.commands import evaluate, train
 from l2o.rules import decayed
-from l2o.runs.directory import Table
+from l2o.runs.directory import CSVLog
 
 
 def absent(folder: str, names: Iterable[str], ending: str) -> list[tuple[str, Path]]:
@@ -87,7 +87,7 @@ def runs() -> None:
 
 def command(main: Callable, line: str, stop_after: int = 0) -> None:
     """Runs a command, and stops it with a signal once its run has so many meta-updates."""
-    append, rows = Table.append, 0
+    append, rows = CSVLog.append, 0
 
     def counted(table, row) -> None:
         nonlocal rows
@@ -96,7 +96,7 @@ def command(main: Callable, line: str, stop_after: int = 0) -> None:
         if rows == stop_after:
             os.kill(os.getpid(), signal.SIGINT)
 
-    Table.append = counted
+    CSVLog.append = counted
     try:
         with chdir(GOLDEN / "policies"):
             main(line.split())
@@ -104,7 +104,7 @@ def command(main: Callable, line: str, stop_after: int = 0) -> None:
         if end.code != (130 if stop_after else 0):
             raise
     finally:
-        Table.append = append
+        CSVLog.append = append
 
 
 def results() -> None:
