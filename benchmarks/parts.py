@@ -48,7 +48,7 @@ def parts(case: Case) -> dict[str, Part]:
     """The parts of a distillation step."""
     import tensorflow as tf
 
-    from l2o.amalgamation.inner_step import compiled_update, look
+    from l2o.amalgamation.inner_step import compiled_update, value_and_gradient
     from l2o.amalgamation.losses import log_distance
     from l2o.amalgamation.recompute import gradients
     from l2o.amalgamation.unroll import begin
@@ -71,7 +71,7 @@ def parts(case: Case) -> dict[str, Part]:
     gradient = loss_and_gradient(optimizee, clean, carried, batch)[1]
 
     def see(parameters):
-        return look(optimizee, False, (scale, batch, ()), (parameters, carried))
+        return value_and_gradient(optimizee, False, (scale, batch, ()), (parameters, carried))
 
     def distance(parameters):
         return log_distance(parameters, (clean - gradient)[None] / scale)

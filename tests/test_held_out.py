@@ -9,7 +9,7 @@ from l2o.amalgamation.meta import MetaTraining, initial_state
 from l2o.amalgamation.unroll import (
     Amalgamation,
     begin,
-    practise,
+    run_student,
     truncation,
 )
 from l2o.rules import SGD, Layout, RNNProp
@@ -52,10 +52,10 @@ def losses_by_hand(start, steps, judged, rate) -> tuple[list[float], list[float]
 def test_losses_are_of_the_held_out_batches_and_steps_of_the_others(recompute, float64):
     job = Amalgamation(SGD(0.1), (), "none", Quadratic(), recompute=recompute)
     trajectory, steps, judged = begin(job, _KEY, scaled=False), draw(1, 0.0), draw(2, 3.0)
-    losses, _, after = practise(job, [], trajectory, steps, judged=judged)
+    losses, _, after = run_student(job, [], trajectory, steps, judged=judged)
     along, _ = losses_by_hand(trajectory.student.parameters, steps, judged, 0.1)
     np.testing.assert_allclose(losses, np.log(along), rtol=1e-9)
-    _, _, plain = practise(job, [], trajectory, steps)
+    _, _, plain = run_student(job, [], trajectory, steps)
     np.testing.assert_array_equal(after.student.parameters, plain.student.parameters)
 
 
@@ -124,7 +124,7 @@ def test_meta_updates_and_validations_judge_by_what_is_held_out(float64):
         for which in ((kept,), (tenth, 4))
     )
     trajectory = begin(job, here, scaled=False)
-    losses, _, _ = practise(job, weights, trajectory, steps, judged=judged)
+    losses, _, _ = run_student(job, weights, trajectory, steps, judged=judged)
     _, at_start = losses_by_hand(trajectory.student.parameters, steps, judged, 0)
     expected = np.mean(losses - np.log(at_start))
     begun = meta.begin(weights, key, 0, 0)

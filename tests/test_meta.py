@@ -14,9 +14,9 @@ from l2o.amalgamation.unroll import (
     Amalgamation,
     Teacher,
     begin,
-    follow,
-    rehearse,
+    run_teachers,
     truncation,
+    validate_truncation,
     warm_up,
 )
 from l2o.rules import SGD, Adam, Momentum, PowerSign, RNNProp
@@ -324,7 +324,7 @@ def test_diverging_teachers_wait_and_the_update_stays_finite(network, data):
     assert finite(numbers((state, reports))) and finite(gathered(meta, trajectories))
     assert not same(numbers(state.weights), made_weights(meta.job.rule))
     trajectory = begin(meta.job, [*_KEY, 0], scaled=True)
-    path, runners = follow(
+    path, runners = run_teachers(
         meta.job, trajectory.teachers, tensors(batches(data, _KEY, _BATCH, 0, 9))
     )
     assert finite(numbers((path, runners)))
@@ -344,7 +344,7 @@ def test_validation_is_the_mean_meta_loss_of_whole_unscaled_unrolls(network, dat
         trajectory = begin(meta.job, key, scaled=False)
         trajectory = warm_up(meta.job, weights, trajectory, cut(data, key, 0, _WARMUP))
         steps = cut(data, key, _WARMUP, 2 * _STEPS)
-        expected.append(float(rehearse(meta.job, weights, trajectory, steps)[1]))
+        expected.append(float(validate_truncation(meta.job, weights, trajectory, steps)[1]))
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
     assert len(ticks) == 4
 

@@ -12,7 +12,7 @@ from made_weights import made_weights
 import l2o
 import l2o.step
 from l2o import AmalgamatedOptimizer, Policy
-from l2o.amalgamation.unroll import Amalgamation, begin, practise
+from l2o.amalgamation.unroll import Amalgamation, begin, run_student
 from l2o.rules import (
     SGD,
     Adam,
@@ -159,7 +159,7 @@ def agree_for_200_steps(rule):
     weights, students = [tf.constant(w) for w in taught.weights], []
     after = begin(job, (0,), scaled=False)
     for batches in (early, late):
-        _, _, after = practise(job, weights, after, batches)
+        _, _, after = run_student(job, weights, after, batches)
         students.append(after.student)
     optimizer = AmalgamatedOptimizer(taught)
     path = walk(optimizer, vectors)

@@ -21,8 +21,8 @@ from l2o.amalgamation.unroll import (
     Amalgamation,
     Teacher,
     begin,
-    rehearse,
     truncation,
+    validate_truncation,
     warm_up,
 )
 from l2o.rules import Adam, Momentum, RNNProp
@@ -286,20 +286,20 @@ def test_trajectories_have_seeds_of_their_own(make):
 
 @pytest.mark.parametrize("attack_steps", [1, 3])
 def test_an_attack_costs_a_meta_gradient_a_step(attack_steps, make, slices, monkeypatch):
-    """Counted in the student's looks at the network, one a step of each meta-gradient."""
-    looks, look = [], unroll.look
+    """Counted in the student's gradients of the network, one a step of each meta-gradient."""
+    calls, original = [], unroll.value_and_gradient
 
     def counted(*args):
-        looks.append(1)
-        return look(*args)
+        calls.append(1)
+        return original(*args)
 
-    monkeypatch.setattr(unroll, "look", counted)
+    monkeypatch.setattr(unroll, "value_and_gradient", counted)
     for perturbation in (None, Perturbation("adversarial", 1e-3, attack_steps=attack_steps)):
-        looks.clear()
+        calls.clear()
         job = make(perturbation)
         trajectory = begin(job, _KEY, scaled=True)
         truncation(job, made_tensors(_RULE), trajectory, slices(0, 3), _ALPHA)
-        assert len(looks) == 3 * (1 if perturbation is None else attack_steps + 1)
+        assert len(calls) == 3 * (1 if perturbation is None else attack_steps + 1)
 
 
 def test_validation_is_not_perturbed(make, slices):
@@ -307,7 +307,7 @@ def test_validation_is_not_perturbed(make, slices):
     for perturbation in (None, *(Perturbation(kind, 0.1) for kind in KINDS)):
         job = make(perturbation)
         trajectory = begin(job, _KEY, scaled=True)
-        results.append(rehearse(job, made_tensors(_RULE), trajectory, slices(2, 4)))
+        results.append(validate_truncation(job, made_tensors(_RULE), trajectory, slices(2, 4)))
     assert all(same(result, results[0]) for result in results[1:])
 
 

@@ -11,9 +11,9 @@ from l2o.amalgamation.unroll import (
     Runner,
     Teacher,
     begin,
-    follow,
-    rehearse,
+    run_teachers,
     truncation,
+    validate_truncation,
     warm_up,
 )
 from l2o.rules import SGD, Adam, Choice, Momentum, Original, RMSProp, RNNProp, Scale
@@ -161,7 +161,7 @@ def test_meta_gradient_is_that_of_central_differences(rule, scheme, first_order,
     trajectory, steps = begin(job, [7, 0], scaled=True), slices(2, 5)
     trajectory = warm_up(job, weights, trajectory, slices(0, 2))
     gradient, _, _ = compiled(job, weights, trajectory, steps)
-    path, _ = follow(job, trajectory.teachers, steps)
+    path, _ = run_teachers(job, trajectory.teachers, steps)
     _, recorded = objective(job, weights, trajectory, steps, path)
     held = recorded if first_order else None
     generator, size = np.random.default_rng(2), 1e-5
@@ -236,7 +236,7 @@ def test_a_teacher_is_trained_as_it_would_be_alone(teacher, network, make, slice
         teacher, [], state, slices(3, 9), seen=lambda model: path.append(model.parameters)
     )
     trajectory = warm_up(job, weights, trajectory, slices(0, 3))
-    actual, _ = follow(job, trajectory.teachers, slices(3, 9))
+    actual, _ = run_teachers(job, trajectory.teachers, slices(3, 9))
     close(actual[:, 1], tf.constant(path))
     for start in (3, 6):
         steps = slices(start, start + 3)
@@ -342,7 +342,7 @@ def test_scaling_turns_a_rate_into_one_rate_a_coordinate(network, make, slices):
     for batch in each(slices, 0, 5):
         _, gradient = plain.loss_and_gradient(batch)
         plain.assign(plain.parameters - 1e-3 * scale**2 * gradient)
-    after, _ = rehearse(job, [], trajectory, slices(0, 5))
+    after, _ = validate_truncation(job, [], trajectory, slices(0, 5))
     close(after.student.parameters * scale, tf.constant(plain.parameters))
     assert not np.allclose(after.student.parameters, trajectory.student.parameters)
 
@@ -351,7 +351,7 @@ def test_rehearsing_is_a_truncation_without_teachers(make, slices):
     job, weights = make(teachers=(), scheme="none"), made_tensors(_STUDENT)
     trajectory = begin(job, [7, 0], scaled=False)
     _, after, report = truncation(job, weights, trajectory, slices(2, 5), 0.0)
-    again, meta_loss = rehearse(job, weights, trajectory, slices(2, 5))
+    again, meta_loss = validate_truncation(job, weights, trajectory, slices(2, 5))
     close(again, after)
     close(meta_loss, report.meta_loss)
     assert float(report.distance) == 0

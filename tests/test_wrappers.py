@@ -10,7 +10,7 @@ import tensorflow as tf
 from made_weights import made_weights
 
 from l2o import AmalgamatedOptimizer, Policy, PolicyError, load_policy, save_policy
-from l2o.amalgamation.unroll import Amalgamation, begin, practise
+from l2o.amalgamation.unroll import Amalgamation, begin, run_student
 from l2o.rules import (
     Adam,
     Averaged,
@@ -185,7 +185,7 @@ def test_in_the_unroll_a_wrapped_rule_sees_scaled_coordinates(kinds, float64):
     scale = trajectory.scale.numpy()
     assert np.any(scale != 1)
     inputs = np.random.default_rng(4).normal(size=(10, _LAYOUT.size))
-    _, _, after = practise(job, [], trajectory, Batch(tf.constant(inputs), tf.zeros(10)))
+    _, _, after = run_student(job, [], trajectory, Batch(tf.constant(inputs), tf.zeros(10)))
     start = {"all": trajectory.student.parameters.numpy()}
     plain = Plain(kinds, start)
     for x in inputs:
@@ -202,7 +202,7 @@ def test_the_meta_gradient_goes_through_the_parameters_that_a_rule_sees(float64)
     batch = Batch(tf.constant(np.random.default_rng(4).normal(size=(5, 8))), tf.zeros(5))
 
     def loss(weights):
-        return tf.reduce_sum(practise(job, weights, trajectory, batch)[0])
+        return tf.reduce_sum(run_student(job, weights, trajectory, batch)[0])
 
     with tf.GradientTape() as tape:
         tape.watch(weights)

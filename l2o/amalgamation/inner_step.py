@@ -19,7 +19,7 @@ from l2o.rules.layout import Layout
 from l2o.tasks.optimizee import Optimizee, Scaled, loss_and_gradient
 
 
-class Sight(NamedTuple):
+class ValueAndGradient(NamedTuple):
     """What a step sees of the network: the loss measured, the gradient [D], the new carried."""
 
     loss: Any
@@ -37,8 +37,10 @@ def compiled_update(rule: UpdateRule, layout: Layout) -> Callable:
     return compiled(update)
 
 
-def look(optimizee: Optimizee, first_order: bool, place: tuple, start: tuple, known=None) -> Sight:
-    """The `Sight` at some parameters.
+def value_and_gradient(
+    optimizee: Optimizee, first_order: bool, place: tuple, start: tuple, known=None
+) -> ValueAndGradient:
+    """The `ValueAndGradient` at some parameters.
 
     Args:
         optimizee: The network.
@@ -46,28 +48,28 @@ def look(optimizee: Optimizee, first_order: bool, place: tuple, start: tuple, kn
         place: The scale [D], the batch to train on, and the batch whose loss is measured if that is
             another, else an empty tuple. No gradient goes there.
         start: Parameters [D], in coordinates divided by the scale, and carried values.
-        known: The sight, if it was taken before.
+        known: The value, if it was taken before.
     """
-    see, (parameters, carried) = _recomputed_look(optimizee), start
+    evaluate, (parameters, carried) = _recomputed(optimizee), start
     if not first_order:
-        return see(place, parameters, carried, known=known)
+        return evaluate(place, parameters, carried, known=known)
     scale, _, judged = place
     resting = tf.stop_gradient(parameters)
-    sight = see(place, resting, carried, known=known)
-    slope = see((scale, judged, ()), resting, carried).gradient if judged else sight.gradient
-    sight, slope = tf.nest.map_structure(tf.stop_gradient, (sight, slope))
-    # The loss as a plane with its gradient, which is at hand: the network is not seen again.
-    return sight._replace(loss=sight.loss + tf.reduce_sum(slope * (parameters - resting)))
+    value = evaluate(place, resting, carried, known=known)
+    slope = evaluate((scale, judged, ()), resting, carried).gradient if judged else value.gradient
+    value, slope = tf.nest.map_structure(tf.stop_gradient, (value, slope))
+    # The loss as a plane with its gradient, which is at hand: the network is not run again.
+    return value._replace(loss=value.loss + tf.reduce_sum(slope * (parameters - resting)))
 
 
 @lru_cache(maxsize=32)
-def _recomputed_look(optimizee: Optimizee) -> Callable:
+def _recomputed(optimizee: Optimizee) -> Callable:
     def differentiate(place, parameters, carried):
         scale, batch, judged = tf.nest.map_structure(tf.stop_gradient, place)
         scaled = Scaled(optimizee, scale)
         loss, gradient, after = loss_and_gradient(scaled, parameters, carried, batch)
         if judged:
             loss, _ = scaled.loss(parameters, carried, judged, training=True)
-        return Sight(loss, gradient, after)
+        return ValueAndGradient(loss, gradient, after)
 
     return recomputed(differentiate)

@@ -19,8 +19,8 @@ from l2o.amalgamation.unroll import (
     all_finite,
     begin,
     choose,
-    rehearse,
     truncation,
+    validate_truncation,
     warm_up,
 )
 from l2o.rules.analytical import Adam
@@ -203,7 +203,9 @@ class MetaTraining:
             if warmup:
                 trajectory = self._warm_up_alone(weights, trajectory, self._early(here, warmup))
             for start in range(warmup, warmup + unroll, self.truncation):
-                trajectory, loss = self._rehearse(weights, trajectory, self._cut(here, start))
+                trajectory, loss = self._validate_truncation(
+                    weights, trajectory, self._cut(here, start)
+                )
                 total += float(loss)
                 tick(time.monotonic() - begun)
                 begun = time.monotonic()
@@ -293,9 +295,11 @@ class MetaTraining:
         return tf.function(partial(warm_up, self._validation), autograph=False)
 
     @cached_property
-    def _rehearse(self):
+    def _validate_truncation(self):
         return tf.function(
-            lambda weights, trajectory, cut: rehearse(self._validation, weights, trajectory, *cut),
+            lambda weights, trajectory, cut: validate_truncation(
+                self._validation, weights, trajectory, *cut
+            ),
             autograph=False,
         )
 

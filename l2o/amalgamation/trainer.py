@@ -182,7 +182,7 @@ class Trainer:
         """One period with its validation, before which the stage's start has its own."""
         schedule, progress = phase.schedule, run.progress
         stage = schedule.stages[progress.stage]
-        self._practise(training, phase, stage, run)
+        self._train_period(training, phase, stage, run)
         if progress.incoming is None:  # only now, as nobody wants to wait for a first update
             losses = self._validate(training, phase, stage, run, run.kept)
             progress = run.progress = enter(progress, float(losses.mean()))
@@ -225,7 +225,9 @@ class Trainer:
         self._save(run)
         self._watch("period", facts | {"stage_over": verdict.stage_over})
 
-    def _practise(self, training: MetaTraining, phase: Phase, stage: Stage, run: RunState) -> None:
+    def _train_period(
+        self, training: MetaTraining, phase: Phase, stage: Stage, run: RunState
+    ) -> None:
         """The unrolls of a period that are not behind yet."""
         schedule, progress = phase.schedule, run.progress
         key = [self._meta.seed, run.phase, TRAINING]

@@ -1,8 +1,8 @@
 """The unroll: a policy trains a network, and the meta-gradient goes back through all of it.
 
 A `Trajectory` holds everything one unroll carries from truncation to truncation. Three pure
-functions move it on: `warm_up` (plain SGD at the start), `follow` (the teachers' steps, outside
-the meta-gradient) and `practise` (the student's). `truncation` puts the last two together and takes
+functions move it on: `warm_up` (plain SGD at the start), `run_teachers` (the teachers' steps,
+outside the meta-gradient) and `run_student`. `truncation` puts the last two together and takes
 the meta-gradient (Huang et al. 2022, Algorithm 1).
 """
 
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.inner_step import Sight, compiled_update, look
+from l2o.amalgamation.inner_step import ValueAndGradient, compiled_update, value_and_gradient
 from l2o.amalgamation.losses import META_LOSSES, SCHEMES, log_distance
 from l2o.amalgamation.perturbation import Perturbation, attacked, noisy_gradient, noisy_weights
 from l2o.amalgamation.recompute import gradients, replaced
@@ -195,7 +195,9 @@ def warm_up(job: Amalgamation, weights: list, trajectory: Trajectory, batches: B
     return choose(all_finite(warm), warm, trajectory)
 
 
-def follow(job: Amalgamation, runners: list[Runner], batches: Batch) -> tuple[Any, list[Runner]]:
+def run_teachers(
+    job: Amalgamation, runners: list[Runner], batches: Batch
+) -> tuple[Any, list[Runner]]:
     """The teachers' steps over T batches.
 
     A step that is not finite, or so far that distances would not be, is not taken: the teacher
@@ -224,7 +226,7 @@ def follow(job: Amalgamation, runners: list[Runner], batches: Batch) -> tuple[An
     return loop[2].stack(), loop[1]
 
 
-def practise(
+def run_student(
     job: Amalgamation,
     weights: list,
     trajectory: Trajectory,
@@ -255,8 +257,8 @@ def practise(
 
     if not job.recompute:
         data = (batches, judged)
-        sights, distances, runner = _segment(job, scale, data, path, noise, weights, start)
-        return measured(sights.loss), distances, moved(runner)
+        values, distances, runner = _segment(job, scale, data, path, noise, weights, start)
+        return measured(values.loss), distances, moved(runner)
     length = max(n for n in range(1, job.recompute + 1) if steps % n == 0)
     count = steps // length
     cut = lambda x: tf.reshape(x, (count, length, *x.shape[1:]))  # noqa: E731
@@ -270,8 +272,8 @@ def practise(
         def backward(inputs, outputs, upstream):
             return gradients(partial(run, known=outputs[0]), inputs, upstream)
 
-        sights, distance, runner = replaced(run, backward)(weights, runner)
-        return k + 1, runner, losses.write(k, sights.loss), distances.write(k, distance)
+        values, distance, runner = replaced(run, backward)(weights, runner)
+        return k + 1, runner, losses.write(k, values.loss), distances.write(k, distance)
 
     arrays = [tf.TensorArray(scale.dtype, size=count) for _ in range(2)]
     loop = tf.while_loop(lambda k, *_: k < count, step, (0, start, *arrays), parallel_iterations=1)
@@ -281,39 +283,41 @@ def practise(
 
 
 def _segment(job: Amalgamation, scale, data, path, noise, weights, runner, known=None):
-    """Some steps of `practise`; a gradient goes to `weights` and `runner` alone.
+    """Some steps of `run_student`; a gradient goes to `weights` and `runner` alone.
 
     Args:
         data: Batches to train on, and those whose loss is measured if they are others.
-        known: The sights [S, ...] of these steps, where they were taken before, or None.
+        known: The values [S, ...] of these steps, where they were taken before, or None.
 
     Returns:
-        Sights [S, ...], distances [S, K], the runner.
+        Values and gradients [S, ...], distances [S, K], the runner.
     """
     (seed, first), steps = noise, int(data[0].labels.shape[0])
     update = compiled_update(job.rule, job.optimizee.layout)
 
     def step(i, runner, arrays):
-        sight = known and tf.nest.map_structure(tf.stop_gradient, entry(known, i))
+        value = known and tf.nest.map_structure(tf.stop_gradient, entry(known, i))
         here = entry(data, i)
-        sight = look(job.optimizee, job.first_order, (scale, *here), runner[:2], sight)
+        value = value_and_gradient(
+            job.optimizee, job.first_order, (scale, *here), runner[:2], value
+        )
         acting = noisy_weights(job.perturbation, weights, seed, first + i)
-        seen = noisy_gradient(job.perturbation, sight.gradient, seed, first + i)
+        seen = noisy_gradient(job.perturbation, value.gradient, seed, first + i)
         move, state = update(acting, seen, runner.parameters, runner.state)
-        runner = Runner(runner.parameters - move, sight.carried, state)
+        runner = Runner(runner.parameters - move, value.carried, state)
         # Stopped here, as a loop's gradient goes to the loop's constants too.
         goal = tf.stop_gradient(entry(path, i) / scale)
         distance = log_distance(runner.parameters, goal)
-        record = (sight._replace(gradient=tf.stop_gradient(sight.gradient)), distance)
+        record = (value._replace(gradient=tf.stop_gradient(value.gradient)), distance)
         arrays = tf.nest.map_structure(lambda array, x: array.write(i, x), arrays, record)
         return i + 1, runner, arrays
 
-    template = (Sight(scale[0], scale, runner.carried), scale)
+    template = (ValueAndGradient(scale[0], scale, runner.carried), scale)
     arrays = tf.nest.map_structure(lambda x: tf.TensorArray(x.dtype, size=steps), template)
     loop = tf.while_loop(lambda i, *_: i < steps, step, (0, runner, arrays), parallel_iterations=1)
     _, runner, arrays = loop
-    sights, distances = tf.nest.map_structure(lambda array: array.stack(), arrays)
-    return sights, distances, runner
+    values, distances = tf.nest.map_structure(lambda array: array.stack(), arrays)
+    return values, distances, runner
 
 
 def start_losses(job: Amalgamation, trajectory: Trajectory, batches: Batch):
@@ -347,12 +351,12 @@ def truncation(
     """
     scheme, path, teachers = SCHEMES[job.scheme], None, trajectory.teachers
     if scheme is not None:
-        path, teachers = follow(job, trajectory.teachers, batches)
+        path, teachers = run_teachers(job, trajectory.teachers, batches)
 
     def learn(weights):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
-            losses, distances, after = practise(job, weights, trajectory, batches, path, judged)
+            losses, distances, after = run_student(job, weights, trajectory, batches, path, judged)
             distance = tf.zeros((), losses.dtype) if scheme is None else scheme(distances)
             loss = tf.reduce_mean(losses) + alpha * distance
         gradient = tape.gradient(loss, weights, unconnected_gradients="zero")
@@ -367,14 +371,16 @@ def truncation(
     return gradient, choose(finite, after, trajectory), report
 
 
-def rehearse(job: Amalgamation, weights: list, trajectory: Trajectory, batches: Batch, judged=()):
+def validate_truncation(
+    job: Amalgamation, weights: list, trajectory: Trajectory, batches: Batch, judged=()
+):
     """`truncation` without teachers, perturbation and meta-gradient: what validation runs.
 
     Returns:
         The trajectory after it and the mean meta loss, which may be infinite or NaN.
     """
     job = replace(job, perturbation=None)
-    losses, _, after = practise(job, weights, trajectory, batches, judged=judged)
+    losses, _, after = run_student(job, weights, trajectory, batches, judged=judged)
     meta_loss = tf.reduce_mean(losses - start_losses(job, trajectory, judged or batches))
     return after, meta_loss
 

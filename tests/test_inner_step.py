@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from l2o.amalgamation.inner_step import Sight, compiled_update, look
+from l2o.amalgamation.inner_step import ValueAndGradient, compiled_update, value_and_gradient
 from l2o.rules import Choice, RMSProp, RNNProp
 from l2o.rules.layout import Layout
 from l2o.tasks.optimizee import Batch, KerasOptimizee, Scaled, loss_and_gradient
@@ -38,7 +38,7 @@ def test_a_look_at_the_network(first_order, held_out, network, data, float64):
         for part in (slice(8), slice(8, 16))
     )
     judged = second if held_out else ()
-    upstream = Sight(
+    upstream = ValueAndGradient(
         tf.constant(0.7, tf.float64),
         tf.constant(generator.normal(size=parameters.shape)),
         [tf.zeros_like(x) for x in carried],
@@ -49,16 +49,20 @@ def test_a_look_at_the_network(first_order, held_out, network, data, float64):
         loss, gradient, after = loss_and_gradient(scaled, parameters, carried, first)
         if held_out:
             loss, _ = scaled.loss(parameters, carried, second, training=True)
-        return Sight(loss, tf.stop_gradient(gradient) if first_order else gradient, after)
+        return ValueAndGradient(
+            loss, tf.stop_gradient(gradient) if first_order else gradient, after
+        )
 
     def seen(parameters, known=None):
-        return look(optimizee, first_order, (scale, first, judged), (parameters, carried), known)
+        return value_and_gradient(
+            optimizee, first_order, (scale, first, judged), (parameters, carried), known
+        )
 
-    sight, gradient = gradient_of(plain, parameters, upstream)
-    for known in (None, sight):
+    value, gradient = gradient_of(plain, parameters, upstream)
+    for known in (None, value):
         close(
             gradient_of(lambda x, known=known: seen(x, known), parameters, upstream),
-            (sight, gradient),
+            (value, gradient),
         )
 
 
