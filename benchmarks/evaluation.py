@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.measuring import CLASSES, SHAPE, count, parser, report, seconds, traced_gradient
-from l2o.evaluation.baselines import get_contenders
+from l2o.evaluation.baselines import get_candidates
 from l2o.evaluation.fit import Fit
 from l2o.rules import Choice, RNNProp, UpdateRule, core, get_pool
 from l2o.tasks.gradient import plain_gradient
@@ -66,7 +66,7 @@ def cases(steps: int) -> dict[str, Callable[[], float]]:
         fit = partial(model.fit, inputs, labels, BATCH, epochs=1, verbose=0)
         return lambda: seconds(fit) / steps
 
-    adam, keras_adam = (core(get_contenders(name)[0].rule) for name in ("adam", "keras:Adam"))
+    adam, keras_adam = (core(get_candidates(name)[0].rule) for name in ("adam", "keras:Adam"))
     return {
         "plain gradient": gradients(),
         "model.fit, Adam": keras_fit("auto"),

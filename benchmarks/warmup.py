@@ -38,7 +38,7 @@ from keras import ops
 
 import l2o
 from benchmarks.measuring import count, parser, report
-from l2o.evaluation.baselines import get_contenders
+from l2o.evaluation.baselines import get_candidates
 from l2o.evaluation.fit import Fit
 from l2o.evaluation.tables import read_table, write_table
 from l2o.rules import Scheduled, UpdateRule, WarmUp, constant, core, rewrapped, warmed_up
@@ -321,7 +321,7 @@ def main() -> None:
     warmups = list(dict.fromkeys([*first, *options.warmups]))
     try:
         policy = l2o.AmalgamatedOptimizer.load(options.policy).policy
-        adam = core(get_contenders("keras:Adam")[0].rule)
+        adam = core(get_candidates("keras:Adam")[0].rule)
         rules = {w: adam if w == ADAM else with_warmup(policy.rule, w) for w in warmups}
         rows = read_table(options.output, Row) if options.output.exists() else []
         fit_missing(options, policy, rules, rows)

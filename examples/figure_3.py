@@ -20,7 +20,7 @@ from l2o import PolicyError
 from l2o.commands.problem import load_problem, problem_name
 from l2o.commands.report import counted
 from l2o.commands.terminal import Parser, UserError, count, run_command
-from l2o.evaluation.baselines import ContenderError, get_contenders
+from l2o.evaluation.baselines import CandidateError, get_candidates
 from l2o.evaluation.protocol import Plan, evaluate, missing, present, warmup_notes
 from l2o.evaluation.store import ResultsDirectory
 from l2o.evaluation.tables import TableError
@@ -33,10 +33,10 @@ from l2o.tasks.privacy import PrivacyError
 from l2o.tasks.task import Task
 
 
-def announce(task, contender, repeat: int, steps: int) -> None:
+def announce(task, candidate, repeat: int, steps: int) -> None:
     """Says which fit begins."""
     if not steps:
-        print(f"{task.problem.name} with {contender.name}, repeat {repeat}", flush=True)
+        print(f"{task.problem.name} with {candidate.name}, repeat {repeat}", flush=True)
 
 
 def main() -> int:
@@ -51,17 +51,17 @@ def main() -> int:
     tf.get_logger().setLevel("ERROR")  # each optimizer is traced anew, which it warns of
     plan = Plan(arguments.repeats, arguments.epochs)
     try:
-        named = [c for name in (arguments.policy, "oracle") for c in get_contenders(name)]
-        contenders = list({(c.name, c.replicate): c for c in named}.values())
+        named = [c for name in (arguments.policy, "oracle") for c in get_candidates(name)]
+        candidates = list({(c.name, c.replicate): c for c in named}.values())
         task = Task(*load_problem(arguments.problem, None, None))
-        for note in warmup_notes([task], contenders, plan):
+        for note in warmup_notes([task], candidates, plan):
             print(f"Note: {note}")
         with ResultsDirectory(Path("results/figure-3")) as directory:
-            todo = missing([task], contenders, plan, directory)
+            todo = missing([task], candidates, plan, directory)
             evaluate(todo, plan, directory, announce)
-    except (ContenderError, PolicyError, DirectoryError, TableError, PrivacyError) as error:
+    except (CandidateError, PolicyError, DirectoryError, TableError, PrivacyError) as error:
         raise UserError(str(error)) from error
-    cases = summarize(counted(present([task], contenders, plan, directory)))
+    cases = summarize(counted(present([task], candidates, plan, directory)))
     # Of the larger problems it is the paper's Figure 8.
     figure, draw = next((d, d.draw) for d in drawings(cases)
                         if d.draw and d.file in ("figure-3", "figure-8"))  # fmt: skip

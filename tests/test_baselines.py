@@ -6,7 +6,7 @@ import pytest
 from made_weights import make_policy
 
 from l2o import AmalgamatedOptimizer, PolicyError, save_policy
-from l2o.evaluation.baselines import ContenderError, get_contenders
+from l2o.evaluation.baselines import CandidateError, get_candidates
 from l2o.policies.checkpoint import fingerprint
 from l2o.policies.shipped import pretrained_path
 from l2o.rules import (
@@ -35,46 +35,46 @@ def make_run(path: Path, seed: int = 0) -> Path:
 
 
 def test_oracle_is_the_six_tuned_teachers():
-    contenders = get_contenders("oracle")
-    assert [c.name for c in contenders] == list(TEACHERS)
-    for c in contenders:
+    candidates = get_candidates("oracle")
+    assert [c.name for c in candidates] == list(TEACHERS)
+    for c in candidates:
         assert core(c.rule).learning_rate == TUNED_RATES[c.name]
 
 
 def test_a_rate_is_in_the_name_where_it_is_not_the_tuned_one():
-    (tuned,), (same,), (other,) = map(get_contenders, ("adam", "adam@0.002", "adam@1e-2"))
+    (tuned,), (same,), (other,) = map(get_candidates, ("adam", "adam@0.002", "adam@1e-2"))
     assert (tuned.name, same.name, other.name) == ("adam", "adam", "adam@0.01")
     assert tuned.origin == same.origin != other.origin
     assert other.rule == WarmUp(Adam(0.01), 100, 0.01)
 
 
 def test_keras_optimizers_by_name_and_rate():
-    (default,), (rated,) = map(get_contenders, ("keras:adamw", "keras:SGD@0.5"))
+    (default,), (rated,) = map(get_candidates, ("keras:adamw", "keras:SGD@0.5"))
     assert (default.name, rated.name) == ("keras:AdamW", "keras:SGD@0.5")
-    assert default.origin != get_contenders("keras:AdamW@0.5")[0].origin
-    assert default.origin == get_contenders("keras:AdamW")[0].origin  # however many were made
+    assert default.origin != get_candidates("keras:AdamW@0.5")[0].origin
+    assert default.origin == get_candidates("keras:AdamW")[0].origin  # however many were made
 
 
 def test_a_policy_by_its_directory_its_run_and_a_name_of_ones_own(tmp_path):
     run = make_run(tmp_path / "runs" / "mine")
     words = (run, run / "policy", f"other={run}")
-    contenders = [get_contenders(str(word))[0] for word in words]
-    assert [c.name for c in contenders] == ["mine", "mine", "other"]
-    assert len({c.origin for c in contenders}) == 1
+    candidates = [get_candidates(str(word))[0] for word in words]
+    assert [c.name for c in candidates] == ["mine", "mine", "other"]
+    assert len({c.origin for c in candidates}) == 1
     odd = make_policy(tmp_path / "lr=0.1")
-    assert get_contenders(f"other={odd}")[0].name == "other"
+    assert get_candidates(f"other={odd}")[0].name == "other"
     make_policy(run / "policy", seed=1)
-    assert get_contenders(str(run))[0].origin != contenders[0].origin
+    assert get_candidates(str(run))[0].origin != candidates[0].origin
 
 
 def test_a_run_in_its_first_phase_says_what_there_is(tmp_path):
     make_policy(tmp_path / "mine" / "choice")
     with pytest.raises(PolicyError, match=r"no policy yet; so far there is .*mine/choice$"):
-        get_contenders(str(tmp_path / "mine"))
+        get_candidates(str(tmp_path / "mine"))
 
     for named in ("", "other="):
         with pytest.raises(PolicyError, match=r"no policy yet; so far there is .*mine/choice$"):
-            get_contenders(f"{named}{tmp_path / 'mine' / 'policy'}")
+            get_candidates(f"{named}{tmp_path / 'mine' / 'policy'}")
     with pytest.raises(PolicyError, match=r"no policy yet; so far there is .*mine/choice$"):
         AmalgamatedOptimizer.load(tmp_path / "mine" / "policy")
 
@@ -82,18 +82,18 @@ def test_a_run_in_its_first_phase_says_what_there_is(tmp_path):
 def test_a_directory_of_a_policy_and_of_replicates_is_neither(tmp_path):
     run = make_run(tmp_path / "mine")
     make_run(run / "1", seed=1)
-    with pytest.raises(ContenderError, match=r"both a policy and .*: name .*mine/policy, or .*/1$"):
-        get_contenders(str(run))
-    assert get_contenders(str(run / "policy"))[0].origin != get_contenders(str(run / "1"))[0].origin
+    with pytest.raises(CandidateError, match=r"both a policy and .*: name .*mine/policy, or .*/1$"):
+        get_candidates(str(run))
+    assert get_candidates(str(run / "policy"))[0].origin != get_candidates(str(run / "1"))[0].origin
 
 
 def test_a_policy_does_not_pass_for_a_teacher(tmp_path):
-    with pytest.raises(ContenderError, match="cannot be called adam"):
-        get_contenders(str(make_policy(tmp_path / "adam")))
-    assert get_contenders(f"x={tmp_path / 'adam'}")[0].name == "x"
+    with pytest.raises(CandidateError, match="cannot be called adam"):
+        get_candidates(str(make_policy(tmp_path / "adam")))
+    assert get_candidates(f"x={tmp_path / 'adam'}")[0].name == "x"
     save_policy(tmp_path / "adam", Decayed(SGD(0.1), 0.1), [], {})
-    with pytest.raises(ContenderError, match="cannot be called adam"):
-        get_contenders(str(tmp_path / "adam"))
+    with pytest.raises(CandidateError, match="cannot be called adam"):
+        get_candidates(str(tmp_path / "adam"))
 
 
 def test_whatever_is_around_a_rule_makes_it_another(tmp_path):
@@ -106,7 +106,7 @@ def test_whatever_is_around_a_rule_makes_it_another(tmp_path):
     origins = []
     for k, rule in enumerate(rules):
         save_policy(tmp_path / f"p{k}", rule, [], {})
-        (found,) = get_contenders(str(tmp_path / f"p{k}"))
+        (found,) = get_candidates(str(tmp_path / f"p{k}"))
         assert found.rule == rule == found.using().rule
         assert found.using(0, 0, 0).rule == decayed(
             averaged(rewrapped(rule, MovingAverage, None), 0), 0
@@ -119,19 +119,19 @@ def test_whatever_is_around_a_rule_makes_it_another(tmp_path):
 def test_numbered_runs_are_replicates(tmp_path):
     for k in (1, 2, 10):
         make_run(tmp_path / "mine" / str(k), seed=k)
-    contenders = get_contenders(str(tmp_path / "mine"))
-    assert [(c.name, c.replicate) for c in contenders] == [("mine", k) for k in (1, 2, 10)]
-    assert len({c.origin for c in contenders}) == 3
+    candidates = get_candidates(str(tmp_path / "mine"))
+    assert [(c.name, c.replicate) for c in candidates] == [("mine", k) for k in (1, 2, 10)]
+    assert len({c.origin for c in candidates}) == 3
     for path in ("mine/2", "mine/2/policy"):
-        (one,) = get_contenders(str(tmp_path / path))
-        assert (one.name, one.replicate, one.origin) == ("mine", 2, contenders[1].origin)
-    (named,) = get_contenders(f"other={tmp_path / 'mine' / '2'}")
+        (one,) = get_candidates(str(tmp_path / path))
+        assert (one.name, one.replicate, one.origin) == ("mine", 2, candidates[1].origin)
+    (named,) = get_candidates(f"other={tmp_path / 'mine' / '2'}")
     assert (named.name, named.replicate) == ("other", 1)
 
 
 def test_a_shipped_replicate_is_the_same_by_its_directory():
     (named,), (found,) = map(
-        get_contenders, ("choice-large/3", str(pretrained_path("choice-large/3")))
+        get_candidates, ("choice-large/3", str(pretrained_path("choice-large/3")))
     )
     assert (found.name, found.replicate) == (named.name, named.replicate)
     assert found.origin == named.origin
@@ -139,20 +139,20 @@ def test_a_shipped_replicate_is_the_same_by_its_directory():
 
 @pytest.mark.parametrize("text", ["adan", "keras:Adan", "adam@", "adam@-1", "keras:Adam@x", "no/x"])
 def test_a_wrong_name_is_told_in_one_line(text):
-    with pytest.raises(ContenderError) as error:
-        get_contenders(text)
+    with pytest.raises(CandidateError) as error:
+        get_candidates(text)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["a=adam", "a=oracle", "a=keras:Adam", "a=Keras:SGD@0.1"])
 def test_policies_alone_can_be_named(text):
-    with pytest.raises(ContenderError, match=f"Only a policy can be given a name.*'{text}'"):
-        get_contenders(text)
+    with pytest.raises(CandidateError, match=f"Only a policy can be given a name.*'{text}'"):
+        get_candidates(text)
 
 
 def test_the_nearest_name_is_suggested():
     for text, meant in (("adan", "adam"), ("orcale", "oracle"), ("choice_large", "choice-large")):
-        with pytest.raises(ContenderError, match=rf"no optimizer\. Did you mean {meant}\?"):
-            get_contenders(text)
-    with pytest.raises(ContenderError, match="'no/x' is no optimizer. Allowed"):
-        get_contenders("no/x")
+        with pytest.raises(CandidateError, match=rf"no optimizer\. Did you mean {meant}\?"):
+            get_candidates(text)
+    with pytest.raises(CandidateError, match="'no/x' is no optimizer. Allowed"):
+        get_candidates("no/x")

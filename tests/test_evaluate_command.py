@@ -19,7 +19,7 @@ from l2o.commands.evaluate import _run_one, main
 from l2o.commands.forecast import Forecast
 from l2o.commands.terminal import UserError
 from l2o.evaluation import protocol as running
-from l2o.evaluation.baselines import get_contenders
+from l2o.evaluation.baselines import get_candidates
 from l2o.evaluation.protocol import Plan, evaluate, missing
 from l2o.evaluation.results import by_evaluation, read_results, write_results
 from l2o.evaluation.store import ResultsDirectory, steps_file
@@ -150,15 +150,15 @@ def test_with_jobs_no_time_is_measured_before(here, capsys, monkeypatch):
 def test_a_process_of_jobs_runs_the_evaluation_that_is_meant(tmp_path):
     """One policy under two names, and with a decay or without, are different evaluations."""
     path = make_policy(tmp_path / "mine")
-    contenders = [get_contenders(f"{name}={path}")[0] for name in "ab"]
-    contenders.append(contenders[1].using(weight_decay=0.1))
+    candidates = [get_candidates(f"{name}={path}")[0] for name in "ab"]
+    candidates.append(candidates[1].using(weight_decay=0.1))
     task, plan = Task(get_problem("mnist_mlp"), tiny("mnist")), Plan(3, 1)
-    bench = SimpleNamespace(plan=plan, run=lambda task, repeat, contender: (contender, repeat))
-    for contender in contenders:
-        key = plan.key(task, contender, 3)
-        assert _run_one((bench, [task], contenders), key) == (contender, 3)
+    bench = SimpleNamespace(plan=plan, run=lambda task, repeat, candidate: (candidate, repeat))
+    for candidate in candidates:
+        key = plan.key(task, candidate, 3)
+        assert _run_one((bench, [task], candidates), key) == (candidate, 3)
     with pytest.raises(UserError, match="mnist_mlp or a has changed since"):
-        _run_one((bench, [task], contenders[:1]), key._replace(optimizer="a", data="other data"))
+        _run_one((bench, [task], candidates[:1]), key._replace(optimizer="a", data="other data"))
 
 
 def test_another_programs_files_stay_where_a_table_is_not_ours(here, capsys):
@@ -271,7 +271,7 @@ def test_a_policy_is_evaluated_with_its_own_averaging(here, capsys):
     rule, words = RNNProp(units=2), ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer")
     for name, bare in (("bare", rule), ("mine", Averaged(rule, 0.5))):
         save_policy(here / name, bare, made_weights(rule), {})
-    (mine,) = get_contenders("mine")
+    (mine,) = get_candidates("mine")
     for share, taken in ((0.5, Averaged(rule, 0.5)), (0.0, rule), (0.8, Averaged(rule, 0.8))):
         assert mine.using(averaging=share).rule == taken
     assert mine.averaging == 0.5
@@ -527,12 +527,12 @@ def test_a_policy_trained_anew_is_another_and_both_are_told_apart(here, capsys, 
 def test_a_policy_replaced_while_it_is_evaluated_is_refused_by_a_process_of_jobs(here):
     task, plan, path = Task(get_problem("mnist_mlp"), tiny("mnist")), Plan(1, 1), here / "mine"
     make_policy(path, 0)
-    key = plan.key(task, get_contenders("mine")[0], 1)
+    key = plan.key(task, get_candidates("mine")[0], 1)
     bench = SimpleNamespace(plan=plan, run=lambda *_: "run")
-    assert _run_one((bench, [task], get_contenders("mine")), key) == "run"
+    assert _run_one((bench, [task], get_candidates("mine")), key) == "run"
     make_policy(path, 1)
     with pytest.raises(UserError, match="mnist_mlp or mine has changed since the evaluation began"):
-        _run_one((bench, [task], get_contenders("mine")), key)
+        _run_one((bench, [task], get_candidates("mine")), key)
 
 
 def test_a_second_process_is_kept_out(tmp_path):
@@ -552,12 +552,12 @@ def runs(name: str, *words: str, tmp_path: Path) -> None:
     dataset = tiny(problem.dataset)
     train = Split(dataset.train.images[:8], dataset.train.labels[:8])
     tasks, plan = [Task(problem, replace(dataset, train=train))], Plan(1, 1)
-    contenders = [c for word in words for c in get_contenders(word)]
+    candidates = [c for word in words for c in get_candidates(word)]
     directory = ResultsDirectory(tmp_path / "results")
-    evaluate(missing(tasks, contenders, plan, directory), plan, directory, lambda *_: None)
+    evaluate(missing(tasks, candidates, plan, directory), plan, directory, lambda *_: None)
     directory.close()
     rows = read_results(tmp_path / "results")
-    assert len(rows) == 2 * len(contenders)
+    assert len(rows) == 2 * len(candidates)
     assert all(np.isfinite([r.train_loss, r.validation_loss, r.test_loss]).all() for r in rows)
     assert all(np.isfinite(r.epsilon) == problem.private for r in rows)
 
@@ -585,8 +585,8 @@ def test_a_keras_optimizer_runs_privately(tmp_path):
 
 def test_forecast_ends_where_the_evaluations_do():
     tasks = [Task(get_problem("mnist_mlp"), tiny("mnist"))]
-    plan, contenders = Plan(2, 3), get_contenders("adam") + get_contenders("sgd")
-    todo = [(tasks[0], repeat, c) for repeat in (1, 2) for c in contenders]
+    plan, candidates = Plan(2, 3), get_candidates("adam") + get_candidates("sgd")
+    todo = [(tasks[0], repeat, c) for repeat in (1, 2) for c in candidates]
     forecast = Forecast(todo, plan)
     seen = [
         forecast.at(*each, steps) for each in [(t, c, r) for t, r, c in todo] for steps in (0, 6)

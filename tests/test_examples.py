@@ -63,11 +63,11 @@ def test_what_is_wrong_is_one_line(line, here, monkeypatch, capsys):
 _FIGURE = "figure_3.py choice-large --problem digits_cnn --epochs 2"
 
 
-def made(todo, plan, directory, watch):
+def made(todo, plan, directory, callback):
     """In place of the fits."""
-    assert len({contender.name for _, _, contender in todo}) == len(todo)
-    for task, repeat, contender in todo:
-        key = plan.key(task, contender, repeat)
+    assert len({candidate.name for _, _, candidate in todo}) == len(todo)
+    for task, repeat, candidate in todo:
+        key = plan.key(task, candidate, repeat)
         for row in made_evaluation("x", [2.0, 1.0, 0.5]):
             directory.results.append(replace(row, **key._asdict()))
 

@@ -51,7 +51,7 @@ def fitted(network, data):
 def test_course_is_that_of_a_plain_keras_loop(network, data, fitted):
     warmup, epochs, seed = 3, 2, 7
     rule = WarmUp(KerasRule(lambda: keras.optimizers.Adam(0.01)), warmup, 0.05)
-    course = fitted(rule).run(seed, epochs)
+    history = fitted(rule).run(seed, epochs)
 
     with keras_seed(seed):
         model = network()
@@ -85,18 +85,18 @@ def test_course_is_that_of_a_plain_keras_loop(network, data, fitted):
         if (step + 1) % STEPS == 0:
             score()
 
-    np.testing.assert_allclose(course.losses, losses, rtol=2e-4)
-    np.testing.assert_allclose(course.accuracies, accuracies)
+    np.testing.assert_allclose(history.losses, losses, rtol=2e-4)
+    np.testing.assert_allclose(history.accuracies, accuracies)
     measured = [
         [e.validation_loss, e.validation_accuracy, e.test_loss, e.test_accuracy]
-        for e in course.epochs
+        for e in history.epochs
     ]
     np.testing.assert_allclose(measured, scores, rtol=1e-3)
-    assert [e.steps for e in course.epochs] == [0, STEPS, 2 * STEPS]
-    assert course.epochs[0].train_loss == course.losses[0]
-    for epoch, part in zip(course.epochs[1:], np.split(course.losses, 2), strict=True):
+    assert [e.steps for e in history.epochs] == [0, STEPS, 2 * STEPS]
+    assert history.epochs[0].train_loss == history.losses[0]
+    for epoch, part in zip(history.epochs[1:], np.split(history.losses, 2), strict=True):
         assert epoch.train_loss == pytest.approx(part.mean())
-    assert 0 == course.epochs[0].seconds < course.epochs[1].seconds < course.epochs[2].seconds
+    assert 0 == history.epochs[0].seconds < history.epochs[1].seconds < history.epochs[2].seconds
 
 
 def test_what_is_scored_may_be_the_moving_average_that_keras_makes(network, data, fitted):
@@ -146,7 +146,7 @@ def same_200_steps(fitted, rule):
     assert len(ours.losses) == 200 == len(theirs.losses)
     np.testing.assert_allclose(ours.losses, theirs.losses, rtol=1e-6)
     if not layer(rule, MovingAverage):  # Keras' optimizers are scored where they stand
-        scores = ([e.validation_loss for e in course.epochs] for course in (ours, theirs))
+        scores = ([e.validation_loss for e in history.epochs] for history in (ours, theirs))
         np.testing.assert_allclose(*scores, rtol=1e-6)
 
 
@@ -235,28 +235,28 @@ def test_weights_that_no_output_needs_have_a_gradient_of_zero(data):
 
 
 def test_divergence_ends_the_fit_and_is_dated(fitted):
-    course = fitted(WarmUp(SGD(1e30), 5, 0.05)).run(0, 4)
-    assert [e.diverged_at for e in course.epochs] == [None, None, 6]
-    assert np.isfinite(course.losses[:6]).all() and not np.isfinite(course.losses[6])
-    assert len(course.losses) == 7 == course.epochs[-1].steps
-    last = course.epochs[-1]
+    history = fitted(WarmUp(SGD(1e30), 5, 0.05)).run(0, 4)
+    assert [e.diverged_at for e in history.epochs] == [None, None, 6]
+    assert np.isfinite(history.losses[:6]).all() and not np.isfinite(history.losses[6])
+    assert len(history.losses) == 7 == history.epochs[-1].steps
+    last = history.epochs[-1]
     assert last.train_loss == last.validation_loss == last.test_loss == np.inf
 
 
 def test_divergence_in_an_epochs_last_step_is_dated_to_the_next(fitted):
-    course = fitted(SGD(1e30), batch_size=64).run(0, 3)
-    assert [e.diverged_at for e in course.epochs] == [None, 1]
-    assert course.epochs[-1].validation_loss == np.inf
+    history = fitted(SGD(1e30), batch_size=64).run(0, 3)
+    assert [e.diverged_at for e in history.epochs] == [None, 1]
+    assert history.epochs[-1].validation_loss == np.inf
 
 
 def test_a_loss_that_is_no_number_from_the_start_is_a_divergence(fitted):
     def broken(*arguments):
         return fit.plain_gradient(*arguments)._replace(loss=tf.constant(np.nan))
 
-    course = fitted(SGD(0.1), gradient=broken).run(0, 2)
-    assert [e.diverged_at for e in course.epochs] == [None, 0]
-    assert [e.train_loss for e in course.epochs] == [np.inf, np.inf]
-    assert course.epochs[1].validation_loss == np.inf
+    history = fitted(SGD(0.1), gradient=broken).run(0, 2)
+    assert [e.diverged_at for e in history.epochs] == [None, 0]
+    assert [e.train_loss for e in history.epochs] == [np.inf, np.inf]
+    assert history.epochs[1].validation_loss == np.inf
 
 
 @pytest.mark.parametrize("name", keras_optimizers())
@@ -292,5 +292,5 @@ def test_a_gradient_is_told_seed_and_step(fitted):
         seed, step = tf.unstack(tf.cast(arguments[-1], tf.float32))
         return plain_gradient(*arguments)._replace(loss=1000 * seed + step)
 
-    course = fitted(SGD(0.1), gradient=told).run(7, 2)
-    np.testing.assert_array_equal(course.losses, 7000 + np.arange(2 * STEPS))
+    history = fitted(SGD(0.1), gradient=told).run(7, 2)
+    np.testing.assert_array_equal(history.losses, 7000 + np.arange(2 * STEPS))

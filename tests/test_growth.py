@@ -55,12 +55,12 @@ def test_two_thousand_updates(data, tmp_path):
     phases = (Phase("policy", RNNProp(units=3), "none", schedule),)
     strategy, seen = tf.distribute.MirroredStrategy(["CPU:0"]), []
 
-    def watch(event, facts):
+    def callback(event, facts):
         if event == "period":
             seen.append(measured(tmp_path))
 
     with RunDirectory(tmp_path / "run", {}) as directory:
-        trainer = Trainer(phases, Meta(), Parabola(), data, 8, strategy, directory, {}, watch)
+        trainer = Trainer(phases, Meta(), Parabola(), data, 8, strategy, directory, {}, callback)
         trainer.run()
     assert len(seen) == _PERIODS
     early, late = seen[_PERIODS // 4], seen[-1]  # by then everything has been traced

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from l2o.evaluation.baselines import get_contenders
+from l2o.evaluation.baselines import get_candidates
 from l2o.evaluation.protocol import Bench, Plan
 from l2o.tasks import privacy
 from l2o.tasks.convolution import convolution
@@ -195,7 +195,7 @@ def test_convolution_and_its_gradients_are_tensorflows(strides, padding):
 
 
 def measured(private: bool):
-    """Rows and course of three steps of four examples, on noise."""
+    """Rows and history of three steps of four examples, on noise."""
     generator = np.random.default_rng(0)
 
     def split(count: int) -> Split:
@@ -205,20 +205,20 @@ def measured(private: bool):
     parts = split(12), split(9), split(7)
     dataset = Dataset("mnist", "mnist", "made up", 10, (28, 28, 1), *parts)
     problem = replace(get_problem("mnist_dp"), batch_size=4, private=private)
-    (contender,) = get_contenders("sgd")
-    return Bench(Plan(1, 1)).run(Task(problem, dataset), 1, contender)[1:]
+    (candidate,) = get_candidates("sgd")
+    return Bench(Plan(1, 1)).run(Task(problem, dataset), 1, candidate)[1:]
 
 
 @needs_tensorflow_privacy
 def test_an_evaluation_is_private_and_its_rows_are_what_was_measured():
-    (plain, open_course), (rows, course) = map(measured, (False, True))
-    for found, seen in ((plain, open_course), (rows, course)):
+    (plain, open_history), (rows, history) = map(measured, (False, True))
+    for found, seen in ((plain, open_history), (rows, history)):
         for row, epoch in zip(found, seen.epochs, strict=True):
             for what in ("train", "validation", "test"):
                 for name in (f"{what}_loss", f"{what}_accuracy"):
                     assert getattr(row, name) == getattr(epoch, name)
         assert found[1].test_loss != found[1].validation_loss
-    np.testing.assert_allclose(course.losses[0], open_course.losses[0], rtol=1e-6)
-    assert not np.isclose(course.losses[1:], open_course.losses[1:], rtol=1e-6).any()
+    np.testing.assert_allclose(history.losses[0], open_history.losses[0], rtol=1e-6)
+    assert not np.isclose(history.losses[1:], open_history.losses[1:], rtol=1e-6).any()
     assert [row.epsilon for row in rows] == [0, DPSGD(1.0, 1.1).epsilon(12, 4, 3)]
     assert [row.epsilon for row in plain] == [np.inf, np.inf]

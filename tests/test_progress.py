@@ -46,11 +46,11 @@ def test_the_bar_says_how_long_a_run_takes(tmp_path, monkeypatch):
         max_periods=2, patience=2, validation_trajectories=1,
     )  # fmt: skip
     phase, shown = Phase("policy", RNNProp(units=1), "none", schedule), []
-    watch = Display(tmp_path, partial(inner_steps_left, (phase,)), False)
+    display = Display(tmp_path, partial(inner_steps_left, (phase,)), False)
     monkeypatch.setattr(ProgressBar, "show", lambda self, done, total, text: shown.append(text))
     run = SimpleNamespace(phase=0, progress=curriculum.Progress(incoming=0.0))
     facts = {"phase": phase, "run": run, "finite": True, "meta_loss": 0.0, "distance": 0.0}
     for done, seconds in ((10, 99.0), (20, 4.0)):  # the first is mostly tracing
         facts |= {"done": done, "total": 40, "seconds": seconds}
-        watch("update", facts)
+        display("update", facts)
     assert "left: run 62 s, stage 26 s" in shown[-1]

@@ -10,7 +10,7 @@ import pytest
 from made_results import made_evaluation
 
 from l2o import AmalgamatedOptimizer, PolicyError, load_policy, pretrained, save_policy
-from l2o.evaluation.baselines import get_contenders
+from l2o.evaluation.baselines import get_candidates
 from l2o.evaluation.results import TABLE, write_results
 from l2o.policies.checkpoint import DESCRIPTION
 from l2o.rules import SGD, RNNProp, averaging, decaying
@@ -33,15 +33,15 @@ def test_a_shipped_policy_is_found_by_name_and_others_are_listed(shelf):
     for name, rate in (("slow", 0.1), ("slow/10", 0.1), ("fast", 0.4), ("fast/1", 0.5)):
         assert AmalgamatedOptimizer.load(name).policy.rule == SGD(rate)
     # 2 and 3 are level to two digits, so the first of them is the default.
-    (best,), (other,) = get_contenders("fast"), get_contenders("fast/1")
-    (named,) = get_contenders("mine=fast")
+    (best,), (other,) = get_candidates("fast"), get_candidates("fast/1")
+    (named,) = get_candidates("mine=fast")
     assert (named.name, named.replicate, named.origin) == ("mine", 1, best.origin)
     assert (best.name, best.replicate, other.name, other.replicate) == ("fast", 2, "fast", 1)
     with pytest.raises(PolicyError, match="'medium' is neither .* Shipped: fast, fast/1, fast/2,"):
         AmalgamatedOptimizer.load("medium")
     save_policy(Path("fast"), SGD(0.3), [], {})  # a directory of that name goes before it
     assert AmalgamatedOptimizer.load("fast").policy.rule == SGD(0.3)
-    assert get_contenders("fast")[0].origin not in (best.origin, other.origin)
+    assert get_candidates("fast")[0].origin not in (best.origin, other.origin)
 
 
 def test_every_shipped_policy_has_a_whole_card():
@@ -68,13 +68,13 @@ def test_a_run_is_shipped_with_what_it_reached(shelf, tmp_path, monkeypatch, sha
     rule, run = RNNProp(units=2, layers=1), tmp_path / "run"
     save_policy(run / "policy", rule, rule.initial_weights(0), {"problem": "mnist_cnn", "seed": 3})
     (run / "periods.csv").write_text("seconds\n100\n7200\n")
-    bare = get_contenders(str(run))[0]
-    contender, rows = bare.using(share, decay), []
+    bare = get_candidates(str(run))[0]
+    candidate, rows = bare.using(share, decay), []
     for problem, repeat, losses in (
         ("mnist_cnn", 1, (2.0, 0.2, 0.4)), ("mnist_cnn", 2, (2.0, 0.4, 0.1)),
         ("mnist_mlp", 1, (2.0, 0.01, 0.01)),
     ):  # fmt: skip
-        rows += made_evaluation("run", losses, problem, origin=contender.origin, repeat=repeat)
+        rows += made_evaluation("run", losses, problem, origin=candidate.origin, repeat=repeat)
     rows += made_evaluation("adam", (2.0, 0.001))
     if decay:
         rows += made_evaluation("run", (2.0, 0.001), "mnist_cnn", origin=bare.origin)

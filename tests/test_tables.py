@@ -10,7 +10,7 @@ from bad_input import assert_refused
 from made_results import made_evaluation
 
 from l2o.commands.evaluate import main
-from l2o.evaluation.fit import Course
+from l2o.evaluation.fit import History
 from l2o.evaluation.results import TABLE, Result, read_results, write_results
 from l2o.evaluation.store import ResultsDirectory
 from l2o.evaluation.tables import TableError, read_table
@@ -71,7 +71,7 @@ def test_results_that_are_added_to_are_written_in_one_form(tmp_path):
     half = text_of(write_results, first, tmp_path / TABLE)
     (tmp_path / TABLE).write_bytes(_KEPT["all of it"](half).encode())
     with ResultsDirectory(tmp_path) as directory:
-        directory.add(second[0].key, second, Course([], [], []))
+        directory.add(second[0].key, second, History([], [], []))
     assert (tmp_path / TABLE).read_text(encoding="utf-8") == text
 
 

@@ -81,12 +81,12 @@ def train(data, tmp_path, monkeypatch, traced):
 
     monkeypatch.setattr(Trainer, "_training", once)
 
-    def train(path, watch=lambda event, facts: None, phases=_PHASES, meta=_META):
+    def train(path, callback=lambda event, facts: None, phases=_PHASES, meta=_META):
         strategy = tf.distribute.MirroredStrategy(["CPU:0"])
         with RunDirectory(path, {"test": 1}) as directory:
             card = {"problem": "a pattern a class"}
             return Trainer(
-                phases, meta, Regression(), data, 8, strategy, directory, card, watch
+                phases, meta, Regression(), data, 8, strategy, directory, card, callback
             ).run()
 
     return train
@@ -144,14 +144,14 @@ def uninterrupted(whole, train, tmp_path_factory):
     if not whole:
         path = tmp_path_factory.mktemp("whole")
 
-        def watch(event, facts):
+        def callback(event, facts):
             here = place(event, facts)
             # The last event of its kind there: as much as possible is to be lived again.
             if here in _PLACES:
                 shutil.rmtree(path / str(here), ignore_errors=True)
                 shutil.copytree(path / "run", path / str(here))
 
-        train(path / "run", watch)
+        train(path / "run", callback)
         whole["path"] = path
     return whole["path"]
 

@@ -59,7 +59,7 @@ class Trainer:
         strategy: A `tf.distribute` strategy.
         directory: Where it is kept.
         card: What every saved policy says of its origin; the trainer adds its own findings.
-        watch: Told of events; see `display.Display`.
+        callback: Told of events; see `display.Display`.
 
     Raises:
         DirectoryError: If the directory's checkpoints cannot be read.
@@ -76,7 +76,7 @@ class Trainer:
         strategy: tf.distribute.Strategy,
         directory: RunDirectory,
         card: dict[str, Any],
-        watch: Callable[[str, dict[str, Any]], None] = lambda event, facts: None,
+        callback: Callable[[str, dict[str, Any]], None] = lambda event, facts: None,
     ):
         examples = len(data.labels)
         if (examples // 10 if meta.held_out else examples) < batch_size:
@@ -85,7 +85,7 @@ class Trainer:
         self._phases, self._meta = phases, meta
         self._optimizee, self._data, self._batch_size = optimizee, data, batch_size
         self._strategy, self._directory = strategy, directory
-        self._card, self._watch = card, watch
+        self._card, self._callback = card, callback
         self._stopping = False
         self._run = self._restore()
         self.resumed = self._run is not None
@@ -133,7 +133,7 @@ class Trainer:
         if self._stopping:  # asked a second time: do not wait for the truncation to end
             raise KeyboardInterrupt
         self._stopping = True
-        self._watch("stopping", {})
+        self._callback("stopping", {})
 
     def _seconds(self, run: RunState) -> float:
         return run.seconds + time.monotonic() - self._clock
@@ -187,7 +187,7 @@ class Trainer:
             losses = self._validate(training, phase, stage, run, run.kept)
             progress = run.progress = enter(progress, float(losses.mean()))
             self._save(run)
-            self._watch("entered", {"phase": phase, "stage": progress.stage, "losses": losses})
+            self._callback("entered", {"phase": phase, "stage": progress.stage, "losses": losses})
         losses = self._validate(training, phase, stage, run, run.now)
         updates = schedule.period // schedule.meta_batch
         updates *= stage.unroll(progress.period) // schedule.truncation
@@ -223,7 +223,7 @@ class Trainer:
         if verdict.best:  # before the checkpoint: after it, a crash would leave it undone
             self._save_policy(phase, run, facts)
         self._save(run)
-        self._watch("period", facts | {"stage_over": verdict.stage_over})
+        self._callback("period", facts | {"stage_over": verdict.stage_over})
 
     def _train_period(
         self, training: MetaTraining, phase: Phase, stage: Stage, run: RunState
@@ -253,7 +253,7 @@ class Trainer:
                 row = (phase.name, progress.stage + 1, progress.period + 1, updates, unroll, start,
                        meta_loss, distance, int(finite), round(seconds, 3))  # fmt: skip
                 self._updates.append(dict(zip(UPDATES, row, strict=True)))
-                self._watch(
+                self._callback(
                     "update",
                     {
                         "phase": phase, "run": run, "meta_loss": meta_loss,
@@ -286,7 +286,7 @@ class Trainer:
             nonlocal done
             done += phase.schedule.truncation
             facts = {"phase": phase, "run": run, "seconds": seconds, "done": done, "total": total}
-            self._watch("validating", facts)
+            self._callback("validating", facts)
             self._leave_if_stopping(run)
 
         return training.validate(

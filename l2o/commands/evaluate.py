@@ -34,8 +34,8 @@ from l2o.commands.terminal import (
     whole,
 )
 from l2o.evaluation.baselines import (
-    ContenderError,
-    get_contenders,
+    CandidateError,
+    get_candidates,
     keras_optimizers,
 )
 from l2o.evaluation.made import MADE, made_with
@@ -184,7 +184,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be at most {most}. Received: {value}")
     if plan.seed > (most := MOST_SEED - plan.repeats + 1):
         raise UserError(f"--seed must be at most {most}. Received: {plan.seed}")
-    contenders, output = _contenders(options), options.output or RESULTS / preset
+    candidates, output = _contenders(options), options.output or RESULTS / preset
     try:
         check_free(output, TABLE)
         tasks = _tasks(options)
@@ -193,16 +193,16 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise UserError(str(error)) from error
     with directory:
         print(f"Preset: {preset}{reason}")
-        return _fill(directory, options, plan, tasks, contenders, len(gpus))
+        return _fill(directory, options, plan, tasks, candidates, len(gpus))
 
 
-def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus: int) -> int:
+def _fill(directory, options: argparse.Namespace, plan, tasks, candidates, gpus: int) -> int:
     """Runs what the directory lacks, and prints the table."""
     tf.config.experimental.enable_op_determinism()
-    todo = missing(tasks, contenders, plan, directory)
-    wanted = len(tasks) * len(contenders) * plan.repeats
+    todo = missing(tasks, candidates, plan, directory)
+    wanted = len(tasks) * len(candidates) * plan.repeats
     print(f"Repeats: {plan.repeats}, epochs: {plan.epochs}")
-    print(f"Optimizers: {', '.join(_named(contenders))}")
+    print(f"Optimizers: {', '.join(_named(candidates))}")
     print(f"Results: {directory.table}, {wanted - len(todo)} of {wanted} "
           "evaluations are there", flush=True)  # fmt: skip
     if directory.results and not (directory.path / MADE).exists():
@@ -210,18 +210,18 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
             f"Note: the results in {directory.path} do not say of what release and data they are; "
             "they are taken for this one's"
         )
-    for name in dict.fromkeys(c.name for c in contenders if _replaces(c, directory)):
+    for name in dict.fromkeys(c.name for c in candidates if _replaces(c, directory)):
         print(
             f"Note: there are also results of another {name}, from before it changed; they stay, "
             "and reports tell the two apart"
         )
     for name, doubt in dict.fromkeys(
-        (c.name, doubt) for c in contenders for doubt in doubts(c.card)
+        (c.name, doubt) for c in candidates for doubt in doubts(c.card)
     ):
         print(f"Note: {name} was trained {doubt}")
     for name, what, own in dict.fromkeys(
         (c.bare_name, what, getattr(c, what))
-        for c in contenders
+        for c in candidates
         for what in ADDED
         if getattr(c, what) and getattr(options, what) is None
     ):
@@ -233,7 +233,7 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
             f"Note: weight decay of {options.weight_decay:g} a step is a lot: Keras' optimizers "
             "multiply theirs by the rate, here that is 1"
         )
-    for note in warmup_notes(tasks, contenders, plan):
+    for note in warmup_notes(tasks, candidates, plan):
         print(f"Note: {note}")
     if todo:
         bar = ProgressBar("evaluating")
@@ -247,7 +247,7 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
             print(f"Stopped. What was over is kept in {directory.path}; the same command goes on.")
             return 130
         bar.close()
-    print(f"\n{summary_table(counted(present(tasks, contenders, plan, directory)))}")
+    print(f"\n{summary_table(counted(present(tasks, candidates, plan, directory)))}")
     print("Means over n evaluations. Test accuracy is at the epoch chosen on validation.")
     if not all(task.problem.private for task in tasks):
         print("Log train is of the last epoch's mean loss, each batch's before its step.")
@@ -257,11 +257,11 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, contenders, gpus:
     return 0
 
 
-def _named(contenders) -> list[str]:
+def _named(candidates) -> list[str]:
     """The optimizers, and which replicates of each stand together, but for the first alone."""
     numbers: dict[str, list[int]] = {}
-    for contender in contenders:
-        numbers.setdefault(contender.name, []).append(contender.replicate)
+    for candidate in candidates:
+        numbers.setdefault(candidate.name, []).append(candidate.replicate)
     return [
         name if found == [1] else
         f"{name} (replicate{'s' * (len(found) > 1)} {', '.join(map(str, found))})"
@@ -269,11 +269,11 @@ def _named(contenders) -> list[str]:
     ]  # fmt: skip
 
 
-def _replaces(contender, directory: ResultsDirectory) -> bool:
+def _replaces(candidate, directory: ResultsDirectory) -> bool:
     """Whether there are results of another optimizer by that name and number."""
     return any(
-        (r.optimizer, r.replicate) == (contender.name, contender.replicate)
-        and r.origin != contender.origin
+        (r.optimizer, r.replicate) == (candidate.name, candidate.replicate)
+        and r.origin != candidate.origin
         for r in directory.results
     )
 
@@ -283,18 +283,18 @@ def _in_turn(todo, plan, directory, bar: ProgressBar, device: str) -> None:
     forecast = Forecast(todo, plan)
     print(f"Expected time: about {duration(forecast.total)} on {device} as it is now", flush=True)
 
-    def watch(task, contender, repeat, steps) -> None:
-        done, left = forecast.at(task, contender, repeat, steps)
-        text = f"{task.problem.name}, {contender.name}, repeat {repeat}: step {steps}"
+    def callback(task, candidate, repeat, steps) -> None:
+        done, left = forecast.at(task, candidate, repeat, steps)
+        text = f"{task.problem.name}, {candidate.name}, repeat {repeat}: step {steps}"
         bar.show(done, forecast.total, f"{text}, {duration(left)} left")
 
-    evaluate(todo, plan, directory, watch)
+    evaluate(todo, plan, directory, callback)
 
 
 def _spread(options: argparse.Namespace, todo, plan, directory, bar: ProgressBar) -> None:
     """Evaluates in several processes; what they find is kept by this one."""
     keep(todo, directory)
-    keys = [(plan.key(task, contender, repeat),) for task, repeat, contender in todo]
+    keys = [(plan.key(task, candidate, repeat),) for task, repeat, candidate in todo]
     results = spread(_run_one, keys, options.jobs, _start_worker, (options, plan))
     begun = time.monotonic()
     for done, result in enumerate(results, start=1):
@@ -311,24 +311,24 @@ def _start_worker(options: argparse.Namespace, plan: Plan) -> tuple:
 
 
 def _run_one(held: tuple, key):
-    bench, tasks, contenders = held
+    bench, tasks, candidates = held
     for task in tasks:
-        for contender in contenders:
-            if bench.plan.key(task, contender, key.repeat) == key:
-                return bench.run(task, key.repeat, contender)
+        for candidate in candidates:
+            if bench.plan.key(task, candidate, key.repeat) == key:
+                return bench.run(task, key.repeat, candidate)
     raise UserError(f"{key.problem} or {key.optimizer} has changed since the evaluation began")
 
 
 def _contenders(options: argparse.Namespace) -> list:
     words = options.optimizer
     try:
-        contenders = [contender for word in words for contender in get_contenders(word)]
+        candidates = [candidate for word in words for candidate in get_candidates(word)]
         given = options.averaging, options.weight_decay, options.ema
-        contenders = [c.using(*given) for c in contenders]
-    except (ContenderError, PolicyError) as error:
+        candidates = [c.using(*given) for c in candidates]
+    except (CandidateError, PolicyError) as error:
         raise UserError(str(error)) from error
     different = {}
-    for c in contenders:
+    for c in candidates:
         same = different.setdefault((c.name, c.replicate), c)
         together = [d.source for d in different.values() if d.name == c.name]
         if same.origin != c.origin or (same is c and set(together) != {c.source}):

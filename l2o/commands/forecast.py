@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from l2o.evaluation.baselines import Contender
+from l2o.evaluation.baselines import Candidate
 from l2o.evaluation.protocol import Plan
 from l2o.rules import Horizon, Layout, warmed_up
 from l2o.tasks.gradient import plain_gradient
@@ -29,32 +29,32 @@ class Forecast:
         plan: How long they are.
     """
 
-    def __init__(self, todo: Sequence[tuple[Task, int, Contender]], plan: Plan):
+    def __init__(self, todo: Sequence[tuple[Task, int, Candidate]], plan: Plan):
         self._starts, self._costs, self.total = {}, {}, 0.0
         problems, policies = {}, {}
-        for task, repeat, contender in todo:
+        for task, repeat, candidate in todo:
             name, steps = task.problem.name, plan.epochs * task.steps_per_epoch
             if name not in problems:
                 problems[name] = _gradient_seconds(task)
             gradient, compiling, layout = problems[name]
-            if contender.learned and contender.origin not in policies:
-                policies[contender.origin] = _step_seconds(contender, layout)
+            if candidate.learned and candidate.origin not in policies:
+                policies[candidate.origin] = _step_seconds(candidate, layout)
             held_out = len(task.dataset.validation) + len(task.dataset.test)
             scoring = held_out / task.problem.batch_size * gradient * _FORWARD_SHARE
             before = self.total
-            if (name, contender) not in self._costs:
+            if (name, candidate) not in self._costs:
                 self.total += _COMPILING * compiling
-            self._starts[name, contender, repeat] = before, self.total
-            seconds = gradient + layout.size * policies.get(contender.origin, 0.0)
-            self._costs[name, contender] = seconds + scoring * (plan.epochs + 1) / steps
-            self.total += self._costs[name, contender] * steps
+            self._starts[name, candidate, repeat] = before, self.total
+            seconds = gradient + layout.size * policies.get(candidate.origin, 0.0)
+            self._costs[name, candidate] = seconds + scoring * (plan.epochs + 1) / steps
+            self.total += self._costs[name, candidate] * steps
         self._begun = time.monotonic()
 
-    def at(self, task: Task, contender: Contender, repeat: int, steps: int) -> tuple[float, float]:
+    def at(self, task: Task, candidate: Candidate, repeat: int, steps: int) -> tuple[float, float]:
         """Expected seconds of what is behind, and seconds left, `steps` into an evaluation."""
         name = task.problem.name
-        before, compiled = self._starts[name, contender, repeat]
-        done = compiled + steps * self._costs[name, contender] if steps else before
+        before, compiled = self._starts[name, candidate, repeat]
+        done = compiled + steps * self._costs[name, candidate] if steps else before
         # The forecast counts as a tenth of the whole that went as expected.
         spent, prior = time.monotonic() - self._begun, 0.1 * self.total
         return done, (self.total - done) * (spent + prior) / (done + prior)
@@ -76,9 +76,9 @@ def _gradient_seconds(task: Task) -> tuple[float, float, Layout]:
     return *_fastest(lambda: gradient(parameters).numpy()), optimizee.layout
 
 
-def _step_seconds(contender: Contender, layout: Layout) -> float:
+def _step_seconds(candidate: Candidate, layout: Layout) -> float:
     """A step of a policy, a coordinate."""
-    rule, weights = warmed_up(contender.rule, 0), list(contender.weights)
+    rule, weights = warmed_up(candidate.rule, 0), list(candidate.weights)
     vector = tf.constant(np.random.default_rng(0).normal(size=layout.size).astype("float32"))
     state = tf.nest.map_structure(tf.convert_to_tensor, rule.initial_state(layout))
     step = tf.function(

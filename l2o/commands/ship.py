@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
-from l2o.evaluation.baselines import get_contenders
+from l2o.evaluation.baselines import get_candidates
 from l2o.evaluation.results import distinct, read_results
 from l2o.policies.checkpoint import load_policy
 from l2o.policies.shipped import DIRECTORY
@@ -73,16 +73,16 @@ def main() -> None:
 
 def evaluation(options: argparse.Namespace, problem: str) -> dict:
     """Means over repeats of what the run's policy reached on the problem, at the chosen epoch."""
-    (contender,) = get_contenders(str(options.run))
-    contender = contender.using(options.averaging, options.weight_decay)
+    (candidate,) = get_candidates(str(options.run))
+    candidate = candidate.using(options.averaging, options.weight_decay)
     found = [
         e
         for e in evaluations(distinct(read_results(*options.results)))
-        if e.key.origin == contender.origin and e.key.problem == problem and e.chosen
+        if e.key.origin == candidate.origin and e.key.problem == problem and e.chosen
     ]
     if len({e.case for e in found}) != 1:
         raise ValueError(
-            f"{', '.join(map(str, options.results))} must have evaluations of {contender.name} on "
+            f"{', '.join(map(str, options.results))} must have evaluations of {candidate.name} on "
             f"{problem}, all alike"
         )
     case = found[0].case

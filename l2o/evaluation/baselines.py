@@ -1,4 +1,4 @@
-"""Naming what is evaluated: policies, teachers, Keras optimizers."""
+"""What is evaluated, by name: policies, and the baselines beside them, teachers and Keras' own."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ ORACLE = "oracle"
 _KERAS = "keras:"
 
 
-class ContenderError(ValueError):
+class CandidateError(ValueError):
     """A name that stands for no optimizer; the message says in one line what would."""
 
 
 @dataclass(frozen=True)
-class Contender:
+class Candidate:
     """An optimizer that is evaluated.
 
     Attributes:
@@ -111,7 +111,7 @@ class Contender:
         averaging: float | None = None,
         weight_decay: float | None = None,
         ema: float | None = None,
-    ) -> Contender:
+    ) -> Candidate:
         """The same with others in place of its own averaging, decay and moving average.
 
         Args:
@@ -120,11 +120,11 @@ class Contender:
             ema: The momentum of `l2o.rules.MovingAverage`; likewise.
 
         Raises:
-            ContenderError: If it is Keras' and is to be averaged.
+            CandidateError: If it is Keras' and is to be averaged.
         """
         rule = self.rule
         if averaging and isinstance(core(rule), KerasRule):
-            raise ContenderError(
+            raise CandidateError(
                 f"{self.bare_name} cannot be averaged, which is for teachers and policies"
             )
         if averaging is not None:
@@ -150,7 +150,7 @@ def keras_optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:
     }
 
 
-def get_contenders(text: str) -> list[Contender]:
+def get_candidates(text: str) -> list[Candidate]:
     """What a word of the command line stands for.
 
     Args:
@@ -160,7 +160,7 @@ def get_contenders(text: str) -> list[Contender]:
             also under a name of one's own ("mine=runs/choice-large").
 
     Raises:
-        ContenderError: If it stands for nothing.
+        CandidateError: If it stands for nothing.
         PolicyError: If the policy cannot be read.
     """
     if text == ORACLE:
@@ -173,16 +173,16 @@ def get_contenders(text: str) -> list[Contender]:
     named = "=" in text and not Path(text).is_dir()
     name, path = text.split("=", 1) if named else ("", text)
     if not path or not re.fullmatch(r"[\w.+-]*", name):
-        raise ContenderError(
+        raise CandidateError(
             "A policy is named as NAME=POLICY, the name of letters, digits and . + - _. "
             f"Received: '{text}'"
         )
     if name and (path in (ORACLE, *TEACHERS) or path.lower().startswith(_KERAS)):
-        raise ContenderError(f"Only a policy can be given a name. Received: '{text}'")
-    contenders = _directory(name, policy_path(path) if path in pretrained() else Path(path))
-    if (taken := contenders[0].bare_name) in (ORACLE, *TEACHERS):
-        raise ContenderError(f"A policy cannot be called {taken}; name it, as in other={path}")
-    return contenders
+        raise CandidateError(f"Only a policy can be given a name. Received: '{text}'")
+    candidates = _directory(name, policy_path(path) if path in pretrained() else Path(path))
+    if (taken := candidates[0].bare_name) in (ORACLE, *TEACHERS):
+        raise CandidateError(f"A policy cannot be called {taken}; name it, as in other={path}")
+    return candidates
 
 
 def _split_rate(text: str) -> tuple[str, float | None]:
@@ -194,22 +194,22 @@ def _split_rate(text: str) -> tuple[str, float | None]:
     except ValueError:
         rate = 0.0
     if not 0 < rate < float("inf"):
-        raise ContenderError(f"The rate of {head} must be a number above 0. Received: {tail!r}")
+        raise CandidateError(f"The rate of {head} must be a number above 0. Received: {tail!r}")
     return head, rate
 
 
-def _teacher(name: str, rate: float | None) -> Contender:
+def _teacher(name: str, rate: float | None) -> Candidate:
     rule = get_teacher(name, rate)
     tuned = rule.learning_rate == TUNED_RATES[name]
     called = name if tuned else f"{name}@{rate:g}"
-    return Contender(called, fingerprint((), rule.get_config()), WarmUp(rule))
+    return Candidate(called, fingerprint((), rule.get_config()), WarmUp(rule))
 
 
-def _keras(name: str, rate: float | None) -> Contender:
+def _keras(name: str, rate: float | None) -> Candidate:
     kinds = {kind.lower(): kind for kind in keras_optimizers()}
     if name.lower() not in kinds:
         allowed = ", ".join(keras_optimizers())
-        raise ContenderError(f"Keras has no optimizer '{name}'. Allowed: {allowed}")
+        raise CandidateError(f"Keras has no optimizer '{name}'. Allowed: {allowed}")
     kind = kinds[name.lower()]
     settings = {} if rate is None else {"learning_rate": rate}
 
@@ -219,25 +219,25 @@ def _keras(name: str, rate: float | None) -> Contender:
     called = f"{_KERAS}{kind}" + ("" if rate is None else f"@{rate:g}")
     config = {"optimizer": kind} | build().get_config()
     config["name"] = re.sub(r"_\d+$", "", config["name"])  # Keras counts those it has made
-    return Contender(called, fingerprint((), config), WarmUp(KerasRule(build)))
+    return Candidate(called, fingerprint((), config), WarmUp(KerasRule(build)))
 
 
-def _policy(name: str, path: Path, source: Path, replicate: int) -> Contender:
+def _policy(name: str, path: Path, source: Path, replicate: int) -> Candidate:
     policy = load_policy(_policy_of(path))
     bare = averaged(decayed(warmed_up(policy.rule, 0), 0), 0)
     bare = rewrapped(bare, MovingAverage, None)
     origin = fingerprint(policy.weights, bare.get_config())
-    return Contender(
+    return Candidate(
         name, origin, policy.rule, policy.weights, replicate, True, policy.card, source
     )
 
 
-def _directory(name: str, path: Path) -> list[Contender]:
+def _directory(name: str, path: Path) -> list[Candidate]:
     if not path.is_dir():
         check_trained(path)
         guess = did_you_mean(str(path), [ORACLE, *TEACHERS, *pretrained()])
         recipes = [name for name in pretrained() if "/" not in name]
-        raise ContenderError(
+        raise CandidateError(
             f"'{path}' is no optimizer. {guess}Allowed: the directory of a policy or a run; "
             f"oracle; the teachers {', '.join(TEACHERS)}, also NAME@RATE; Keras' own, as "
             "keras:Adam or keras:Adam@0.001; shipped policies: "
@@ -247,7 +247,7 @@ def _directory(name: str, path: Path) -> list[Contender]:
     replicates = _replicates(path)
     own = path if (path / DESCRIPTION).exists() else path / "policy"
     if replicates and own.exists():
-        raise ContenderError(
+        raise CandidateError(
             f"{path} holds both a policy and numbered replicates: name {own}, or {replicates[0]}"
         )
     if replicates:

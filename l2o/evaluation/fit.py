@@ -46,7 +46,7 @@ class Epoch:
 
 
 @dataclass(frozen=True)
-class Course:
+class History:
     """One fit.
 
     Attributes:
@@ -96,7 +96,7 @@ class Fit:
 
     def run(
         self, seed: int, epochs: int, report: Callable[[int], None] = lambda steps: None
-    ) -> Course:
+    ) -> History:
         """Fits fresh parameters; stops early, with a record of it, when the loss diverges.
 
         Initial parameters and batches derive from `seed` alone, so that optimizers can be compared
@@ -134,7 +134,7 @@ class Fit:
                 break
             means = map(float, record.mean(1, dtype="float64"))
             rows.append(Epoch(done, seconds, *means, *scores))
-        return Course(rows, *np.concatenate(records, axis=1))
+        return History(rows, *np.concatenate(records, axis=1))
 
     def _compiled(self, held):
         """`_run_steps` for any number of steps."""

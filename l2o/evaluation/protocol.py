@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from l2o.evaluation.baselines import Contender
-from l2o.evaluation.fit import Course, Fit
+from l2o.evaluation.baselines import Candidate
+from l2o.evaluation.fit import Fit, History
 from l2o.evaluation.results import VERSION, Key, Result
 from l2o.evaluation.store import ResultsDirectory, is_image
 from l2o.rules import WarmUp
@@ -32,14 +32,14 @@ class Plan:
     epochs: int
     seed: int = 0
 
-    def key(self, task: Task, contender: Contender, repeat: int) -> Key:
+    def key(self, task: Task, candidate: Candidate, repeat: int) -> Key:
         """The name of one evaluation."""
         return Key(
             task.problem.name,
             task.data,
-            contender.name,
-            contender.origin,
-            contender.replicate,
+            candidate.name,
+            candidate.origin,
+            candidate.replicate,
             repeat,
             self.seed + repeat - 1,
             self.epochs,
@@ -47,23 +47,23 @@ class Plan:
 
 
 def missing(
-    tasks: Sequence[Task], contenders: Sequence[Contender], plan: Plan, directory: ResultsDirectory
-) -> list[tuple[Task, int, Contender]]:
+    tasks: Sequence[Task], candidates: Sequence[Candidate], plan: Plan, directory: ResultsDirectory
+) -> list[tuple[Task, int, Candidate]]:
     """The evaluations still to be run, a problem and then a repeat at a time.
 
     So what is there when a run is stopped can be compared in pairs.
     """
     return [
-        (task, repeat, contender)
-        for task, repeat, contender in _planned(tasks, contenders, plan)
-        if plan.key(task, contender, repeat) not in directory
+        (task, repeat, candidate)
+        for task, repeat, candidate in _planned(tasks, candidates, plan)
+        if plan.key(task, candidate, repeat) not in directory
     ]
 
 
-def warmup_notes(tasks: Sequence[Task], contenders: Sequence[Contender], plan: Plan) -> list[str]:
+def warmup_notes(tasks: Sequence[Task], candidates: Sequence[Candidate], plan: Plan) -> list[str]:
     """What to say of warm-ups that differ, and of tasks whose steps are all or mostly warm-up."""
-    warmup = min(c.warmup for c in contenders)
-    different = dict.fromkeys((c.name, c.warmup) for c in contenders if c.warmup != WarmUp.steps)
+    warmup = min(c.warmup for c in candidates)
+    different = dict.fromkeys((c.name, c.warmup) for c in candidates if c.warmup != WarmUp.steps)
     notes = [
         f"{name} has a warm-up of {steps} steps, others have {WarmUp.steps}"
         for name, steps in different
@@ -81,17 +81,17 @@ def warmup_notes(tasks: Sequence[Task], contenders: Sequence[Contender], plan: P
 
 
 def present(
-    tasks: Sequence[Task], contenders: Sequence[Contender], plan: Plan, directory: ResultsDirectory
+    tasks: Sequence[Task], candidates: Sequence[Candidate], plan: Plan, directory: ResultsDirectory
 ) -> list[Result]:
     """The results that are there of all these evaluations, whichever repeat their seeds are."""
-    planned = _planned(tasks, contenders, plan)
-    fits = {plan.key(task, contender, repeat).fit for task, repeat, contender in planned}
+    planned = _planned(tasks, candidates, plan)
+    fits = {plan.key(task, candidate, repeat).fit for task, repeat, candidate in planned}
     return [result for result in directory.results if result.key.fit in fits]
 
 
-def _planned(tasks, contenders, plan: Plan) -> list[tuple[Task, int, Contender]]:
+def _planned(tasks, candidates, plan: Plan) -> list[tuple[Task, int, Candidate]]:
     repeats = range(1, plan.repeats + 1)
-    return [(t, repeat, c) for t in tasks for repeat in repeats for c in contenders]
+    return [(t, repeat, c) for t in tasks for repeat in repeats for c in candidates]
 
 
 class Bench:
@@ -109,9 +109,9 @@ class Bench:
         self,
         task: Task,
         repeat: int,
-        contender: Contender,
+        candidate: Candidate,
         report: Callable[[int], None] = lambda steps: None,
-    ) -> tuple[Key, list[Result], Course]:
+    ) -> tuple[Key, list[Result], History]:
         """One evaluation; `report` is told now and then how many of its steps are behind.
 
         Raises:
@@ -124,22 +124,22 @@ class Bench:
             splits = task.dataset.train, task.dataset.validation, task.dataset.test
             self._examples: list[Any] = [as_batch(s) if len(s) else None for s in splits]
             self._fits, self._task = {}, task
-        if contender not in self._fits:
+        if candidate not in self._fits:
             train, validation, test = self._examples
-            self._fits[contender] = Fit(
-                self._optimizee, contender.rule, contender.weights, train, validation,
+            self._fits[candidate] = Fit(
+                self._optimizee, candidate.rule, candidate.weights, train, validation,
                 task.problem.batch_size, test, task.privacy or plain_gradient,
             )  # fmt: skip
-        key = self.plan.key(task, contender, repeat)
-        course = self._fits[contender].run(key.seed, self.plan.epochs, report)
-        return key, as_results(key, task, course), course
+        key = self.plan.key(task, candidate, repeat)
+        history = self._fits[candidate].run(key.seed, self.plan.epochs, report)
+        return key, as_results(key, task, history), history
 
 
 def evaluate(
-    todo: Sequence[tuple[Task, int, Contender]],
+    todo: Sequence[tuple[Task, int, Candidate]],
     plan: Plan,
     directory: ResultsDirectory,
-    watch: Callable[[Task, Contender, int, int], None],
+    callback: Callable[[Task, Candidate, int, int], None],
 ) -> None:
     """Runs evaluations and keeps each as soon as it is over.
 
@@ -147,31 +147,31 @@ def evaluate(
         todo: As from `missing`.
         plan: How long, and which seeds.
         directory: Where they are kept.
-        watch: Told task, contender, repeat and the number of its steps that are behind.
+        callback: Told task, candidate, repeat and the number of its steps that are behind.
 
     Raises:
         PrivacyError: If a network cannot be trained privately.
     """
     bench = Bench(plan)
     keep(todo, directory)
-    for task, repeat, contender in todo:
-        watch(task, contender, repeat, 0)
-        told = partial(watch, task, contender, repeat)
-        directory.add(*bench.run(task, repeat, contender, told))
+    for task, repeat, candidate in todo:
+        callback(task, candidate, repeat, 0)
+        told = partial(callback, task, candidate, repeat)
+        directory.add(*bench.run(task, repeat, candidate, told))
 
 
-def keep(todo: Sequence[tuple[Task, int, Contender]], directory: ResultsDirectory) -> None:
+def keep(todo: Sequence[tuple[Task, int, Candidate]], directory: ResultsDirectory) -> None:
     """Keeps what belongs to evaluations: cards, samples, and what they are made with."""
     directory.keep_made()
     for dataset in {id(task.dataset): task.dataset for task, _, _ in todo}.values():
         if is_image(dataset.test.inputs):
             directory.keep_samples(dataset.name, dataset.test.inputs)
-    for contender in {contender: None for _, _, contender in todo}:
-        if contender.card:
-            directory.keep_card(contender.origin, contender.card)
+    for candidate in {candidate: None for _, _, candidate in todo}:
+        if candidate.card:
+            directory.keep_card(candidate.origin, candidate.card)
 
 
-def as_results(key: Key, task: Task, course: Course) -> list[Result]:
+def as_results(key: Key, task: Task, history: History) -> list[Result]:
     """The rows of an evaluation."""
     return [
         Result(
@@ -189,7 +189,7 @@ def as_results(key: Key, task: Task, course: Course) -> list[Result]:
             diverged_at=-1 if epoch.diverged_at is None else epoch.diverged_at,
             **_privacy(task, epoch.steps),
         )
-        for number, epoch in enumerate(course.epochs)
+        for number, epoch in enumerate(history.epochs)
     ]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from l2o.evaluation.fit import Course
+from l2o.evaluation.fit import History
 from l2o.evaluation.made import keep_made, read_made
 from l2o.evaluation.results import (
     TABLE,
@@ -67,10 +67,10 @@ class ResultsDirectory(LockedDirectory):
     def __contains__(self, key: Key) -> bool:
         return key.fit in self._known
 
-    def add(self, key: Key, results: Sequence[Result], course: Course) -> None:
+    def add(self, key: Key, results: Sequence[Result], history: History) -> None:
         """Adds an evaluation: first its steps, then its rows, each in one piece."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, loss=course.losses, accuracy=course.accuracies)
+        np.savez_compressed(buffer, loss=history.losses, accuracy=history.accuracies)
         write_atomically(self.path / "steps" / steps_file(key), buffer.getvalue())
         write_results(self.table, [*self.results, *results])
         self.results += results

@@ -49,7 +49,7 @@ def write_trials(path: Path, trials: Sequence[Trial]) -> None:
 
 
 @dataclass(frozen=True)
-class Choice:
+class BestRate:
     """The best rate of a teacher.
 
     Attributes:
@@ -72,14 +72,14 @@ def mean_losses(trials: Sequence[Trial], teacher: str) -> dict[float, float]:
     return {rate: mean(losses) for rate, losses in sorted(by_rate.items())}
 
 
-def choose(trials: Sequence[Trial], teacher: str) -> Choice:
+def choose(trials: Sequence[Trial], teacher: str) -> BestRate:
     """The best rate of a teacher."""
     losses = mean_losses(trials, teacher)
     finite = {rate: loss for rate, loss in losses.items() if isfinite(loss)}
     if not finite:
-        return Choice(None, inf, False)
+        return BestRate(None, inf, False)
     best = min(finite, key=finite.__getitem__)
-    return Choice(best, finite[best], best in (min(losses), max(losses)))
+    return BestRate(best, finite[best], best in (min(losses), max(losses)))
 
 
 def table(trials: Sequence[Trial]) -> str:
