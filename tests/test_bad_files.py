@@ -15,12 +15,12 @@ from bad_input import assert_refused, cases, files_of, forgeries, mutations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l2o import checkpoint
 from l2o.amalgamation.plan import Meta, Phase
 from l2o.amalgamation.state import pack
 from l2o.amalgamation.trainer import Trainer
 from l2o.commands import evaluate
 from l2o.commands import train_options as options
+from l2o.policies import checkpoint
 from l2o.policies.checkpoint import Policy, PolicyError, load_policy, save_policy
 from l2o.rules import RNNProp
 from l2o.runs.directory import CHECKPOINT, CONFIG, PREVIOUS, RunDirectory

@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from l2o import checkpoint
+from l2o.policies import checkpoint
 from l2o.policies.checkpoint import Policy, PolicyError, load_policy, save_policy
 from l2o.rules import (
     Adam,
