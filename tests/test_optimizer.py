@@ -33,7 +33,7 @@ from l2o.rules import (
     cosine,
     warmed_up,
 )
-from l2o.saved import separated
+from l2o.slots import separated
 
 _AROUND = {
     "scheduled": lambda rule: Scheduled(rule, cosine(0.1, 150)),
