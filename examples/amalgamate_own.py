@@ -88,7 +88,7 @@ def main() -> int:
     print(f"Mean squared error after {steps} steps, mean of {SEEDS} seeds (1 is guessing the mean)")
     print("optimizer      training   test")
     for name, make_optimizer in {
-        "policy": lambda: l2o.AmalgamatedOptimizer(policy, warmup_steps=10),
+        "policy": lambda: l2o.AmalgamatedOptimizer(policy),
         "Adam, 0.001": lambda: keras.optimizers.Adam(0.001),
         "Adam, 0.01": lambda: keras.optimizers.Adam(0.01),
     }.items():

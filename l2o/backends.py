@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -144,3 +145,67 @@ def subtract(handle, value) -> None:
     import tensorflow as tf
 
     tf.raw_ops.AssignSubVariableOp(resource=handle, value=value)
+
+
+def write(optimizer, variables: Sequence, steps: Sequence, slots: list, values: list) -> None:
+    """Subtracts steps from a model's variables and sets an optimizer's, on every replica."""
+    if keras.backend.backend() != "tensorflow":
+        for variable, step in zip(variables, steps, strict=True):
+            optimizer.assign_sub(variable, ops.cast(step, variable.dtype))
+        for slot, value in zip(slots, values, strict=True):
+            optimizer.assign(slot, value)
+        return
+    import tensorflow as tf
+
+    def everywhere(distribution, variables, steps, slots, values):
+        update = distribution.extended.update
+        for variable, step in zip(variables, steps, strict=True):
+            update(variable, optimizer.assign_sub, args=(step,), group=False)
+        for slot, value in zip(slots, values, strict=True):
+            update(slot, optimizer.assign, args=(value,), group=False)
+
+    variables, slots = ([native(v) for v in each] for each in (variables, slots))
+    tf.__internal__.distribute.interim.maybe_merge_call(
+        everywhere, optimizer._distribution_strategy, variables, steps, slots, values
+    )
+
+
+def float_type() -> str:
+    """The dtype of an optimizer's state and steps: float32 in mixed precision too."""
+    return "float64" if keras.config.floatx() == "float64" else "float32"
+
+
+def path_of(variable) -> str:
+    """The path of a Keras variable, or the name of a backend's own."""
+    return getattr(variable, "path", variable.name)
+
+
+def has_shape(tensor) -> bool:
+    """Whether the shape is known; TensorFlow's tensors and variables need not have one."""
+    try:
+        return None not in tuple(tensor.shape)
+    except ValueError:  # of unknown rank
+        return False
+
+
+def fitted(gradient, variable):
+    """A gradient as a tensor of the state's dtype and of the variable's shape.
+
+    Raises:
+        ValueError: If it has another.
+    """
+    gradient = ops.cast(tensor_of(gradient), float_type())
+    if not has_shape(gradient):
+        return ops.reshape(gradient, variable.shape)
+    shape = tuple(gradient.shape)
+    if shape == tuple(variable.shape):
+        return gradient
+    try:
+        if np.broadcast_shapes(shape, variable.shape) == tuple(variable.shape):
+            return ops.broadcast_to(gradient, variable.shape)
+    except ValueError:
+        pass
+    raise ValueError(
+        f"The gradient of {path_of(variable)} must have its shape {tuple(variable.shape)}. "
+        f"Received: {shape}"
+    )

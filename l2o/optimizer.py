@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,21 @@ from keras import ops
 
 from l2o.backends import (
     beside,
+    fitted,
+    float_type,
     handle,
+    has_shape,
     in_one_place,
     native,
     no_grad,
     outside_graphs,
+    path_of,
     replicated,
     runs_eagerly,
     spec,
     tensor_of,
     tensors_of,
+    write,
 )
 from l2o.policies.checkpoint import Policy, load_policy
 from l2o.policies.config import policy_config, policy_from_config
@@ -42,38 +47,18 @@ from l2o.rules import (
     WarmUp,
     averaged,
     averaging,
-    core,
     decayed,
     decaying,
     layer,
     warmed_up,
     warming,
 )
-from l2o.saved import check_same, packed, separated
-from l2o.step import Group, compiled_step, compiled_step_in_place, grouped
+from l2o.slots import Slots, check_same, initial_state
+from l2o.step import compiled_step, compiled_step_in_place, grouped
 
 WEIGHT_DECAY_LIMIT = 1e-3
 BACKENDS = ("tensorflow", "jax", "torch")
 _STATELESS = 2  # variables of an optimizer before it is built: step and learning rate
-
-
-@dataclass
-class _Slots:
-    """The variables of an optimizer; no list or dictionary, which Keras would wrap and track.
-
-    Attributes:
-        keras: How many are Keras' own; they come first.
-        groups: How the model's variables are packed.
-        states: One a group.
-        shared: The state that belongs to all.
-        skipped: Number of skipped steps.
-    """
-
-    keras: int
-    groups: tuple[Group, ...]
-    states: list[State]
-    shared: dict[str, keras.Variable]
-    skipped: keras.Variable
 
 
 @keras.saving.register_keras_serializable(package="l2o")
@@ -150,8 +135,8 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 own.rate if warmup_learning_rate is None else warmup_learning_rate,
             )
         self._policy = replace(policy, rule=rule)
-        self._start = _initial_state(self._policy)
-        self._slots: _Slots | None = None
+        self._start = initial_state(self._policy)
+        self._slots: Slots | None = None
         self._kept: tuple[np.ndarray, ...] = ()  # what was loaded before there was a state
         self._warned = False
 
@@ -204,11 +189,13 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             return
         for variable in variables:
             if "complex" in (dtype := keras.backend.standardize_dtype(variable.dtype)):
-                raise ValueError(f"Variables must be real. Received: {_path(variable)} of {dtype}")
-            if not _has_shape(variable):
+                raise ValueError(
+                    f"Variables must be real. Received: {path_of(variable)} of {dtype}"
+                )
+            if not has_shape(variable):
                 raise ValueError(
                     "Variables must have a shape that is known. Received: "
-                    f"{_path(variable)} of {variable.shape}"
+                    f"{path_of(variable)} of {variable.shape}"
                 )
         # Within a function, TensorFlow would set new variables to zero after all else.
         with outside_graphs() if self._kept else nullcontext():
@@ -217,12 +204,12 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
     def _build(self, variables: Sequence) -> None:
         before = len(self._variables)
         super().build(variables)
-        own, rule, start = len(self._variables), self._policy.rule, self._start
+        own, rule, start = list(self._variables), self._policy.rule, self._start
         layout = Layout.of(variables, [_name(k, v) for k, v in enumerate(variables)])
+        groups, states = grouped(layout, not rule.coordinatewise), []
         skipped = self._add("skipped_steps", (), "int32")
         shared = {name: self._add(name, x.shape, x.dtype) for name, x in start.shared.items()}
-        self._slots = _Slots(own, grouped(layout, not rule.coordinatewise), [], shared, skipped)
-        for k, group in enumerate(self._slots.groups):
+        for k, group in enumerate(groups):
             with beside(self, variables[group.members[0]]):
                 coordinate = {
                     name: self._add(f"{name}_of_{k}", group.shape(*x.shape[:-1]), x.dtype)
@@ -234,10 +221,13 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                     )
                     for name, x in start.tensor.items()
                 }
-            self._slots.states.append(State(coordinate, tensor, {}))
+            states.append(State(coordinate, tensor, {}))
+        self._slots = Slots(
+            self.name, own, self._policy.weights, list(variables), groups, states, shared, skipped
+        )
         if self._kept:
             kept, self._kept = self._kept, ()
-            self._take([*map(ops.convert_to_numpy, self._variables[:before]), *kept])
+            self._slots.take([*map(ops.convert_to_numpy, self._variables[:before]), *kept])
 
     def _add(self, name: str, shape: tuple[int, ...], dtype) -> keras.Variable:
         return self.add_variable(
@@ -313,24 +303,25 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
     def _take_step(self, grads: list, variables: list, learning_rate) -> None:
         everything, gradients = self._trainable_variables, [None] * len(self._trainable_variables)
         for gradient, variable in zip(grads, variables, strict=True):
-            gradients[self._get_variable_index(variable)] = _fitted(gradient, variable)
+            gradients[self._get_variable_index(variable)] = fitted(gradient, variable)
         rule = _with_decay(self._policy.rule, self.weight_decay, self._excluded())
-        weights = [np.asarray(w, _dtype()) for w in self._policy.weights]
-        held = (self._slots.states, self._slots.shared, self._slots.skipped)
-        slots, groups = keras.tree.flatten(held), self._slots.groups
-        rate = ops.cast(tensor_of(learning_rate), _dtype())
+        weights = [np.asarray(w, float_type()) for w in self._policy.weights]
+        held, groups = self._slots.held, self._slots.groups
+        slots = keras.tree.flatten(held)
+        rate = ops.cast(tensor_of(learning_rate), float_type())
         if in_one_place([*everything, *slots]):
             specs = (tuple(spec(v) for v in each) for each in (everything, slots))
             step = compiled_step_in_place(rule, groups, *specs)
             own, held = [handle(v) for v in everything], keras.tree.map_structure(handle, held)
             step(weights, gradients, own, held, rate)
             return
-        values = [ops.cast(tensor_of(v), _dtype()) for v in everything]
+        values = [ops.cast(tensor_of(v), float_type()) for v in everything]
         steps, moved = compiled_step(rule, groups)(
             weights, gradients, values, tensors_of(held), rate
         )
-        there = [(v, step) for v, step in zip(everything, steps, strict=True) if step is not None]
-        self._write(*zip(*there, strict=True), slots, keras.tree.flatten(moved))
+        there = [k for k, step in enumerate(steps) if step is not None]
+        own, steps = ([each[k] for k in there] for each in (everything, steps))
+        write(self, own, steps, slots, keras.tree.flatten(moved))
 
     def _excluded(self) -> tuple[str, ...]:
         """The names of variables that `exclude_from_weight_decay` was told of."""
@@ -341,47 +332,10 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         pairs = enumerate(self._trainable_variables)
         return tuple(_name(k, v) for k, v in pairs if not self._use_weight_decay(own(v)))
 
-    def _write(self, variables: Sequence, steps: Sequence, slots: list, values: list) -> None:
-        if keras.backend.backend() != "tensorflow":
-            self._write_here(variables, steps, slots, values)
-            return
-        import tensorflow as tf
-
-        variables, slots = ([native(v) for v in each] for each in (variables, slots))
-        tf.__internal__.distribute.interim.maybe_merge_call(
-            self._write_everywhere, self._distribution_strategy, variables, steps, slots, values
-        )
-
-    def _write_here(self, variables, steps, slots, values) -> None:
-        for variable, step in zip(variables, steps, strict=True):
-            self.assign_sub(variable, ops.cast(step, variable.dtype))
-        for slot, value in zip(slots, values, strict=True):
-            self.assign(slot, value)
-
-    def _write_everywhere(self, distribution, variables, steps, slots, values) -> None:
-        """On every replica."""
-        for variable, step in zip(variables, steps, strict=True):
-            distribution.extended.update(variable, self.assign_sub, args=(step,), group=False)
-        for slot, value in zip(slots, values, strict=True):
-            distribution.extended.update(slot, self.assign, args=(value,), group=False)
-
-    def _saved(self) -> dict[str, Any]:
-        """What a file holds of it, by name: Keras' variables, the policy's weights, all state."""
-        if self._slots is None:
-            return {v.path: v for v in self._variables}
-        slots, start = self._slots, f"{self.name}/"
-        saved = {v.path: v for v in [*self._variables[: slots.keras], slots.skipped]}
-        saved |= {f"{start}policy_{k}": w for k, w in enumerate(self._policy.weights)}
-        saved |= {v.path: v for v in slots.shared.values()}
-        parts = separated(slots.groups, slots.states)
-        for k, (variable, own) in enumerate(zip(self._trainable_variables, parts, strict=True)):
-            path = f"{start}{k}_{_path(variable).replace('/', '_')}_"
-            saved |= {path + name: value for name, value in own.items()}
-        return {name: ops.convert_to_numpy(value) for name, value in saved.items()}
-
     def save_own_variables(self, store) -> None:
         """Writes all state; see `keras.optimizers.Optimizer.save_own_variables`."""
-        for k, value in enumerate(self._saved().values()):
+        own = {v.path: v.numpy() for v in self._variables}
+        for k, value in enumerate((self._slots.contents() if self._slots else own).values()):
             store[str(k)] = value
 
     def load_own_variables(self, store) -> None:
@@ -400,11 +354,11 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 stacklevel=2,
             )
         elif self.built and saved:
-            self._take(saved)
+            self._slots.take(saved)
         elif saved:
             own = self._variables
             if not self._may_be_ours(saved):
-                self._check(saved)
+                check_same(self.name, saved, {v.path: v for v in own}, [])
             for variable, value in zip(own, saved, strict=False):
                 variable.assign(value)
             self._kept = tuple(saved[len(own) :])
@@ -418,48 +372,13 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         before = int(self.use_ema) + int(bool(self.gradient_accumulation_steps))
         each = before + len(start.coordinate) + len(start.tensor)
         shapes = [tuple(w.shape) for w in self._policy.weights]
-        for count in (len(saved), len(saved) + 1):  # see `_with_count`
+        for count in (len(saved), len(saved) + 1):  # see `Slots.take`
             variables, rest = divmod(count - fixed, each) if each else (0, count - fixed)
             place = own + variables * before + 1
             there = [tuple(value.shape) for value in saved[place : place + len(shapes)]]
             if not rest and there == shapes:
                 return True
         return False
-
-    def _take(self, saved: list[np.ndarray]) -> None:
-        """Sets everything to what was saved.
-
-        Raises:
-            ValueError: If it is not this optimizer's.
-        """
-        slots, saved = self._slots, self._with_count(saved)
-        self._check(saved)
-        values = iter(saved)
-        fixed = [*self._variables[: slots.keras], slots.skipped]
-        pairs = [(variable, next(values)) for variable in fixed]
-        for own in self._policy.weights:
-            if not np.allclose(next(values), own, rtol=1e-6, atol=0):
-                raise ValueError(
-                    f"The state saved for '{self.name}' is that of another policy of the same "
-                    "rule: load the one that it was trained with"
-                )
-        pairs += [(variable, next(values)) for variable in slots.shared.values()]
-        names = [list(own) for own in separated(slots.groups, slots.states)]
-        parts = [{name: next(values) for name in own} for own in names]
-        for variable, value in pairs + packed(slots.groups, slots.states, parts):
-            variable.assign(value)
-
-    def _check(self, saved: list[np.ndarray]) -> None:
-        within = [tuple(v.shape) for v in self._variables]
-        check_same(self.name, saved, self._saved(), within)
-
-    def _with_count(self, saved: list[np.ndarray]) -> list[np.ndarray]:
-        """Saved variables, and the count of steps that rules without moments did not have once."""
-        here = list(self._saved())
-        if len(saved) != len(here) - 1:
-            return saved
-        place = here.index(self._slots.shared["count"].path)
-        return [*saved[:place], saved[0], *saved[place:]]  # of iterations
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles are of the settings, without state, as of other Keras optimizers."""
@@ -485,52 +404,6 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         return super().from_config(config, custom_objects=custom_objects)
 
 
-def _dtype() -> str:
-    """The dtype of state and steps: float32 in mixed precision too."""
-    return "float64" if keras.config.floatx() == "float64" else "float32"
-
-
-def _initial_state(policy: Policy) -> State:
-    """The state of one coordinate, of one tensor and of all, before the first step.
-
-    A rule starts all coordinates alike, and all tensors: what it does to a scalar is then enough.
-
-    Raises:
-        ValueError: If the weights do not fit the rule.
-    """
-    fitting = list(policy.rule.weight_shapes())
-    received = [tuple(w.shape) for w in policy.weights]
-    if received != fitting:
-        raise ValueError(
-            f"Rule '{core(policy.rule).name}' needs weights of shapes {fitting}; l2o.load_policy "
-            f"gives a trained policy with its weights. Received: {received}"
-        )
-    state = policy.rule.initial_state(Layout(("",), ((),)))
-    return keras.tree.map_structure(_at_rest, state)
-
-
-def _at_rest(tensor) -> np.ndarray:
-    """A tensor of a rule's state, which has it in Keras' floatx.
-
-    Raises:
-        ValueError: If it is not zero.
-    """
-    if keras.backend.is_float_dtype(tensor.dtype):
-        tensor = ops.cast(tensor, _dtype())
-    values = ops.convert_to_numpy(tensor)
-    if values.any():
-        raise ValueError(f"A rule's state must be zero before the first step. Received: {values}")
-    return values
-
-
-def _has_shape(tensor) -> bool:
-    """Whether the shape is known; TensorFlow's tensors and variables need not have one."""
-    try:
-        return None not in tuple(tensor.shape)
-    except ValueError:  # of unknown rank
-        return False
-
-
 def _with_decay(rule: UpdateRule, rate, exclude: tuple[str, ...] = ()) -> UpdateRule:
     """The rule with this weight decay, as it is where that is its own; `exclude` as well."""
     own = layer(rule, Decayed)
@@ -541,31 +414,4 @@ def _with_decay(rule: UpdateRule, rate, exclude: tuple[str, ...] = ()) -> Update
 
 def _name(k: int, variable) -> str:
     """Variable number k in a layout; models alike but for Keras' numbers have the same names."""
-    return f"[{k}] {re.sub(r'_[0-9]+(?=/|$)', '', _path(variable))}"
-
-
-def _path(variable) -> str:
-    return getattr(variable, "path", variable.name)
-
-
-def _fitted(gradient, variable):
-    """A gradient as a tensor of the state's dtype and of the variable's shape.
-
-    Raises:
-        ValueError: If it has another.
-    """
-    gradient = ops.cast(tensor_of(gradient), _dtype())
-    if not _has_shape(gradient):
-        return ops.reshape(gradient, variable.shape)
-    shape = tuple(gradient.shape)
-    if shape == tuple(variable.shape):
-        return gradient
-    try:
-        if np.broadcast_shapes(shape, variable.shape) == tuple(variable.shape):
-            return ops.broadcast_to(gradient, variable.shape)
-    except ValueError:
-        pass
-    raise ValueError(
-        f"The gradient of {_path(variable)} must have its shape {tuple(variable.shape)}. "
-        f"Received: {shape}"
-    )
+    return f"[{k}] {re.sub(r'_[0-9]+(?=/|$)', '', path_of(variable))}"

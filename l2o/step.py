@@ -89,7 +89,7 @@ def grouped(layout: Layout, together: bool) -> tuple[Group, ...]:
     small = [k for k in range(layout.tensors) if k not in large]
     groups = []
     for members in (small, *([k] for k in large)):
-        part = Layout(*(tuple(each[k] for k in members) for each in (layout.names, layout.shapes)))
+        part = layout.only(members)
         tiles = 1 if together or part.size <= LARGE else -(-part.size // TILE)
         groups.append(Group(tuple(members), part, tiles))
     return tuple(group for group in groups if group.members)
@@ -217,11 +217,8 @@ def _by_tiles(update, group: Group, gradient, parameters, state: State):
 
 def _moved_in_part(update, group: Group, there: list[int], gradient, parameters, state: State):
     """`update` of some members alone, for a rule that sees all tensors at once."""
-    layout, absent = group.layout, [k for k in range(len(group.members)) if k not in there]
-    some = Group(
-        tuple(there),
-        Layout(*(tuple(each[k] for k in there) for each in (layout.names, layout.shapes))),
-    )
+    absent = [k for k in range(len(group.members)) if k not in there]
+    some = Group(tuple(there), group.layout.only(there))
     # Where each member's new column is: behind the new ones lie the old ones of the absent.
     order = [*there, *absent]
     places = [order.index(k) for k in range(len(order))]

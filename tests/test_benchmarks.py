@@ -169,7 +169,7 @@ def test_optimizer():
         ("growth.py", "teachers --values 7", "from 1 to 6. Received: 7"),
         ("growth.py", "--values 1", "--values goes with one sweep alone"),
         ("optimizer.py", "--steps 0", "must be a whole number of at least 1, not '0'"),
-        ("optimizer.py", "cnn huge", "networks are cnn, .*, not huge"),
+        ("optimizer.py", "cnn huge", ", dense10m, not huge"),
         ("whole_run.py", "--every 0", "must be a whole number of at least 1, not '0'"),
         ("warmup.py", "mnist", "unknown problem mnist; allowed: mnist_cnn"),
         ("warmup.py", "gru --warmups sgd", "no warm-up is called 'sgd'; there are sgd-N"),

@@ -289,17 +289,21 @@ def test_a_policy_is_evaluated_with_its_own_averaging(here, capsys):
     assert "keras:Adam cannot be averaged" in capsys.readouterr().err
 
 
-def test_a_warm_up_of_its_own_is_said(here, capsys):
+def test_warm_ups_that_differ_are_said(here, capsys):
     """And fits are not called all warm-up where one optimizer has less of it."""
     rule, words = RNNProp(units=2), ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer")
     save_policy(here / "mine", WarmUp(rule, 1), made_weights(rule), {})
     assert call(*words, "mine", "adam") == 0
     out = capsys.readouterr().out
-    assert "Note: mine has a warm-up of 1 steps, others have 100" in out
-    assert "all warm-up" not in out
+    said = "Note: steps of warm-up differ: 1 for mine, 100 for adam. In a short fit fewer are an"
+    assert said in out and "all warm-up" not in out
+    assert call(*words, "mine", "sgd", "adam") == 0
+    assert ": 1 for mine, 100 for the others." in capsys.readouterr().out
+    assert call(*words, "mine") == 0
+    assert "warm-up differ" not in capsys.readouterr().out
     assert call(*words, "adam") == 0
     out = capsys.readouterr().out
-    assert "all warm-up" in out and "others have 100" not in out
+    assert "all warm-up" in out and "warm-up differ" not in out
 
 
 def test_results_that_do_not_say_what_they_are_of_are_a_note(here, capsys):

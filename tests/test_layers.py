@@ -12,7 +12,8 @@ import l2o
 _PACKAGE = Path(l2o.__file__).parent
 _ROOMS = ("rules", "tasks", "runs", "policies", "amalgamation", "evaluation", "reports", "commands")
 # The Keras optimizer and its parts, beside the rooms: what each may see of these.
-_BESIDE = {"backends": -1, "step": 0, "saved": 0, "optimizer": _ROOMS.index("policies")}
+_TO_POLICIES = _ROOMS.index("policies")
+_BESIDE = {"backends": -1, "step": 0, "slots": _TO_POLICIES, "optimizer": _TO_POLICIES}
 _FILES = [
     p.relative_to(_PACKAGE) for p in sorted(_PACKAGE.rglob("*.py")) if p.parent != _PACKAGE
 ] + [Path(f"{name}.py") for name in _BESIDE]

@@ -32,7 +32,7 @@ from l2o.rules import (
     cosine,
     warmed_up,
 )
-from l2o.saved import separated
+from l2o.slots import separated
 from l2o.tasks.optimizee import Batch
 
 _AROUND = {

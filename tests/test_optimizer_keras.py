@@ -79,6 +79,30 @@ def test_plain_tensorflow_variables_do():
     close(variable, 0 * ONES)
 
 
+def test_a_variable_of_unknown_shape_is_refused_in_one_line():
+    variable = tf.Variable([1.0, 2.0], shape=tf.TensorShape(None), name="any")
+    with pytest.raises(ValueError, match=r"a shape that is known. Received: any") as caught:
+        sgd().build([variable])
+    assert "\n" not in str(caught.value)
+
+
+def test_variables_may_lie_on_several_devices():
+    """Where one compiled function cannot assign to all of them."""
+
+    def trained(*devices) -> list[np.ndarray]:
+        variables = []
+        for device in devices:
+            with tf.device(device):
+                variables.append(tf.Variable([[0.5, -1.0], [2.0, 0.1]]))
+        optimizer = AmalgamatedOptimizer(Adam(0.1), warmup_steps=1)
+        for step in (1.0, -0.5, 2.0):
+            optimizer.apply([step * ONES, 3 * step * ONES], variables)
+        return [v.numpy() for v in variables]
+
+    apart, together = trained("CPU:0", "CPU:1"), trained("CPU:0", "CPU:0")
+    np.testing.assert_allclose(apart, together, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("setting", "wanted"),
     [

@@ -184,7 +184,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be at most {most}. Received: {value}")
     if plan.seed > (most := MOST_SEED - plan.repeats + 1):
         raise UserError(f"--seed must be at most {most}. Received: {plan.seed}")
-    candidates, output = _contenders(options), options.output or RESULTS / preset
+    candidates, output = _candidates(options), options.output or RESULTS / preset
     try:
         check_free(output, TABLE)
         tasks = _tasks(options)
@@ -307,7 +307,7 @@ def _spread(options: argparse.Namespace, todo, plan, directory, bar: ProgressBar
 def _start_worker(options: argparse.Namespace, plan: Plan) -> tuple:
     """What a process of --jobs holds."""
     with redirect_stdout(io.StringIO()):
-        return Bench(plan), _tasks(options), _contenders(options)
+        return Bench(plan), _tasks(options), _candidates(options)
 
 
 def _run_one(held: tuple, key):
@@ -319,7 +319,7 @@ def _run_one(held: tuple, key):
     raise UserError(f"{key.problem} or {key.optimizer} has changed since the evaluation began")
 
 
-def _contenders(options: argparse.Namespace) -> list:
+def _candidates(options: argparse.Namespace) -> list:
     words = options.optimizer
     try:
         candidates = [candidate for word in words for candidate in get_candidates(word)]

@@ -23,6 +23,7 @@ from l2o.commands.terminal import (
     whole,
 )
 from l2o.rules import POOLS, Original, RNNProp
+from l2o.rules.warmup import SHORT
 from problems import PROBLEMS
 
 _SEARCH = ("epochs", "tune_seeds", "rates")  # the flags of --tune
@@ -138,7 +139,8 @@ def parser() -> Parser:
     g.add_argument("--clip-floor", type=positive, default=Settings.clip_floor, metavar="L",
                    help=f"a shorter tensor counts as this long; default {Settings.clip_floor:g}")
     g.add_argument("--warmup-steps", type=whole, default=Settings.warmup_steps, metavar="W",
-                   help=f"plain SGD steps before an unroll; default {Settings.warmup_steps}")
+                   help=f"plain SGD steps before an unroll; default {Settings.warmup_steps}. "
+                   f"A fit with the policy begins with as many, but {SHORT} at most")
     g.add_argument("--warmup-rate", type=positive, default=Settings.warmup_rate, metavar="RATE",
                    help=f"their learning rate; default {Settings.warmup_rate:g}")
     g.add_argument("--scale-limit", type=positive, default=Settings.scale_limit, metavar="S",

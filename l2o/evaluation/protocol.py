@@ -63,11 +63,15 @@ def missing(
 def warmup_notes(tasks: Sequence[Task], candidates: Sequence[Candidate], plan: Plan) -> list[str]:
     """What to say of warm-ups that differ, and of tasks whose steps are all or mostly warm-up."""
     warmup = min(c.warmup for c in candidates)
-    different = dict.fromkeys((c.name, c.warmup) for c in candidates if c.warmup != WarmUp.steps)
-    notes = [
-        f"{name} has a warm-up of {steps} steps, others have {WarmUp.steps}"
-        for name, steps in different
-    ]
+    names: dict[int, dict[str, None]] = {}
+    for candidate in sorted(candidates, key=lambda c: (c.warmup == WarmUp.steps, c.warmup)):
+        names.setdefault(candidate.warmup, {})[candidate.name] = None
+    if len(names.get(WarmUp.steps, ())) > 1:
+        names[WarmUp.steps] = {"the others": None}
+    notes = []
+    if len(names) > 1:
+        each = ", ".join(f"{steps} for {' and '.join(who)}" for steps, who in names.items())
+        notes.append(f"steps of warm-up differ: {each}. In a short fit fewer are an advantage")
     for task in tasks:
         number = plan.epochs * task.steps_per_epoch
         where = f"steps of {task.problem.name} on {task.data} are"

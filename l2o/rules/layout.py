@@ -56,6 +56,10 @@ class Layout:
         """A value a tensor as one a coordinate, [D]."""
         return np.repeat(np.asarray(values), self.sizes)
 
+    def only(self, members: Sequence[int]) -> Layout:
+        """The layout of some of the tensors."""
+        return Layout(tuple(self.names[k] for k in members), tuple(self.shapes[k] for k in members))
+
     @cached_property
     def segments(self):
         """int32 [D]: which tensor each coordinate belongs to."""
