@@ -53,7 +53,14 @@ from l2o.rules import (
     warmed_up,
     warming,
 )
-from l2o.slots import Slots, check_same, initial_state
+from l2o.slots import (
+    Slots,
+    checked,
+    initial_state,
+    may_be_of,
+    refuse,
+    shapes_in_files,
+)
 from l2o.step import compiled_step, compiled_step_in_place, grouped
 
 WEIGHT_DECAY_LIMIT = 1e-3
@@ -197,18 +204,29 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                     "Variables must have a shape that is known. Received: "
                     f"{path_of(variable)} of {variable.shape}"
                 )
-        # Within a function, TensorFlow would set new variables to zero after all else.
-        with outside_graphs() if self._kept else nullcontext():
+        variables = list({self._var_key(v): v for v in variables}.values())
+        if not self._kept:
             self._build(variables)
+            return
+        # Within a function, TensorFlow would set new variables to zero after all else.
+        with outside_graphs():
+            now = [ops.convert_to_numpy(v) for v in self._variables]
+            copies = int(self.use_ema) + bool(self.gradient_accumulation_steps)
+            own = [v.shape for v in now] + copies * [tuple(v.shape) for v in variables]
+            shapes = shapes_in_files(self.name, own, self._policy.weights, self._start, variables)
+            saved = checked(self.name, [*now, *self._kept], shapes, [])
+            self._build(variables)
+            self._slots.take(saved, self._own)
+        self._kept = ()
 
     def _build(self, variables: Sequence) -> None:
-        before = len(self._variables)
         super().build(variables)
-        own, rule, start = list(self._variables), self._policy.rule, self._start
+        rule, start = self._policy.rule, self._start
         layout = Layout.of(variables, [_name(k, v) for k, v in enumerate(variables)])
         groups, states = grouped(layout, not rule.coordinatewise), []
-        skipped = self._add("skipped_steps", (), "int32")
-        shared = {name: self._add(name, x.shape, x.dtype) for name, x in start.shared.items()}
+        with beside(self, variables[0]) if variables else nullcontext():
+            skipped = self._add("skipped_steps", (), "int32")
+            shared = {name: self._add(name, x.shape, x.dtype) for name, x in start.shared.items()}
         for k, group in enumerate(groups):
             with beside(self, variables[group.members[0]]):
                 coordinate = {
@@ -222,12 +240,14 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                     for name, x in start.tensor.items()
                 }
             states.append(State(coordinate, tensor, {}))
-        self._slots = Slots(
-            self.name, own, self._policy.weights, list(variables), groups, states, shared, skipped
-        )
-        if self._kept:
-            kept, self._kept = self._kept, ()
-            self._slots.take([*map(ops.convert_to_numpy, self._variables[:before]), *kept])
+        weights = self._policy.weights
+        self._slots = Slots(self.name, weights, start, variables, groups, states, shared, skipped)
+
+    @property
+    def _own(self) -> list[keras.Variable]:
+        """Keras' own variables."""
+        slots = {id(v) for v in keras.tree.flatten(self._slots.held)} if self._slots else ()
+        return [v for v in self._variables if id(v) not in slots]
 
     def _add(self, name: str, shape: tuple[int, ...], dtype) -> keras.Variable:
         return self.add_variable(
@@ -252,9 +272,22 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                     "There must be as many gradients as variables. Received: "
                     f"{len(grads)} gradients, {len(trainable_variables)} variables"
                 )
+            grads, trainable_variables = self._summed(grads, trainable_variables)
         super().apply(grads, trainable_variables)
         if runs_eagerly():
             self._warn_of_skipped_steps()
+
+    def _summed(self, grads: list, variables: list) -> tuple[list, list]:
+        """Gradients and variables, each variable once, with all that is given for it."""
+        found: dict = {}
+        for gradient, variable in zip(grads, variables, strict=False):
+            found.setdefault(self._var_key(variable), (variable, []))[1].append(gradient)
+        if len(found) == len(variables):
+            return grads, variables
+        parts = [[tensor_of(g) for g in each if g is not None] for _, each in found.values()]
+        return [sum(each[1:], each[0]) if each else None for each in parts], [
+            variable for variable, _ in found.values()
+        ]
 
     def finalize_variable_values(self, var_list) -> None:
         """Called by `fit` at its end."""
@@ -334,8 +367,9 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
 
     def save_own_variables(self, store) -> None:
         """Writes all state; see `keras.optimizers.Optimizer.save_own_variables`."""
-        own = {v.path: v.numpy() for v in self._variables}
-        for k, value in enumerate((self._slots.contents() if self._slots else own).values()):
+        own = [ops.convert_to_numpy(v) for v in self._own]
+        values = self._slots.contents(own) if self._slots else [*own, *self._kept]
+        for k, value in enumerate(values):
             store[str(k)] = value
 
     def load_own_variables(self, store) -> None:
@@ -354,31 +388,15 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 stacklevel=2,
             )
         elif self.built and saved:
-            self._slots.take(saved)
+            self._slots.take(saved, self._own)
         elif saved:
             own = self._variables
-            if not self._may_be_ours(saved):
-                check_same(self.name, saved, {v.path: v for v in own}, [])
+            copies = int(self.use_ema) + bool(self.gradient_accumulation_steps)
+            if not may_be_of(saved, len(own), copies, self._policy.weights, self._start):
+                refuse(self.name)
             for variable, value in zip(own, saved, strict=False):
                 variable.assign(value)
             self._kept = tuple(saved[len(own) :])
-
-    def _may_be_ours(self, saved: list[np.ndarray]) -> bool:
-        """Whether saved variables have the policy's weights where they must be."""
-        own, start = len(self._variables), self._start
-        if len(saved) == own:
-            return True
-        fixed = own + 1 + len(self._policy.weights) + len(start.shared)
-        before = int(self.use_ema) + int(bool(self.gradient_accumulation_steps))
-        each = before + len(start.coordinate) + len(start.tensor)
-        shapes = [tuple(w.shape) for w in self._policy.weights]
-        for count in (len(saved), len(saved) + 1):  # see `Slots.take`
-            variables, rest = divmod(count - fixed, each) if each else (0, count - fixed)
-            place = own + variables * before + 1
-            there = [tuple(value.shape) for value in saved[place : place + len(shapes)]]
-            if not rest and there == shapes:
-                return True
-        return False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies and pickles are of the settings, without state, as of other Keras optimizers."""

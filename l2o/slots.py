@@ -5,9 +5,10 @@ Files hold the state of each of the model's variables by itself, however it is p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain, zip_longest
 
 import keras
 import numpy as np
@@ -19,6 +20,11 @@ from l2o.rules import Layout, State, core
 from l2o.step import Group
 
 _TENSOR = "tensor_"  # before the name of what belongs to a tensor as a whole
+_REMEDY = (
+    "Policy, averaging, use_ema, gradient accumulation and which layers are trainable must be the "
+    "same. To load a model's weights alone: keras.saving.load_model(path, compile=False), or "
+    "model.load_weights before compiling it or with skip_mismatch=True."
+)
 _LOSS_SCALE = 4  # variables of Keras' LossScaleOptimizer, before those of the optimizer within
 
 
@@ -28,8 +34,8 @@ class Slots:
 
     Attributes:
         name: The optimizer's.
-        own: Keras' own; they come first.
         weights: The policy's, which are not variables.
+        start: The state at rest of a scalar; see `initial_state`.
         variables: The model's.
         groups: How those are packed.
         states: One a group.
@@ -38,9 +44,9 @@ class Slots:
     """
 
     name: str
-    own: list[keras.Variable]
     weights: list[np.ndarray]
-    variables: list
+    start: State
+    variables: Sequence
     groups: tuple[Group, ...]
     states: list[State]
     shared: dict[str, keras.Variable]
@@ -51,32 +57,24 @@ class Slots:
         """What a step reads and writes; see `l2o.step.take_step`."""
         return self.states, self.shared, self.skipped
 
-    def contents(self) -> dict[str, np.ndarray]:
-        """What a file holds, by name and in order: all variables, and the policy's weights."""
-        saved = {v.path: v for v in [*self.own, self.skipped]}
-        saved |= {f"{self.name}/policy_{k}": w for k, w in enumerate(self.weights)}
-        saved |= {v.path: v for v in self.shared.values()}
-        states = separated(self.groups, self.states)
-        for k, (variable, state) in enumerate(zip(self.variables, states, strict=True)):
-            path = f"{self.name}/{k}_{path_of(variable).replace('/', '_')}_"
-            saved |= {path + name: value for name, value in state.items()}
-        return {name: ops.convert_to_numpy(value) for name, value in saved.items()}
+    def contents(self, own: Sequence) -> list[np.ndarray]:
+        """What a file holds, in order: Keras' `own` variables, the policy's weights, all state."""
+        states = [each.values() for each in separated(self.groups, self.states)]
+        saved = [*own, self.skipped, *self.weights, *self.shared.values()]
+        return [ops.convert_to_numpy(value) for value in (*saved, *chain.from_iterable(states))]
 
-    def take(self, saved: list[np.ndarray]) -> None:
-        """Sets all variables to what a file holds.
+    def take(self, saved: Sequence[np.ndarray], own: Sequence) -> None:
+        """Sets all variables, Keras' `own` too, to what a file holds.
 
         Raises:
             ValueError: If it is not of this optimizer, or of another policy.
         """
-        here = self.contents()
-        if len(saved) == len(here) - 1:  # rules without moments did not count steps once
-            place = list(here).index(self.shared["count"].path)
-            saved = [*saved[:place], saved[0], *saved[place:]]  # as many as iterations
-        states = [v for s in self.states for v in (*s.coordinate.values(), *s.tensor.values())]
-        packed_up = [*self.own, self.skipped, *self.shared.values(), *states]
-        check_same(self.name, saved, here, [tuple(v.shape) for v in packed_up])
+        shapes = shapes_in_files(
+            self.name, [tuple(v.shape) for v in own], self.weights, self.start, self.variables
+        )
+        saved = checked(self.name, saved, shapes, [*own, *keras.tree.flatten(self.held)])
         values = iter(saved)
-        pairs = [(variable, next(values)) for variable in [*self.own, self.skipped]]
+        pairs = [(variable, next(values)) for variable in [*own, self.skipped]]
         for weights in self.weights:
             if not np.allclose(next(values), weights, rtol=1e-6, atol=0):
                 raise ValueError(
@@ -84,10 +82,40 @@ class Slots:
                     "rule: load the one that it was trained with"
                 )
         pairs += [(variable, next(values)) for variable in self.shared.values()]
-        names = [list(state) for state in separated(self.groups, self.states)]
-        parts = [{name: next(values) for name in each} for each in names]
+        names = _names(self.start)
+        parts = [{name: next(values) for name in names} for _ in self.variables]
         for variable, value in pairs + packed(self.groups, self.states, parts):
             variable.assign(value)
+
+
+def _names(start: State) -> list[str]:
+    """Of a variable's state in files."""
+    return [*start.coordinate, *(_TENSOR + name for name in start.tensor)]
+
+
+def shapes_in_files(
+    name: str, own: Sequence[tuple], weights: Sequence, start: State, variables: Sequence
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of what a file holds of an optimizer, by name and in order.
+
+    Args:
+        name: The optimizer's.
+        own: Shapes of Keras' own variables.
+        weights: The policy's.
+        start: As from `initial_state`.
+        variables: The model's.
+    """
+    shapes = {f"variable {k} of Keras": shape for k, shape in enumerate(own)}
+    shapes[f"{name}/skipped_steps"] = ()
+    shapes |= {f"{name}/policy_{k}": tuple(w.shape) for k, w in enumerate(weights)}
+    shapes |= {f"{name}/{key}": tuple(x.shape) for key, x in start.shared.items()}
+    for k, variable in enumerate(variables):
+        size = math.prod(variable.shape)
+        each = [(*x.shape[:-1], size) for x in start.coordinate.values()]
+        each += [(*x.shape[:-1], 1) for x in start.tensor.values()]
+        path = f"{k}_{path_of(variable)}"
+        shapes |= {f"{path}: {key}": s for key, s in zip(_names(start), each, strict=True)}
+    return shapes
 
 
 def initial_state(policy: Policy) -> State:
@@ -96,7 +124,7 @@ def initial_state(policy: Policy) -> State:
     A rule starts all coordinates alike, and all tensors: what it does to a scalar is then enough.
 
     Raises:
-        ValueError: If the weights do not fit the rule, or the state is not zero.
+        ValueError: If the weights do not fit the rule, or the state cannot be a rule's.
     """
     fitting = list(policy.rule.weight_shapes())
     received = [tuple(w.shape) for w in policy.weights]
@@ -106,6 +134,11 @@ def initial_state(policy: Policy) -> State:
             f"gives a trained policy with its weights. Received: {received}"
         )
     state = policy.rule.initial_state(Layout(("",), ((),)))
+    if state.tensor and policy.rule.coordinatewise:
+        raise ValueError(
+            f"Rule '{core(policy.rule).name}' has state of tensors, {', '.join(state.tensor)}, and "
+            "must say so: coordinatewise = False"
+        )
     return keras.tree.map_structure(_at_rest, state)
 
 
@@ -149,38 +182,75 @@ def packed(groups: Sequence[Group], states: Sequence[State], parts: Sequence[Map
     return pairs
 
 
-def check_same(
-    optimizer: str, saved: Sequence[np.ndarray], here: Mapping[str, Any], within: Sequence
-) -> None:
-    """Raises ValueError, which names what differs, if saved variables are not an optimizer's.
+def checked(
+    optimizer: str, saved: Sequence[np.ndarray], shapes: Mapping[str, tuple], within: Sequence
+) -> list[np.ndarray]:
+    """Saved variables, if they are an optimizer's.
 
     Args:
         optimizer: Its name.
         saved: What was saved.
-        here: What it would save.
-        within: The shapes of its variables, as Keras' LossScaleOptimizer would save them.
+        shapes: As from `shapes_in_files`.
+        within: Its variables, as Keras' LossScaleOptimizer would save them, in any order.
+
+    Raises:
+        ValueError: If they are not; it names what differs.
     """
-    names = dict(enumerate(here))
-    there = {k: tuple(value.shape) for k, value in enumerate(saved)}
-    own = {k: tuple(value.shape) for k, value in enumerate(here.values())}
-    wrong = [
-        f"{names.get(k, f'number {k}')} (saved: {there.get(k, 'no')}, here: {own.get(k, 'no')})"
-        for k in {**own, **there}
-        if there.get(k) != own.get(k)
-    ]
-    if not wrong:
-        return
-    if list(there.values())[_LOSS_SCALE:] in (list(own.values()), list(within)):
+    saved = list(saved)
+    if len(saved) == len(shapes) - 1:  # rules without moments did not count steps once
+        place = list(shapes).index(f"{optimizer}/count")
+        saved.insert(place, saved[0])  # as many as iterations
+    names, own = list(shapes), list(shapes.values())
+    there = [tuple(value.shape) for value in saved]
+    if there == own:
+        return saved
+    scaled = there[_LOSS_SCALE:]
+    if scaled == own or sorted(scaled) == sorted(tuple(v.shape) for v in within):
         raise ValueError(
             f"The variables saved for the optimizer are those of '{optimizer}' within Keras' "
             "LossScaleOptimizer, as a model of mixed_float16 has it: call "
             'keras.config.set_dtype_policy("mixed_float16") before loading the model'
         )
+    wrong = [
+        f"{name or f'number {k}'} (saved: {'no' if a is None else a}, "
+        f"here: {'no' if b is None else b})"
+        for k, (name, a, b) in enumerate(zip_longest(names, there, own))
+        if a != b
+    ]
     more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
     raise ValueError(
-        f"The variables saved for the optimizer are not those of '{optimizer}', which has "
-        f"{len(own)} where {len(there)} were saved. They differ in {', '.join(wrong[:5])}"
-        f"{more}. Policy, averaging and which layers are trainable must be the same. "
-        "To load a model's weights alone: keras.saving.load_model(path, compile=False), or "
-        "model.load_weights before compiling it or with skip_mismatch=True."
+        f"{not_its(optimizer)}, which has {len(own)} where {len(there)} were saved. They differ in "
+        f"{', '.join(wrong[:5])}{more}. {_REMEDY}"
     )
+
+
+def may_be_of(saved: Sequence[np.ndarray], own: int, copies: int, weights: Sequence, start: State):
+    """Whether saved variables have a policy's weights where they must be, for some model.
+
+    Args:
+        saved: What was saved.
+        own: How many of Keras' variables an optimizer has before it is built.
+        copies: How many it then makes of each of the model's.
+        weights: The policy's.
+        start: As from `initial_state`.
+    """
+    if len(saved) == own:
+        return True
+    fixed, each = own + 1 + len(weights) + len(start.shared), copies + len(_names(start))
+    shapes = [tuple(w.shape) for w in weights]
+    for count in (len(saved), len(saved) + 1):  # see `checked`
+        variables, rest = divmod(count - fixed, each) if each else (0, count - fixed)
+        place = own + variables * copies + 1
+        if not rest and [tuple(x.shape) for x in saved[place : place + len(shapes)]] == shapes:
+            return True
+    return False
+
+
+def not_its(optimizer: str) -> str:
+    """The beginning of a message."""
+    return f"The variables saved for the optimizer are not those of '{optimizer}'"
+
+
+def refuse(optimizer: str) -> None:
+    """Raises ValueError for saved variables of something else."""
+    raise ValueError(f"{not_its(optimizer)}. {_REMEDY}")

@@ -164,7 +164,7 @@ def take_step(rule, groups, weights, gradients, parameters, held, rate, horizon=
     steps, moved, after = [None] * len(gradients), [], shared
     for group, gradient, state in zip(groups, joined, states, strict=True):
         there = [k for k, number in enumerate(group.members) if gradients[number] is not None]
-        if there:
+        if there and group.layout.size:
             values = group.flatten([parameters[k] for k in group.members])
             before = State(state.coordinate, state.tensor, shared)
             step, state = _moved(rule, update, group, there, gradient, values, before)

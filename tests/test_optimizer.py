@@ -410,6 +410,17 @@ class TensorNorm(UpdateRule):
         return step / count, State({"seen": seen}, {"power": power}, {"count": count})
 
 
+@dataclass(frozen=True)
+class Forgetful(TensorNorm):
+    name: ClassVar[str] = "forgetful-of-the-tests"
+    coordinatewise: ClassVar[bool] = True
+
+
+def test_a_rule_with_state_of_tensors_must_see_all_at_once():
+    with pytest.raises(ValueError, match="has state of tensors, power, .*coordinatewise = False"):
+        AmalgamatedOptimizer(Forgetful())
+
+
 def test_rules_with_state_of_tensors():
     wanted = expected(Policy(TensorNorm()), gradients())
     close(walk(AmalgamatedOptimizer(TensorNorm(), warmup_steps=WARM), gradients()), wanted)

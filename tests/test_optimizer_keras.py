@@ -79,6 +79,21 @@ def test_plain_tensorflow_variables_do():
     close(variable, 0 * ONES)
 
 
+def test_a_variable_that_is_named_twice_gets_the_sum():
+    """As where two models share a layer."""
+    optimizer, variable, other = sgd(), matrix(), matrix()
+    optimizer.apply([ONES, 2 * ONES, None], [variable, other, variable])
+    optimizer.apply([ONES, ONES, ONES], [variable, variable, other])
+    close(variable, matrix().numpy() - 3)
+    close(other, matrix().numpy() - 3)
+
+
+def test_variables_may_all_be_empty():
+    optimizer, empty = sgd(), keras.Variable(np.zeros((0, 3)))
+    optimizer.apply([np.zeros((0, 3), "float32")], [empty])
+    assert int(optimizer.iterations) == 1
+
+
 def test_a_variable_of_unknown_shape_is_refused_in_one_line():
     variable = tf.Variable([1.0, 2.0], shape=tf.TensorShape(None), name="any")
     with pytest.raises(ValueError, match=r"a shape that is known. Received: any") as caught:
