@@ -68,10 +68,7 @@ def build(name: str):
 def measure(name: str, optimizer: str, threads: int, batch: int, steps: int, jit: str) -> dict:
     """Seconds of the first step, milliseconds of later ones, MB of the peak and of the state."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    if threads:
-        os.environ |= dict.fromkeys(
-            ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), str(threads)
-        )
+    _use(threads)
     import keras
     import numpy as np
 
@@ -112,10 +109,7 @@ def parts(name: str, threads: int) -> dict:
     left when nothing is joined, cut, checked or copied.
     """
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    if threads:
-        os.environ |= dict.fromkeys(
-            ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), str(threads)
-        )
+    _use(threads)
     import keras
     import numpy as np
     import tensorflow as tf
@@ -149,6 +143,13 @@ def parts(name: str, threads: int) -> dict:
     turns = [(timed(apply, variables[-1].value), timed(update, parameters)) for _ in range(5)]
     whole, arithmetic = (1e3 * statistics.median(column) for column in zip(*turns, strict=True))
     return {"optimizer_ms": whole, "arithmetic_ms": arithmetic}
+
+
+def _use(threads: int) -> None:
+    """Has TensorFlow, which is not imported yet, compute with so many threads; 0 is its choice."""
+    if threads:
+        names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+        os.environ |= dict.fromkeys(names, str(threads))
 
 
 def _peak() -> float:

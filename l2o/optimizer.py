@@ -55,10 +55,9 @@ from l2o.rules import (
 )
 from l2o.slots import (
     Slots,
+    check_likely,
     checked,
     initial_state,
-    may_be_of,
-    refuse,
     shapes_in_files,
 )
 from l2o.step import compiled_step, compiled_step_in_place, grouped
@@ -211,8 +210,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         # Within a function, TensorFlow would set new variables to zero after all else.
         with outside_graphs():
             now = [ops.convert_to_numpy(v) for v in self._variables]
-            copies = int(self.use_ema) + bool(self.gradient_accumulation_steps)
-            own = [v.shape for v in now] + copies * [tuple(v.shape) for v in variables]
+            own = [v.shape for v in now] + self._copies * [tuple(v.shape) for v in variables]
             shapes = shapes_in_files(self.name, own, self._policy.weights, self._start, variables)
             saved = checked(self.name, [*now, *self._kept], shapes, [])
             self._build(variables)
@@ -244,9 +242,14 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         self._slots = Slots(self.name, weights, start, variables, groups, states, shared, skipped)
 
     @property
+    def _copies(self) -> int:
+        """How many variables Keras makes of each of the model's: averages, accumulators."""
+        return int(self.use_ema) + bool(self.gradient_accumulation_steps)
+
+    @property
     def _own(self) -> list[keras.Variable]:
         """Keras' own variables."""
-        slots = {id(v) for v in keras.tree.flatten(self._slots.held)} if self._slots else ()
+        slots = {id(v) for v in keras.tree.flatten(self._slots.held)}
         return [v for v in self._variables if id(v) not in slots]
 
     def _add(self, name: str, shape: tuple[int, ...], dtype) -> keras.Variable:
@@ -367,8 +370,10 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
 
     def save_own_variables(self, store) -> None:
         """Writes all state; see `keras.optimizers.Optimizer.save_own_variables`."""
-        own = [ops.convert_to_numpy(v) for v in self._own]
-        values = self._slots.contents(own) if self._slots else [*own, *self._kept]
+        if self._slots:
+            values = self._slots.contents(self._own)
+        else:
+            values = [*map(ops.convert_to_numpy, self._variables), *self._kept]
         for k, value in enumerate(values):
             store[str(k)] = value
 
@@ -391,9 +396,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             self._slots.take(saved, self._own)
         elif saved:
             own = self._variables
-            copies = int(self.use_ema) + bool(self.gradient_accumulation_steps)
-            if not may_be_of(saved, len(own), copies, self._policy.weights, self._start):
-                refuse(self.name)
+            check_likely(self.name, saved, len(own), self._copies, self._policy, self._start)
             for variable, value in zip(own, saved, strict=False):
                 variable.assign(value)
             self._kept = tuple(saved[len(own) :])

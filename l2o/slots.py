@@ -219,38 +219,35 @@ def checked(
     ]
     more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
     raise ValueError(
-        f"{not_its(optimizer)}, which has {len(own)} where {len(there)} were saved. They differ in "
-        f"{', '.join(wrong[:5])}{more}. {_REMEDY}"
+        f"{_not_its(optimizer)}, which has {len(own)} where {len(there)} were saved. They differ "
+        f"in {', '.join(wrong[:5])}{more}. {_REMEDY}"
     )
 
 
-def may_be_of(saved: Sequence[np.ndarray], own: int, copies: int, weights: Sequence, start: State):
-    """Whether saved variables have a policy's weights where they must be, for some model.
+def check_likely(
+    optimizer: str, saved: Sequence[np.ndarray], own: int, copies: int, policy: Policy, start: State
+) -> None:
+    """Raises ValueError if saved variables cannot be an optimizer's, whatever the model.
 
     Args:
+        optimizer: Its name.
         saved: What was saved.
-        own: How many of Keras' variables an optimizer has before it is built.
+        own: How many of Keras' variables it has before it is built.
         copies: How many it then makes of each of the model's.
-        weights: The policy's.
+        policy: Its policy, whose weights must be in their place.
         start: As from `initial_state`.
     """
     if len(saved) == own:
-        return True
-    fixed, each = own + 1 + len(weights) + len(start.shared), copies + len(_names(start))
-    shapes = [tuple(w.shape) for w in weights]
+        return
+    shapes = [tuple(w.shape) for w in policy.weights]
+    fixed, each = own + 1 + len(shapes) + len(start.shared), copies + len(_names(start))
     for count in (len(saved), len(saved) + 1):  # see `checked`
         variables, rest = divmod(count - fixed, each) if each else (0, count - fixed)
         place = own + variables * copies + 1
         if not rest and [tuple(x.shape) for x in saved[place : place + len(shapes)]] == shapes:
-            return True
-    return False
+            return
+    raise ValueError(f"{_not_its(optimizer)}. {_REMEDY}")
 
 
-def not_its(optimizer: str) -> str:
-    """The beginning of a message."""
+def _not_its(optimizer: str) -> str:
     return f"The variables saved for the optimizer are not those of '{optimizer}'"
-
-
-def refuse(optimizer: str) -> None:
-    """Raises ValueError for saved variables of something else."""
-    raise ValueError(f"{not_its(optimizer)}. {_REMEDY}")
