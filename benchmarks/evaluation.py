@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import keras
 import numpy as np
 import tensorflow as tf
+from l2o.problems import networks
 
 from benchmarks.measuring import CLASSES, SHAPE, count, parser, report, seconds, traced_gradient
 from l2o.evaluation.baselines import get_candidates
@@ -29,7 +30,6 @@ from l2o.rules import Choice, RNNProp, UpdateRule, core, get_pool
 from l2o.tasks.gradient import plain_gradient
 from l2o.tasks.optimizee import Batch, KerasOptimizee
 from l2o.tasks.privacy import DPSGD
-from problems import networks
 
 BATCH = 128
 

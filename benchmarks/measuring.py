@@ -105,10 +105,11 @@ def dense(parameters: int):
 
 def amalgamation(case: Case):
     """The `Amalgamation` of a case."""
+    from l2o.problems import networks
+
     from l2o.amalgamation.unroll import Amalgamation, Teacher
     from l2o.rules import Choice, RNNProp, get_pool
     from l2o.tasks.optimizee import KerasOptimizee
-    from problems import networks
 
     def build():
         return dense(case.parameters) if case.parameters else networks.cnn(SHAPE, CLASSES)

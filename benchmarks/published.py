@@ -10,9 +10,9 @@ numbers; for judging optimizers use `mnist_cnn` and so on, which keep the test s
 from __future__ import annotations
 
 import numpy as np
+from l2o.problems import get_problem, load_dataset
 
 from l2o import OwnProblem
-from problems import get_problem, load_dataset
 
 
 def mnist_cnn() -> OwnProblem:

@@ -35,6 +35,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
+from l2o.problems import PROBLEMS, DatasetUnavailable, get_problem, load_dataset
 
 import l2o
 from benchmarks.measuring import count, parser, report
@@ -45,7 +46,6 @@ from l2o.rules import Scheduled, UpdateRule, WarmUp, constant, core, rewrapped, 
 from l2o.tasks.gradient import plain_gradient
 from l2o.tasks.optimizee import Batch, KerasOptimizee, as_batch
 from l2o.tasks.privacy import DPSGD
-from problems import PROBLEMS, DatasetUnavailable, get_problem, load_dataset
 
 ADAM, BEFORE = "adam", "sgd-100"
 RATE, SIZE = 0.01, 1e-3  # SGD's, and the root mean square of a step of "rms"

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import keras
 import numpy as np
+from l2o.problems import datasets, networks
 
 import l2o
 from l2o.commands.terminal import Parser, UserError, count, run_command
-from problems import datasets, networks
 
 
 def transformer(shape: tuple[int, ...], classes: int) -> keras.Model:

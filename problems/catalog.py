@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from problems import networks
-from problems.problem import Problem
+from . import networks
+from .problem import Problem
 
 _wider = partial(networks.cnn, filters=(32, 64))
 _resnet28 = partial(networks.resnet, depth=28)

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from problems.dataset import Dataset, DatasetDamaged, DatasetUnavailable, Split
+from .dataset import Dataset, DatasetDamaged, DatasetUnavailable, Split
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -183,7 +183,7 @@ def _builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
     """
     import tensorflow_datasets as tfds
 
-    from problems import digits  # noqa: F401  (registers the builder)
+    from . import digits  # noqa: F401  (registers the builder)
 
     try:
         builder = tfds.builder(name, data_dir=folder)

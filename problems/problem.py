@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from problems.dataset import Dataset, DatasetUnavailable
+from .dataset import Dataset, DatasetUnavailable
 
 if TYPE_CHECKING:
     import keras

@@ -13,15 +13,15 @@ import pytest
 from bad_input import assert_refused, cases, files_of, mutations
 from hypothesis import given
 from hypothesis import strategies as st
+from l2o.problems import Dataset, DatasetUnavailable, Split
 from made_results import made_evaluation
 
-import problems
+from l2o import problems
 from l2o.commands import evaluate, train
 from l2o.commands import train_options as options
 from l2o.evaluation.results import Result, read_results, write_results
 from l2o.evaluation.store import ResultsDirectory, read_cards, read_samples
 from l2o.evaluation.tables import TableError
-from problems import Dataset, DatasetUnavailable, Split
 
 # --- command lines ------------------------------------------------------------------------------
 

@@ -13,10 +13,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from l2o.problems import get_problem, load_dataset
 
 from l2o.rules import POOLS, SGD, Adam, Decayed, Layout, Scheduled, WarmUp, constant
 from l2o.tasks.optimizee import Batch, KerasOptimizee, loss_and_gradient
-from problems import get_problem, load_dataset
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 count_operations = runpy.run_path(str(FOLDER / "operations.py"))["count_operations"]

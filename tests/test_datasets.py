@@ -14,9 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from problems import Dataset, DatasetUnavailable, datasets, get_problem, load_dataset
-from problems.dataset import DatasetDamaged
+from l2o.problems import Dataset, DatasetUnavailable, datasets, get_problem, load_dataset
+from l2o.problems.dataset import DatasetDamaged
 
 _IDX = "{}-images-idx3-ubyte.gz", "{}-labels-idx1-ubyte.gz"
 
@@ -99,7 +98,7 @@ def test_digits_need_no_folder_that_can_be_written(bare, monkeypatch):
 
 
 def test_processes_may_prepare_the_digits_at_once(bare):
-    program = "from problems import load_dataset; print(len(load_dataset('digits').train))"
+    program = "from l2o.problems import load_dataset; print(len(load_dataset('digits').train))"
     path = str(Path(__file__).parents[1])
     processes = [
         subprocess.Popen(

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import keras
 import pytest
+from l2o.problems import PROBLEMS, load_dataset
 
 from l2o.amalgamation.losses import SCHEMES
 from l2o.commands import evaluate, train_options
 from l2o.policies.checkpoint import save_policy
 from l2o.rules import Choice, RNNProp, get_pool
 from l2o.rules.base import REGISTRY
-from problems import PROBLEMS, load_dataset
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]

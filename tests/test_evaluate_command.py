@@ -9,12 +9,12 @@ import keras
 import numpy as np
 import pytest
 from bad_input import files_of
+from l2o.problems import PROBLEMS, Dataset, Split, get_problem
 from made_results import made_evaluation
 from made_weights import made_weights, make_policy
 
 import l2o
-import problems
-from l2o import save_policy
+from l2o import problems, save_policy
 from l2o.commands.evaluate import _run_one, main
 from l2o.commands.forecast import Forecast
 from l2o.commands.terminal import UserError
@@ -26,7 +26,6 @@ from l2o.evaluation.store import ResultsDirectory, steps_file
 from l2o.rules import TEACHERS, Averaged, Choice, RNNProp, WarmUp, decayed, get_pool
 from l2o.runs.lock import DirectoryError
 from l2o.tasks.task import Task
-from problems import PROBLEMS, Dataset, Split, get_problem
 
 SHAPES = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "svhn_cropped": (32, 32, 3)}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made_results import made_evaluation
 
-import problems
+from l2o import problems
 from l2o.evaluation import protocol
 from l2o.tasks.privacy import PrivacyError
 

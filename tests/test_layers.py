@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 import l2o
+from l2o import problems
 
 _PACKAGE = Path(l2o.__file__).parent
+_PROBLEMS = Path(problems.__file__).parent  # `l2o.problems`, at the top of the repository
 _ROOMS = ("rules", "tasks", "runs", "policies", "amalgamation", "evaluation", "reports", "commands")
 # The Keras optimizer and its parts, beside the rooms: what each may see of these.
 _TO_POLICIES = _ROOMS.index("policies")
@@ -20,7 +22,7 @@ _FILES = [
 
 
 def imported(path: Path) -> set[str]:
-    """The modules of ours that a file imports, wherever in it: "l2o.rules.base", "problems"."""
+    """The modules of ours that a file imports, wherever in it: "l2o.rules.base"."""
     names = set()
     for node in ast.walk(ast.parse((_PACKAGE / path).read_text())):
         if isinstance(node, ast.Import):
@@ -28,7 +30,7 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path} imports by a relative path"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.split(".")[0] in ("l2o", "problems")}
+    return {name for name in names if name.split(".")[0] == "l2o"}
 
 
 def test_every_file_has_a_room():
@@ -45,7 +47,7 @@ def test_imports_point_downwards(path):
         if name == "l2o":  # whose version anybody may tell
             continue
         part = name.split(".")[1] if "." in name else ""
-        if name.startswith("problems"):
+        if part == "problems":
             assert room == "commands", f"{path} imports {name}"
         elif part in _ROOMS:
             assert _ROOMS.index(part) <= floor, f"{path} imports {name}"
@@ -53,6 +55,15 @@ def test_imports_point_downwards(path):
             assert room in _BESIDE or room == "commands", f"{path} imports {name}"
         else:  # from the package's face
             assert room == "commands", f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted(_PROBLEMS.glob("*.py")), ids=lambda path: path.name)
+def test_problems_know_nothing_of_the_library(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level <= 1 and not (node.module or "").startswith("l2o")
+        elif isinstance(node, ast.Import):
+            assert not any(alias.name.startswith("l2o") for alias in node.names)
 
 
 def test_the_package_alone_loads_neither_data_nor_what_trains():
@@ -69,6 +80,7 @@ print(*sorted(name for name in sys.modules if name.startswith("l2o.") and name.c
     )
     assert done.returncode == 0, done.stderr
     libraries, rooms = done.stdout.splitlines()
-    heavy = {"joblib", "matplotlib", "problems", "scipy", "sklearn", "statsmodels"}
+    heavy = {"joblib", "matplotlib", "scipy", "sklearn", "statsmodels"}
     assert not heavy & {*libraries.split()}
-    assert not {"l2o.tasks", "l2o.amalgamation", "l2o.evaluation"} & {*rooms.split()}
+    unused = {"l2o.problems", "l2o.tasks", "l2o.amalgamation", "l2o.evaluation"}
+    assert not unused & {*rooms.split()}

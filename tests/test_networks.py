@@ -6,8 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-
-from problems import PROBLEMS, get_problem, networks
+from l2o.problems import PROBLEMS, get_problem, networks
 
 _MNIST, _COLOUR = (28, 28, 1), (32, 32, 3)
 

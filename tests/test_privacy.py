@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from l2o.problems import Dataset, Split, get_problem
 from scipy import stats
 
 from l2o.evaluation.baselines import get_candidates
@@ -18,7 +19,6 @@ from l2o.tasks.gradient import plain_gradient
 from l2o.tasks.optimizee import Batch, KerasOptimizee
 from l2o.tasks.privacy import DPSGD, PrivacyError, check_network, check_python
 from l2o.tasks.task import Task
-from problems import Dataset, Split, get_problem
 
 needs_tensorflow_privacy = pytest.mark.skipif(
     sys.version_info >= (3, 12), reason="tensorflow-privacy does not install here"

@@ -209,7 +209,7 @@ def test_jobs_do_not_share_a_gpu(monkeypatch, capfd):
 
 
 def test_data_that_cannot_be_had(capfd, monkeypatch):
-    from problems import DatasetUnavailable
+    from l2o.problems import DatasetUnavailable
 
     asked = []
 

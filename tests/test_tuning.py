@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from bad_input import files_of
+from l2o.problems import get_problem, load_dataset
 
 from l2o.commands.terminal import UserError
 from l2o.commands.tune import TRIALS, Search, search, tune
@@ -21,7 +22,6 @@ from l2o.evaluation.tuning import (
 )
 from l2o.rules.pools import TEACHERS, TUNED_RATES
 from l2o.runs.lock import DirectoryError
-from problems import get_problem, load_dataset
 
 
 def trial(teacher="adam", rate=0.1, seed=0, loss=0.5, **others) -> Trial:

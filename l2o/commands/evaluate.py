@@ -45,6 +45,7 @@ from l2o.evaluation.store import ResultsDirectory
 from l2o.evaluation.tables import TableError
 from l2o.optimizer import WEIGHT_DECAY_LIMIT
 from l2o.policies.checkpoint import doubts
+from l2o.problems import PROBLEMS
 from l2o.reports.comparison import summary_table
 from l2o.rules import TUNED_RATES
 from l2o.runs.devices import take_cores
@@ -52,7 +53,6 @@ from l2o.runs.lock import DirectoryError, check_free
 from l2o.runs.progress import ProgressBar, duration
 from l2o.tasks.privacy import PrivacyError, check_network
 from l2o.tasks.task import Task
-from problems import PROBLEMS
 
 PRESETS = {"paper": (10, 25), "cpu": (3, 5), "smoke": (1, 1)}  # repeats, epochs
 RESULTS = Path("results")

@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-import problems
+from l2o import problems
 from l2o.commands.terminal import UserError
 from l2o.runs.quiet import quiet
 

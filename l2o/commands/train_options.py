@@ -22,9 +22,9 @@ from l2o.commands.terminal import (
     weight,
     whole,
 )
+from l2o.problems import PROBLEMS
 from l2o.rules import POOLS, Original, RNNProp
 from l2o.rules.warmup import SHORT
-from problems import PROBLEMS
 
 _SEARCH = ("epochs", "tune_seeds", "rates")  # the flags of --tune
 DESCRIPTION = """\
