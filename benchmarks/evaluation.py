@@ -21,15 +21,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import keras
 import numpy as np
 import tensorflow as tf
-from l2o.problems import networks
 
 from benchmarks.measuring import CLASSES, SHAPE, count, parser, report, seconds, traced_gradient
 from l2o.evaluation.baselines import get_candidates
 from l2o.evaluation.fit import Fit
+from l2o.problems import Batch, Problem, networks
 from l2o.rules import Choice, RNNProp, UpdateRule, core, get_pool
 from l2o.tasks.gradient import plain_gradient
-from l2o.tasks.optimizee import Batch, KerasOptimizee
 from l2o.tasks.privacy import DPSGD
+from l2o.tasks.task import Task
 
 BATCH = 128
 
@@ -46,7 +46,7 @@ def cases(steps: int) -> dict[str, Callable[[], float]]:
     labels = generator.integers(0, CLASSES, steps * BATCH).astype("int32")
     data = Batch(tf.constant(images), tf.constant(labels))
     few = Batch(data.inputs[:BATCH], data.labels[:BATCH])
-    optimizee = KerasOptimizee(build)
+    optimizee = Task(Problem(build))
 
     def gradients() -> Callable[[], float]:
         plain, parameters = traced_gradient()

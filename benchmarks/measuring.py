@@ -86,7 +86,7 @@ def examples():
     """Noise of MNIST's shape, which costs what MNIST costs."""
     import numpy as np
 
-    from l2o.tasks.optimizee import Batch
+    from l2o.problems import Batch
 
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (EXAMPLES, *SHAPE)).astype("uint8")
@@ -105,11 +105,10 @@ def dense(parameters: int):
 
 def amalgamation(case: Case):
     """The `Amalgamation` of a case."""
-    from l2o.problems import networks
-
     from l2o.amalgamation.unroll import Amalgamation, Teacher
+    from l2o.problems import Problem, networks
     from l2o.rules import Choice, RNNProp, get_pool
-    from l2o.tasks.optimizee import KerasOptimizee
+    from l2o.tasks.task import Task
 
     def build():
         return dense(case.parameters) if case.parameters else networks.cnn(SHAPE, CLASSES)
@@ -122,7 +121,7 @@ def amalgamation(case: Case):
     elif case.kind in ("mean", "minmax"):
         scheme, teachers = case.kind, tuple(Teacher(teacher, []) for teacher in pool)
     settings = {"first_order": case.first_order, "recompute": case.recompute}
-    return Amalgamation(rule, teachers, scheme, KerasOptimizee(build), **settings)
+    return Amalgamation(rule, teachers, scheme, Task(Problem(build)), **settings)
 
 
 def unroll(case: Case) -> Callable[[], None]:
@@ -177,9 +176,10 @@ def traced_gradient():
     """
     import tensorflow as tf
 
-    from l2o.tasks.optimizee import KerasOptimizee, loss_and_gradient
+    from l2o.problems import Problem
+    from l2o.tasks.task import Task, loss_and_gradient
 
-    optimizee = KerasOptimizee(train_cnn)
+    optimizee = Task(Problem(train_cnn))
     parameters, carried = optimizee.initial(0)
     batch = tf.nest.map_structure(lambda x: tf.constant(x[: Case.batch]), examples())
     gradient = tf.function(lambda p: loss_and_gradient(optimizee, p, carried, batch)[1])

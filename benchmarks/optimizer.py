@@ -34,6 +34,7 @@ NETWORKS = (
 def build(name: str):
     """The network of a name in `NETWORKS`."""
     import keras
+
     from l2o.problems import networks
 
     layers, images = keras.layers, (28, 28, 1)

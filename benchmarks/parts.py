@@ -54,7 +54,7 @@ def parts(case: Case) -> dict[str, Part]:
     from l2o.amalgamation.unroll import begin
     from l2o.rules import get_pool
     from l2o.tasks.batches import batches, entry
-    from l2o.tasks.optimizee import loss_and_gradient
+    from l2o.tasks.task import loss_and_gradient
 
     tf.get_logger().setLevel("ERROR")  # it warns of functions that are much alike
     job, data, key = amalgamation(case), examples(), [0, 0, 0]

@@ -10,35 +10,35 @@ numbers; for judging optimizers use `mnist_cnn` and so on, which keep the test s
 from __future__ import annotations
 
 import numpy as np
+
+from l2o import Problem
 from l2o.problems import get_problem, load_dataset
 
-from l2o import OwnProblem
 
-
-def mnist_cnn() -> OwnProblem:
+def mnist_cnn() -> Problem:
     """The Train problem."""
     return _published("mnist_cnn")
 
 
-def fmnist_cnn() -> OwnProblem:
+def fmnist_cnn() -> Problem:
     """Its network on Fashion-MNIST."""
     return _published("fmnist_cnn")
 
 
-def mnist_mlp() -> OwnProblem:
+def mnist_mlp() -> Problem:
     """The MLP on MNIST."""
     return _published("mnist_mlp")
 
 
-def _published(name: str) -> OwnProblem:
+def _published(name: str) -> Problem:
     problem = get_problem(name)
-    dataset = load_dataset(problem.dataset, "tfds")
+    dataset = load_dataset(problem.data, "tfds")
     train, held, test = dataset.train, dataset.validation, dataset.test
-    images = np.concatenate([train.images, held.images])
+    images = np.concatenate([train.inputs, held.inputs])
     labels = np.concatenate([train.labels, held.labels])
-    return OwnProblem(
+    return Problem(
         lambda: problem.build(dataset),
         (images, labels),
-        validation=(test.images, test.labels),
+        validation=(test.inputs, test.labels),
         batch_size=problem.batch_size,
     )

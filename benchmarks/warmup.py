@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -35,17 +35,18 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
-from l2o.problems import PROBLEMS, DatasetUnavailable, get_problem, load_dataset
 
 import l2o
 from benchmarks.measuring import count, parser, report
 from l2o.evaluation.baselines import get_candidates
 from l2o.evaluation.fit import Fit
 from l2o.evaluation.tables import read_table, write_table
+from l2o.problems import PROBLEMS, Batch, Dataset, DatasetUnavailable, Problem, load_dataset
 from l2o.rules import Scheduled, UpdateRule, WarmUp, constant, core, rewrapped, warmed_up
 from l2o.tasks.gradient import plain_gradient
-from l2o.tasks.optimizee import Batch, KerasOptimizee, as_batch
-from l2o.tasks.privacy import DPSGD
+from l2o.tasks.load import load_task
+from l2o.tasks.privacy import privacy_of
+from l2o.tasks.task import Task
 
 ADAM, BEFORE = "adam", "sgd-100"
 RATE, SIZE = 0.01, 1e-3  # SGD's, and the root mean square of a step of "rms"
@@ -56,17 +57,6 @@ CATALOGUE = (
 )  # fmt: skip
 PLAIN = (ADAM, BEFORE)  # of which tables have the loss itself
 CHARACTERS = 64  # of a sequence
-
-
-class Task(NamedTuple):
-    """What is fitted; see `Fit`."""
-
-    build: Callable[[], keras.Model]
-    train: Batch
-    validation: Batch
-    batch_size: int
-    loss: Any = None
-    gradient: Callable = plain_gradient
 
 
 @dataclass(frozen=True)
@@ -105,16 +95,13 @@ class Sized(WarmUp):
 
 def of_catalogue(name: str) -> Task:
     """A problem of the catalogue, as `evaluate.py` has it."""
-    problem = get_problem(name)
-    data = load_dataset(problem.dataset, "tfds")
-    return Task(
-        lambda: problem.build(data),
-        as_batch(data.train),
-        as_batch(data.validation),
-        problem.batch_size,
-        problem.loss,
-        DPSGD() if problem.private else plain_gradient,
-    )
+    return load_task(name, "tfds", report=lambda text: None)
+
+
+def given(build: Callable, train: Batch, validation: Batch, batch_size: int, loss=None) -> Task:
+    """A network on examples that are at hand."""
+    problem = Problem(build, loss=loss, batch_size=batch_size)
+    return Task(problem, Dataset("made here", train, validation, validation))
 
 
 def text() -> tuple[Batch, Batch, int]:
@@ -137,7 +124,7 @@ def sequences(indices: np.ndarray) -> Batch:
     """A text, as indices of characters, cut into sequences: each, and the same a place later."""
     stop = (len(indices) - 1) // CHARACTERS * CHARACTERS
     both = (indices[k : k + stop].reshape(-1, CHARACTERS).astype("int32") for k in (0, 1))
-    return Batch(*map(tf.constant, both))
+    return Batch(*both)
 
 
 def gru() -> Task:
@@ -150,7 +137,7 @@ def gru() -> Task:
         inputs = layers.Input((CHARACTERS,), dtype="int32")
         return keras.Sequential([inputs, *stack, layers.Dense(characters)])
 
-    return Task(build, train, validation, 64)
+    return given(build, train, validation, 64)
 
 
 def transformer() -> Task:
@@ -168,7 +155,7 @@ def transformer() -> Task:
         x = layers.LayerNormalization()(x + layers.Dense(64)(y))
         return keras.Model(inputs, layers.Dense(characters)(x))
 
-    return Task(build, train, validation, 64)
+    return given(build, train, validation, 64)
 
 
 def autoencoder() -> Task:
@@ -191,10 +178,9 @@ def autoencoder() -> Task:
         return keras.Sequential([layers.Input((28, 28, 1)), *stack])
 
     train, validation = (
-        Batch(tf.constant(s.images), tf.constant(s.images / np.float32(255)))
-        for s in (data.train, data.validation)
+        Batch(s.inputs, s.inputs / np.float32(255)) for s in (data.train, data.validation)
     )
-    return Task(build, train, validation, 128, "mse")
+    return given(build, train, validation, 128, "mse")
 
 
 OWN = {"gru": gru, "transformer": transformer, "autoencoder": autoencoder}
@@ -231,9 +217,10 @@ def fitted(task: Task, rule: UpdateRule, weights: Sequence, steps: int) -> Calla
 
         steps_per_epoch = steps // 2
 
-    optimizee = KerasOptimizee(task.build, task.loss)
-    examples = task.train, task.validation, task.batch_size
-    fit = InTwo(optimizee, rule, weights, *examples, gradient=task.gradient)
+    data = task.dataset.train, task.dataset.validation
+    examples = tf.nest.map_structure(tf.constant, data)
+    gradient = privacy_of(task) or plain_gradient
+    fit = InTwo(task, rule, weights, *examples, task.batch_size, gradient=gradient)
 
     def run(seed: int) -> list[float]:
         epochs = fit.run(seed, 2).epochs[1:]

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import tensorflow as tf
 
 from l2o import PolicyError
-from l2o.commands.problem import load_problem, problem_name
+from l2o.commands.problem import named_task, problem_name
 from l2o.commands.report import counted
 from l2o.commands.terminal import Parser, UserError, count, run_command
 from l2o.evaluation.baselines import CandidateError, get_candidates
@@ -29,8 +29,6 @@ from l2o.reports.figures import drawings
 from l2o.reports.plots import png
 from l2o.runs.files import write_atomically
 from l2o.runs.lock import DirectoryError
-from l2o.tasks.privacy import PrivacyError
-from l2o.tasks.task import Task
 
 
 def announce(task, candidate, repeat: int, steps: int) -> None:
@@ -53,13 +51,13 @@ def main() -> int:
     try:
         named = [c for name in (arguments.policy, "oracle") for c in get_candidates(name)]
         candidates = list({(c.name, c.replicate): c for c in named}.values())
-        task = Task(*load_problem(arguments.problem, None, None))
+        task = named_task(arguments.problem, None, None)
         for note in warmup_notes([task], candidates, plan):
             print(f"Note: {note}")
         with ResultsDirectory(Path("results/figure-3")) as directory:
             todo = missing([task], candidates, plan, directory)
             evaluate(todo, plan, directory, announce)
-    except (CandidateError, PolicyError, DirectoryError, TableError, PrivacyError) as error:
+    except (CandidateError, PolicyError, DirectoryError, TableError) as error:
         raise UserError(str(error)) from error
     cases = summarize(counted(present([task], candidates, plan, directory)))
     # Of the larger problems it is the paper's Figure 8.
@@ -67,7 +65,7 @@ def main() -> int:
                         if d.draw and d.file in ("figure-3", "figure-8"))  # fmt: skip
     path = directory.path / "figure-3.png"
     write_atomically(path, png(draw))
-    print(f"{path}: {figure.title}, of {task.problem.name} on {task.data}")
+    print(f"{path}: {figure.title}, of {task.name} on {task.dataset.name}")
     return 0
 
 

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import keras
 import numpy as np
-from l2o.problems import datasets, networks
 
 import l2o
 from l2o.commands.terminal import Parser, UserError, count, run_command
+from l2o.problems import datasets, networks
 
 
 def transformer(shape: tuple[int, ...], classes: int) -> keras.Model:
@@ -52,11 +52,11 @@ def train(name: str, optimizer, data: datasets.Dataset, settings) -> list[float]
     model = NETWORKS[name](data.shape, data.classes)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
-    images, labels = data.train.images[: settings.examples], data.train.labels[: settings.examples]
+    images, labels = data.train.inputs[: settings.examples], data.train.labels[: settings.examples]
     start = time.perf_counter()
     history = model.fit(_floats(images), labels, settings.batch, settings.epochs, verbose=0)
     seconds = time.perf_counter() - start
-    scores = model.evaluate(_floats(data.validation.images), data.validation.labels, 500, verbose=0)
+    scores = model.evaluate(_floats(data.validation.inputs), data.validation.labels, 500, verbose=0)
     return [history.history["loss"][-1], *scores, seconds]
 
 

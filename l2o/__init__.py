@@ -20,7 +20,7 @@ with quiet() if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "3" else nullcontext()
 
 if TYPE_CHECKING:
     from l2o.amalgamation.amalgamate import amalgamate as amalgamate
-    from l2o.tasks.own import OwnProblem as OwnProblem
+    from l2o.problems import Problem as Problem
 
 __version__ = "0.1.0"
 
@@ -37,10 +37,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Loads on demand what meta-trains: a trained policy needs none of it, nor TensorFlow."""
-    if name == "OwnProblem":
-        from l2o.tasks.own import OwnProblem
+    if name == "Problem":
+        from l2o.problems import Problem
 
-        return OwnProblem
+        return Problem
     if name == "amalgamate":
         from l2o.amalgamation.amalgamate import amalgamate
 

@@ -1,9 +1,18 @@
-"""The problems of the paper's Table 1 and Appendix E.2, by name."""
+"""The problems of the paper's Table 1 and Appendix E.2, by name, and users' own by theirs."""
 
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from dataclasses import replace
 from functools import partial
 
 from . import networks
+from .dataset import ProblemError
 from .problem import Problem
+
+OWN = "package.module:function"  # the form of a name of a user's own problem
 
 _wider = partial(networks.cnn, filters=(32, 64))
 _resnet28 = partial(networks.resnet, depth=28)
@@ -12,36 +21,84 @@ _resnet52 = partial(networks.resnet, depth=52)
 PROBLEMS: dict[str, Problem] = {
     problem.name: problem
     for problem in (
-        Problem("mnist_cnn", "mnist", networks.cnn),
-        Problem("mnist_mlp", "mnist", networks.mlp),
-        Problem("mnist_wider", "mnist", _wider),
-        Problem("mnist_deeper", "mnist", networks.deeper),
-        Problem("mnist_deeper_strided", "mnist", networks.deeper_strided),
-        Problem("fmnist_cnn", "fashion_mnist", networks.cnn),
-        Problem("svhn_cnn", "svhn_cropped", networks.cnn),
-        Problem("cifar10_wider", "cifar10", _wider),
-        Problem("cifar10_resnet28", "cifar10", _resnet28),
-        Problem("mnist_small_batch", "mnist", networks.cnn, batch_size=32),
-        Problem("mnist_dp", "mnist", networks.cnn, private=True),
-        Problem("kmnist_cnn", "kmnist", networks.cnn),
-        Problem("kmnist_dp", "kmnist", networks.cnn, private=True),
-        Problem("cifar10_resnet52", "cifar10", _resnet52),
-        Problem("cifar100_resnet52", "cifar100", _resnet52),
-        Problem("digits_cnn", "digits", networks.cnn),
+        Problem(networks.cnn, "mnist", name="mnist_cnn"),
+        Problem(networks.mlp, "mnist", name="mnist_mlp"),
+        Problem(_wider, "mnist", name="mnist_wider"),
+        Problem(networks.deeper, "mnist", name="mnist_deeper"),
+        Problem(networks.deeper_strided, "mnist", name="mnist_deeper_strided"),
+        Problem(networks.cnn, "fashion_mnist", name="fmnist_cnn"),
+        Problem(networks.cnn, "svhn_cropped", name="svhn_cnn"),
+        Problem(_wider, "cifar10", name="cifar10_wider"),
+        Problem(_resnet28, "cifar10", name="cifar10_resnet28"),
+        Problem(networks.cnn, "mnist", batch_size=32, name="mnist_small_batch"),
+        Problem(networks.cnn, "mnist", private=True, name="mnist_dp"),
+        Problem(networks.cnn, "kmnist", name="kmnist_cnn"),
+        Problem(networks.cnn, "kmnist", private=True, name="kmnist_dp"),
+        Problem(_resnet52, "cifar10", name="cifar10_resnet52"),
+        Problem(_resnet52, "cifar100", name="cifar100_resnet52"),
+        Problem(networks.cnn, "digits", name="digits_cnn"),
     )
 }
 
 
+def is_own(name: str) -> bool:
+    """Whether a name is in the form of a user's own problem: `package.module:function`."""
+    module, colon, function = name.partition(":")
+    return bool(colon and module and function.isidentifier())
+
+
 def get_problem(name: str) -> Problem:
-    """The problem of that name.
+    """The problem of a name.
+
+    Args:
+        name: A name in `PROBLEMS`, or `package.module:function`, a function without arguments that
+            returns a `Problem`. The module is looked for in the current directory first.
 
     Raises:
-        ValueError: There is none; the message lists the names there are.
+        ProblemError: There is none; the message lists the names there are, or says what is wrong
+            with the function.
     """
+    if is_own(name):
+        return replace(_own(name), name=name)
     try:
         return PROBLEMS[name]
     except KeyError:
         names = ", ".join(PROBLEMS)
-        raise ValueError(
-            f"No problem has that name; there are {names}. Received: {name!r}"
+        raise ProblemError(
+            f"No problem has that name; there are {names}; or {OWN} for your own. "
+            f"Received: {name!r}"
         ) from None
+
+
+def _own(name: str) -> Problem:
+    module, _, function = name.partition(":")
+    if sys.path[:1] != [os.getcwd()]:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(
+            f"{error.name}."
+        )
+        if missing:
+            raise ProblemError(
+                f"{name}: there is no module {module} here or on Python's path"
+            ) from error
+        raise ProblemError(f"{name}: importing {module} failed: {_line(error)}") from error
+    make = getattr(found, function, None)
+    if not callable(make):
+        place = getattr(found, "__file__", None) or module
+        raise ProblemError(f"{name}: {place} has no function {function}")
+    try:
+        problem = make()
+    except (Exception, SystemExit) as error:
+        raise ProblemError(f"{name}: {function} failed: {_line(error)}") from error
+    if not isinstance(problem, Problem):
+        raise ProblemError(
+            f"{name}: {function} must return an l2o.Problem. Received: a {type(problem).__name__}"
+        )
+    return problem
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

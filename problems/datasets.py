@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from .dataset import Dataset, DatasetDamaged, DatasetUnavailable, Split
+from .dataset import Batch, Dataset, DatasetDamaged, DatasetUnavailable
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -293,16 +293,15 @@ def _read(builder: tfds.core.DatasetBuilder, requested: str) -> Dataset:
     embedded = builder.name == "digits"
     try:
         train, test = _read_split(builder, "train"), _read_split(builder, "test")
-        held_out = len(train) - min(5_000, len(train) // 6)
-        return Dataset(
-            name="digits" if embedded else requested,
-            requested=requested,
-            source=f"embedded, {_DIGITS}" if embedded else f"TFDS {builder.version}",
-            classes=builder.info.features["label"].num_classes,
-            shape=builder.info.features["image"].shape,
-            train=Split(train.images[:held_out], train.labels[:held_out]),
-            validation=Split(train.images[held_out:], train.labels[held_out:]),
-            test=test,
+        held_out = len(train.labels) - min(5_000, len(train.labels) // 6)
+        return images(
+            "digits" if embedded else requested,
+            requested,
+            f"embedded, {_DIGITS}" if embedded else f"TFDS {builder.version}",
+            builder.info.features["label"].num_classes,
+            Batch(train.inputs[:held_out], train.labels[:held_out]),
+            Batch(train.inputs[held_out:], train.labels[held_out:]),
+            test,
         )
     except (MemoryError, PermissionError, tf.errors.PermissionDeniedError) as error:
         raise DatasetDamaged(f"{builder.data_path} cannot be read: {_line(error)}") from error
@@ -310,7 +309,49 @@ def _read(builder: tfds.core.DatasetBuilder, requested: str) -> Dataset:
         raise _damaged(builder.data_path, error) from error
 
 
-def _read_split(builder: tfds.core.DatasetBuilder, split: str) -> Split:
+def images(
+    name: str,
+    requested: str,
+    source: str,
+    classes: int,
+    train: Batch,
+    validation: Batch,
+    test: Batch,
+) -> Dataset:
+    """A dataset of labelled images, uint8 or float, [n, height, width, channels] and [n].
+
+    Raises:
+        DatasetUnavailable: If a split is empty, its images or labels are no such arrays, or an
+            image is not finite.
+    """
+    shape = train.inputs.shape[1:]
+    for part, (pictures, labels, _) in zip(
+        ("train", "validation", "test"), (train, validation, test), strict=True
+    ):
+        if pictures.ndim != 4 or pictures.dtype.kind not in "uf":
+            raise DatasetUnavailable(f"Images of {pictures.dtype} with shape {pictures.shape}")
+        if labels.shape != pictures.shape[:1] or labels.dtype.kind not in "iu":
+            raise DatasetUnavailable(
+                f"{len(pictures)} images, but labels of {labels.dtype} with shape {labels.shape}"
+            )
+        if pictures.dtype.kind == "f" and not np.isfinite(pictures).all():
+            raise DatasetUnavailable("An image holds a value that is not finite")
+        if not len(labels):
+            raise DatasetUnavailable(f"{name}: the {part} split is empty")
+        if pictures.shape[1:] != shape:
+            raise DatasetUnavailable(
+                f"{name}: {part} images of shape {pictures.shape[1:]} are not {shape}"
+            )
+        lowest, highest = int(labels.min()), int(labels.max())
+        if lowest < 0 or highest >= classes:
+            raise DatasetUnavailable(
+                f"{name}: {part} labels from {lowest} to {highest} are not those of "
+                f"{classes} classes"
+            )
+    return Dataset(name, train, validation, test, requested, source, classes)
+
+
+def _read_split(builder: tfds.core.DatasetBuilder, split: str) -> Batch:
     """Decodes one of TFDS' splits, in its stored order."""
     import tensorflow_datasets as tfds
 
@@ -323,7 +364,7 @@ def _read_split(builder: tfds.core.DatasetBuilder, split: str) -> Split:
         read_config=tfds.ReadConfig(num_parallel_calls_for_decode=64, try_autocache=False),
     )
     batches = list(tfds.as_numpy(dataset))
-    return Split(
-        images=np.concatenate([batch["image"] for batch in batches]),
+    return Batch(
+        inputs=np.concatenate([batch["image"] for batch in batches]),
         labels=np.concatenate([batch["label"] for batch in batches]).astype(np.int32),
     )

@@ -1,12 +1,12 @@
-"""What is optimized: a network on a dataset."""
+"""What is optimized: a network on data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .dataset import Dataset, DatasetUnavailable
+from .dataset import Dataset
 
 if TYPE_CHECKING:
     import keras
@@ -14,39 +14,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Problem:
-    """A network to train on a dataset with softmax cross-entropy.
+    """A network, the data that it is trained on, and the loss.
 
     Attributes:
-        name: The problem's name in the catalogue.
-        dataset: Name of a TFDS dataset of labelled images, or "digits".
-        network: From an image shape (height, width, channels) and a number of classes to a model.
-        batch_size: Examples a step.
+        model_fn: Makes the Keras model, with fresh weights at every call: `model_fn()`, or, where
+            `data` is a name, `model_fn(shape, classes)` of the data in hand, which need not be the
+            data that were asked for.
+        data: Arrays (x, y), or (x, y, weight of each example); a finite, batched `tf.data.Dataset`
+            of such; or the name of a TFDS dataset of labelled images, or "digits".
+        validation: As `data`; by default the last min(5,000, a sixth) of it, and () for none. Data
+            by name bring their own.
+        test: Likewise; none by default.
+        loss: The name of a Keras loss, a `keras.losses.Loss`, or a function (labels, outputs) ->
+            one loss an example, as for `compile`; softmax cross-entropy of class indices, from
+            logits, by default.
+        batch_size: Examples a step; a dataset's own, or 128, by default.
         private: Whether it is trained with DP-SGD.
+        name: In tables and on cards.
     """
 
-    name: str
-    dataset: str
-    network: Callable[[tuple[int, ...], int], keras.Model]
-    batch_size: int = 128
+    model_fn: Callable[..., keras.Model]
+    data: Any = ()
+    validation: Any = None
+    test: Any = None
+    loss: Any = None
+    batch_size: int | None = None
     private: bool = False
-    loss = None  # what l2o takes by default: softmax cross-entropy of class indices, from logits
+    name: str = ""
 
-    def build(self, dataset: Dataset) -> keras.Model:
-        """A new model for `dataset`: float32 images in [0, 1] to logits [batch, classes].
-
-        The network takes its shape from the data in hand, which under `--data auto` need not
-        be the data this problem asks for.
-        """
-        return self.network(dataset.shape, dataset.classes)
-
-    def check(self, dataset: Dataset) -> None:
-        """Looks whether `dataset` is enough for a step.
-
-        Raises:
-            DatasetUnavailable: If a batch holds more than its training examples.
-        """
-        if len(dataset.train) < self.batch_size:
-            raise DatasetUnavailable(
-                f"{dataset.name} has {len(dataset.train)} training examples, and a batch of "
-                f"{self.name} holds {self.batch_size}"
-            )
+    def build(self, dataset: Dataset | None) -> keras.Model:
+        """A new model for the data in hand."""
+        if isinstance(self.data, str) and dataset is not None:
+            return self.model_fn(dataset.shape, dataset.classes)
+        return self.model_fn()

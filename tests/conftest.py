@@ -12,9 +12,9 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework.config import disable_op_determinism
 
+from l2o.problems import Batch
 from l2o.rules import SGD, Adam, cosine
 from l2o.rules.base import REGISTRY, UpdateRule
-from l2o.tasks.optimizee import Batch
 
 tf.get_logger().setLevel("ERROR")
 # In the background a shell has Ctrl-C ignored, and so would be the processes that tests start.

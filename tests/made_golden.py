@@ -17,9 +17,10 @@ from sklearn.datasets import load_digits
 from l2o import AmalgamatedOptimizer, Policy
 from l2o.amalgamation.perturbation import Perturbation
 from l2o.amalgamation.unroll import Amalgamation, Teacher, begin, truncation, warm_up
+from l2o.problems import Batch, Problem
 from l2o.rules import UpdateRule, rule_from_config
 from l2o.tasks.batches import batches
-from l2o.tasks.optimizee import Batch, KerasOptimizee
+from l2o.tasks.task import Task
 
 GOLDEN = Path(__file__).parent / "golden"
 STEPS = 5  # of a model, before it is saved and after
@@ -240,7 +241,7 @@ def truncated(case: dict) -> dict[str, np.ndarray]:
         student,
         tuple(Teacher(teacher, made_tensors(teacher)) for teacher in teachers),
         case.get("scheme", "mean"),
-        KerasOptimizee(network),
+        Task(Problem(network)),
         first_order=case.get("first_order", False),
         recompute=case.get("recompute", 0),
         perturbation=noise and Perturbation(**noise),

@@ -116,7 +116,7 @@ def test_a_start_that_is_always_the_same_is_said(monkeypatch, capsys):
     amalgamate()
     assert "Note" not in capsys.readouterr().out
     amalgamate(seeded)
-    assert capsys.readouterr().out.count("Note: model_fn makes the same initial weights") == 1
+    assert capsys.readouterr().out.count("makes the same initial weights") == 1
 
 
 def test_a_loss_below_zero_with_the_difference_of_losses():
@@ -145,11 +145,11 @@ def test_stopped(tmp_path, monkeypatch):
 
 
 def test_meta_training_is_loaded_on_demand():
-    program = "import l2o, sys; print('l2o.amalgamation' in sys.modules, l2o.OwnProblem.__name__)"
+    program = "import l2o, sys; print('l2o.amalgamation' in sys.modules, l2o.Problem.__name__)"
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=_ROOT, capture_output=True, text=True, check=True
     )
-    assert result.stdout.split() == ["False", "OwnProblem"]
+    assert result.stdout.split() == ["False", "Problem"]
     with pytest.raises(AttributeError, match="no attribute 'amalgamated'"):
         l2o.amalgamated  # noqa: B018
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 from bad_input import assert_refused, cases, files_of, forgeries, mutations
 from hypothesis import given
 from hypothesis import strategies as st
+from made_tasks import task_of
 
 from l2o.amalgamation.plan import Meta, Phase
 from l2o.amalgamation.state import pack
@@ -22,10 +23,10 @@ from l2o.commands import evaluate
 from l2o.commands import train_options as options
 from l2o.policies import checkpoint
 from l2o.policies.checkpoint import Policy, PolicyError, load_policy, save_policy
+from l2o.problems import Batch
 from l2o.rules import RNNProp
 from l2o.runs.directory import CHECKPOINT, CONFIG, PREVIOUS, RunDirectory
 from l2o.runs.lock import DirectoryError
-from l2o.tasks.optimizee import Batch
 
 # --- policies -----------------------------------------------------------------------------------
 
@@ -168,7 +169,7 @@ _PHASES = (Phase("policy", _RULE, "none", options.PRESETS["smoke"].schedule),)
 def trainer(directory: RunDirectory) -> Trainer:
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     data = Batch(np.zeros((8, 64)), np.zeros(8))
-    return Trainer(_PHASES, Meta(), None, data, 8, strategy, directory, {})
+    return Trainer(_PHASES, Meta(), task_of(None, data, 8), strategy, directory, {})
 
 
 def start_run(path: Path) -> Path:

@@ -13,7 +13,6 @@ import pytest
 from bad_input import assert_refused, cases, files_of, mutations
 from hypothesis import given
 from hypothesis import strategies as st
-from l2o.problems import Dataset, DatasetUnavailable, Split
 from made_results import made_evaluation
 
 from l2o import problems
@@ -22,6 +21,7 @@ from l2o.commands import train_options as options
 from l2o.evaluation.results import Result, read_results, write_results
 from l2o.evaluation.store import ResultsDirectory, read_cards, read_samples
 from l2o.evaluation.tables import TableError
+from l2o.problems import Batch, Dataset, DatasetUnavailable, datasets
 
 # --- command lines ------------------------------------------------------------------------------
 
@@ -159,12 +159,12 @@ def dataset(**changes) -> Dataset:
     for part, count in (("train", 200), ("validation", 9), ("test", 7)):
         images = generator.integers(0, 256, (count, 28, 28, 1)).astype("uint8")
         labels = generator.integers(0, 10, count).astype("int32")
-        arrays = {"images": images, "labels": labels}
+        arrays = {"inputs": images, "labels": labels}
         for name in arrays:
             if change := changes.get(f"{part}_{name}"):
                 arrays[name] = change(arrays[name])
-        parts[part] = Split(**arrays)
-    return Dataset("digits", "digits", "made up", 10, (28, 28, 1), **parts)
+        parts[part] = Batch(**arrays)
+    return datasets.images("digits", "digits", "made up", 10, **parts)
 
 
 def spoiled(images):
@@ -174,7 +174,7 @@ def spoiled(images):
 
 
 _FAULTS = {
-    "images": [
+    "inputs": [
         lambda x: x[:0], lambda x: x[:-1], lambda x: x[..., 0], lambda x: x[:, :14], spoiled,
         lambda x: np.repeat(x, 3, -1), lambda x: x.astype("float32") / 0, lambda x: x.astype(str),
         lambda x: x.astype("int64") - 300, lambda x: x.astype(object), lambda x: x.astype(complex),
@@ -192,7 +192,7 @@ _BRIEF = ("--problem", "mnist_mlp", "--preset", "smoke")  # should a fault be ov
 
 @pytest.mark.filterwarnings("ignore:divide by zero", "ignore:invalid value")
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
-@pytest.mark.parametrize("name", ["images", "labels"])
+@pytest.mark.parametrize("name", ["inputs", "labels"])
 def test_data_that_is_none(part, name, here, monkeypatch):
     for change in _FAULTS[name]:
         make = lambda *_, change=change, **__: dataset(**{f"{part}_{name}": change})  # noqa: E731
@@ -204,7 +204,7 @@ def test_data_that_is_none(part, name, here, monkeypatch):
 
 
 def test_data_too_little_for_a_batch(here, monkeypatch):
-    short = dict.fromkeys(("train_images", "train_labels"), lambda x: x[:127])
+    short = dict.fromkeys(("train_inputs", "train_labels"), lambda x: x[:127])
     monkeypatch.setattr(problems, "load_dataset", lambda *_: dataset(**short))
     for main, words in ((train.main, []), (evaluate.main, ["--optimizer", "adam"])):
         said = assert_refused(main, *words, "--problem", "mnist_mlp")
@@ -237,7 +237,7 @@ def test_prepared_data_with_other_bytes(place, mutate, prepared):
     else:
         for part in ("train", "validation", "test"):
             a, b = getattr(found, part), getattr(expected, part)
-            np.testing.assert_array_equal(a.images, b.images)
+            np.testing.assert_array_equal(a.inputs, b.inputs)
             np.testing.assert_array_equal(a.labels, b.labels)
     finally:
         file.write_bytes(original)

@@ -13,10 +13,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from l2o.problems import get_problem, load_dataset
 
+from l2o.problems import Batch, Problem, get_problem, load_dataset
 from l2o.rules import POOLS, SGD, Adam, Decayed, Layout, Scheduled, WarmUp, constant
-from l2o.tasks.optimizee import Batch, KerasOptimizee, loss_and_gradient
+from l2o.tasks.task import Task, loss_and_gradient
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 count_operations = runpy.run_path(str(FOLDER / "operations.py"))["count_operations"]
@@ -201,7 +201,7 @@ def test_a_case_of_two_teachers_has_the_small_pool():
 
 def operations(build, shape) -> dict:
     """Of a gradient of a network, counted, for 5 examples."""
-    optimizee = KerasOptimizee(build)
+    optimizee = Task(Problem(build))
     parameters, carried = optimizee.initial(0)
     batch = Batch(tf.zeros((5, *shape)), tf.zeros(5, tf.int32))
     gradient = tf.function(lambda p: loss_and_gradient(optimizee, p, carried, batch)[1])

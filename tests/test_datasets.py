@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from l2o.problems import Dataset, DatasetUnavailable, datasets, get_problem, load_dataset
 from l2o.problems.dataset import DatasetDamaged
 
@@ -47,7 +48,7 @@ def equal(one: Dataset, other: Dataset) -> bool:
             (other.train, other.validation, other.test),
             strict=True,
         )
-        for field in ("images", "labels")
+        for field in ("inputs", "labels")
     )
 
 
@@ -59,14 +60,18 @@ def test_digits_are_real_digits_in_mnists_shape(bare):
 
     digits = load_dataset("digits")
     assert (digits.shape, digits.classes) == ((28, 28, 1), 10)
-    assert [len(digits.train), len(digits.validation), len(digits.test)] == [1_250, 250, 297]
+    assert [len(digits.train.labels), len(digits.validation.labels), len(digits.test.labels)] == [
+        1_250,
+        250,
+        297,
+    ]
     for split in (digits.train, digits.validation, digits.test):
-        assert split.images.shape == (len(split), 28, 28, 1)
-        assert (split.images.dtype, split.labels.dtype) == (np.uint8, np.int32)
-        assert split.images.max() == 255
+        assert split.inputs.shape == (len(split.labels), 28, 28, 1)
+        assert (split.inputs.dtype, split.labels.dtype) == (np.uint8, np.int32)
+        assert split.inputs.max() == 255
     test_labels = load_digits().target[-297:]
     assert np.array_equal(np.bincount(digits.test.labels), np.bincount(test_labels))
-    assert not digits.substituted
+    assert not digits.in_place_of
 
 
 def test_digits_are_the_same_however_often_they_are_prepared(bare, monkeypatch):
@@ -86,7 +91,7 @@ def test_nobodys_home_is_needed(bare, monkeypatch):
     monkeypatch.setattr("pwd.getpwuid", unknown)
     with pytest.raises(RuntimeError):
         Path.home()
-    assert not load_dataset("digits").substituted
+    assert not load_dataset("digits").in_place_of
     with pytest.raises(DatasetUnavailable, match="not prepared in"):
         load_dataset("mnist", "tfds")
 
@@ -94,11 +99,11 @@ def test_nobodys_home_is_needed(bare, monkeypatch):
 def test_digits_need_no_folder_that_can_be_written(bare, monkeypatch):
     (bare / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(bare / "file"))
-    assert len(load_dataset("digits").test) == 297
+    assert load_dataset("digits").sizes[2] == 297
 
 
 def test_processes_may_prepare_the_digits_at_once(bare):
-    program = "from l2o.problems import load_dataset; print(len(load_dataset('digits').train))"
+    program = "from l2o.problems import load_dataset; print(load_dataset('digits').sizes[0])"
     path = str(Path(__file__).parents[1])
     processes = [
         subprocess.Popen(
@@ -130,7 +135,7 @@ def test_auto_says_what_is_missing_and_goes_on_with_digits(bare):
     for phrase in ("mnist is not at hand", "network", "TFDS_DATA_DIR", "--data-dir", "IN PLACE OF"):
         assert phrase in text
     assert str(bare / "data") in text
-    assert (dataset.name, dataset.requested, dataset.substituted) == ("digits", "mnist", True)
+    assert (dataset.name, dataset.requested, dataset.in_place_of) == ("digits", "mnist", "mnist")
     assert "IN PLACE OF mnist" in dataset.description
     assert "\n" not in dataset.description
 
@@ -144,7 +149,7 @@ def test_a_folder_that_is_not_there_is_an_error_and_not_made(bare, data):
 
 def test_a_stand_in_goes_through_the_problems_own_network(bare):
     problem = get_problem("svhn_cnn")
-    dataset = load_dataset(problem.dataset, report=silent)
+    dataset = load_dataset(problem.data, report=silent)
     model = problem.build(dataset)
     assert model.input_shape == (None, 28, 28, 1)
     assert model.count_params() == 18_122
@@ -167,7 +172,7 @@ def test_tfds_makes_it_an_error_at_once(bare, monkeypatch):
 def test_digits_on_request_say_so_without_looking_further(bare):
     said = []
     dataset = load_dataset("cifar10", data="digits", report=said.append)
-    assert dataset.substituted
+    assert dataset.in_place_of
     assert "in place of cifar10" in said[0]
 
 
@@ -225,7 +230,7 @@ def raw_images(folder: Path, split: str = "train") -> np.ndarray:
 
 def images(dataset: Dataset) -> set[bytes]:
     """Training and validation images, whatever their order."""
-    both = np.concatenate([dataset.train.images, dataset.validation.images])
+    both = np.concatenate([dataset.train.inputs, dataset.validation.inputs])
     return {image.tobytes() for image in both}
 
 
@@ -235,7 +240,11 @@ def test_raw_files_directly_in_the_folder(bare, official):
     official("mnist", folder)
     said = []
     dataset = load_dataset("mnist", data="tfds", data_dir=str(folder), report=said.append)
-    assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [50, 10, 12]
+    assert [
+        len(dataset.train.labels),
+        len(dataset.validation.labels),
+        len(dataset.test.labels),
+    ] == [50, 10, 12]
     assert images(dataset) == {image.tobytes() for image in raw_images(folder)}
     assert str(bare / "home" / "tensorflow_datasets") in said[0]
     # Prepared once, it needs neither the files nor a word.
@@ -359,9 +368,13 @@ def test_shape_and_classes_are_those_of_tfds(bare, monkeypatch, name, shape, cla
     with tfds.testing.mock_data(num_examples=30):
         dataset = load_dataset(name, data="tfds", report=pytest.fail)
     assert (dataset.name, dataset.shape, dataset.classes) == (name, shape, classes)
-    assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [25, 5, 30]
-    assert dataset.train.images.shape == (25, *shape)
-    assert (dataset.train.images.dtype, dataset.train.labels.dtype) == (np.uint8, np.int32)
+    assert [
+        len(dataset.train.labels),
+        len(dataset.validation.labels),
+        len(dataset.test.labels),
+    ] == [25, 5, 30]
+    assert dataset.train.inputs.shape == (25, *shape)
+    assert (dataset.train.inputs.dtype, dataset.train.labels.dtype) == (np.uint8, np.int32)
     assert dataset.train.labels.max() < classes
 
 
@@ -371,11 +384,15 @@ def test_real_mnist(by, bare, monkeypatch, prepared):
         monkeypatch.setenv("TFDS_DATA_DIR", prepared)
     data_dir = prepared if by == "argument" else None
     mnist = load_dataset("mnist", data="tfds", data_dir=data_dir, report=pytest.fail)
-    assert [len(mnist.train), len(mnist.validation), len(mnist.test)] == [55_000, 5_000, 10_000]
-    assert mnist.test.images.mean() == pytest.approx(33.7912, abs=1e-3)
+    assert [len(mnist.train.labels), len(mnist.validation.labels), len(mnist.test.labels)] == [
+        55_000,
+        5_000,
+        10_000,
+    ]
+    assert mnist.test.inputs.mean() == pytest.approx(33.7912, abs=1e-3)
     counts = np.bincount(np.concatenate([mnist.train.labels, mnist.validation.labels]))
     assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    assert not mnist.substituted
+    assert not mnist.in_place_of
 
 
 @pytest.fixture(scope="module")

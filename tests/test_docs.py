@@ -17,11 +17,11 @@ from pathlib import Path
 
 import keras
 import pytest
-from l2o.problems import PROBLEMS, load_dataset
 
 from l2o.amalgamation.losses import SCHEMES
 from l2o.commands import evaluate, train_options
 from l2o.policies.checkpoint import save_policy
+from l2o.problems import PROBLEMS, load_dataset
 from l2o.rules import Choice, RNNProp, get_pool
 from l2o.rules.base import REGISTRY
 
@@ -86,7 +86,7 @@ def reader(tmp_path, monkeypatch):
     yield {
         "model": model,
         "loss": "sparse_categorical_crossentropy",
-        "images": digits.images[:256].astype("float32") / 255,
+        "images": digits.inputs[:256].astype("float32") / 255,
         "labels": digits.labels[:256],
     }
     for table, before in known:

@@ -9,7 +9,6 @@ import keras
 import numpy as np
 import pytest
 from bad_input import files_of
-from l2o.problems import PROBLEMS, Dataset, Split, get_problem
 from made_results import made_evaluation
 from made_weights import made_weights, make_policy
 
@@ -23,6 +22,7 @@ from l2o.evaluation.baselines import get_candidates
 from l2o.evaluation.protocol import Plan, evaluate, missing
 from l2o.evaluation.results import by_evaluation, read_results, write_results
 from l2o.evaluation.store import ResultsDirectory, steps_file
+from l2o.problems import PROBLEMS, Batch, Dataset, get_problem
 from l2o.rules import TEACHERS, Averaged, Choice, RNNProp, WarmUp, decayed, get_pool
 from l2o.runs.lock import DirectoryError
 from l2o.tasks.task import Task
@@ -35,11 +35,11 @@ def tiny(name: str, *_, **__) -> Dataset:
     generator = np.random.default_rng(0)
     shape, classes = SHAPES.get(name, (28, 28, 1)), 100 if name == "cifar100" else 10
 
-    def split(count: int) -> Split:
+    def split(count: int) -> Batch:
         labels = generator.integers(0, classes, count).astype("int32")
-        return Split(generator.integers(0, 256, (count, *shape)).astype("uint8"), labels)
+        return Batch(generator.integers(0, 256, (count, *shape)).astype("uint8"), labels)
 
-    return Dataset(name, name, "made up", classes, shape, split(260), split(9), split(7))
+    return Dataset(name, split(260), split(9), split(7), name, "made up", classes)
 
 
 @pytest.fixture
@@ -450,7 +450,7 @@ def other_digits(name: str, *_, **__) -> Dataset:
     dataset = tiny(name)
     labels = dataset.test.labels.copy()
     labels[-1] = (labels[-1] + 1) % 10
-    return replace(dataset, test=Split(dataset.test.images, labels))
+    return replace(dataset, test=Batch(dataset.test.inputs, labels))
 
 
 def test_results_do_not_go_on_with_other_data_of_the_same_name(here, capsys, monkeypatch):
@@ -553,7 +553,7 @@ def runs(name: str, *words: str, tmp_path: Path) -> None:
     """Two steps of four examples of a problem, with each of the optimizers named."""
     problem = replace(get_problem(name), batch_size=4)
     dataset = tiny(problem.dataset)
-    train = Split(dataset.train.images[:8], dataset.train.labels[:8])
+    train = Batch(dataset.train.inputs[:8], dataset.train.labels[:8])
     tasks, plan = [Task(problem, replace(dataset, train=train))], Plan(1, 1)
     candidates = [c for word in words for c in get_candidates(word)]
     directory = ResultsDirectory(tmp_path / "results")

@@ -11,6 +11,7 @@ from l2o.evaluation import fit
 from l2o.evaluation.baselines import keras_optimizers
 from l2o.evaluation.fit import Fit
 from l2o.evaluation.keras_rule import KerasRule
+from l2o.problems import Problem
 from l2o.rules import (
     SGD,
     Adam,
@@ -26,9 +27,9 @@ from l2o.rules import (
     linear,
     warmed_up,
 )
-from l2o.tasks.batches import batch_indices
+from l2o.tasks.batches import batch_indices, rows
 from l2o.tasks.gradient import plain_gradient
-from l2o.tasks.optimizee import Batch, KerasOptimizee, keras_seed
+from l2o.tasks.task import Task, keras_seed
 
 BATCH, STEPS = 16, 4  # 64 examples
 
@@ -38,10 +39,10 @@ def fitted(network, data):
     """Fits the network to the data with a rule; validation and test are parts of the data."""
 
     def build(rule, weights=(), batch_size=BATCH, **settings) -> Fit:
-        train = Batch(*map(tf.constant, data))
-        held_out = [Batch(*(tf.constant(x[part]) for x in data)) for part in (slice(50), slice(37))]
+        train = tf.nest.map_structure(tf.constant, data)
+        held_out = [tf.nest.map_structure(tf.constant, rows(data, slice(n))) for n in (50, 37)]
         return Fit(
-            KerasOptimizee(network), rule, weights, train, held_out[0], batch_size, held_out[1],
+            Task(Problem(network)), rule, weights, train, held_out[0], batch_size, held_out[1],
             **settings,
         )  # fmt: skip
 
@@ -227,7 +228,7 @@ def test_weights_that_no_output_needs_have_a_gradient_of_zero(data):
         model(np.zeros((1, 8, 8, 1), "float32"))
         return model
 
-    optimizee, batch = KerasOptimizee(build), Batch(*map(tf.constant, data))
+    optimizee, batch = Task(Problem(build)), tf.nest.map_structure(tf.constant, data)
     parameters, carried = optimizee.initial(0)
     found = fit.plain_gradient(optimizee, tf.constant(parameters), carried, batch, None).gradient
     zero = [not np.any(g) for g in optimizee.layout.unflatten(found)]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_tasks import with_data
 
 from l2o.amalgamation.curriculum import Schedule, Stage
 from l2o.amalgamation.plan import Meta, Phase
@@ -60,7 +61,9 @@ def test_two_thousand_updates(data, tmp_path):
             seen.append(measured(tmp_path))
 
     with RunDirectory(tmp_path / "run", {}) as directory:
-        trainer = Trainer(phases, Meta(), Parabola(), data, 8, strategy, directory, {}, callback)
+        trainer = Trainer(
+            phases, Meta(), with_data(Parabola(), data, 8), strategy, directory, {}, callback
+        )
         trainer.run()
     assert len(seen) == _PERIODS
     early, late = seen[_PERIODS // 4], seen[-1]  # by then everything has been traced

@@ -12,9 +12,9 @@ from l2o.amalgamation.unroll import (
     run_student,
     truncation,
 )
+from l2o.problems import Batch
 from l2o.rules import SGD, Layout, RNNProp
 from l2o.tasks.batches import batches, held_out
-from l2o.tasks.optimizee import Batch
 
 _BATCH, _STEPS, _KEY = 8, 4, (7, 0)
 
@@ -120,7 +120,7 @@ def test_meta_updates_and_validations_judge_by_what_is_held_out(float64):
     meta = MetaTraining(job, data, _BATCH, _STEPS, 1, strategy, scaled=False, held_out=True)
     kept, tenth = held_out(200, here)
     steps, judged = (
-        Batch(*map(tf.constant, batches(data, here, _BATCH, 0, _STEPS, *which)))
+        tf.nest.map_structure(tf.constant, batches(data, here, _BATCH, 0, _STEPS, *which))
         for which in ((kept,), (tenth, 4))
     )
     trajectory = begin(job, here, scaled=False)

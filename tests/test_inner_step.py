@@ -5,9 +5,10 @@ import pytest
 import tensorflow as tf
 
 from l2o.amalgamation.inner_step import ValueAndGradient, compiled_update, value_and_gradient
+from l2o.problems import Batch, Problem
 from l2o.rules import Choice, RMSProp, RNNProp
 from l2o.rules.layout import Layout
-from l2o.tasks.optimizee import Batch, KerasOptimizee, Scaled, loss_and_gradient
+from l2o.tasks.task import Scaled, Task, loss_and_gradient
 
 
 def close(actual, expected):
@@ -29,7 +30,7 @@ def gradient_of(function, inputs, upstream):
 @pytest.mark.parametrize("held_out", [False, True])
 @pytest.mark.parametrize("first_order", [False, True])
 def test_a_look_at_the_network(first_order, held_out, network, data, float64):
-    optimizee = KerasOptimizee(network)
+    optimizee = Task(Problem(network))
     generator = np.random.default_rng(0)
     parameters, carried = tf.nest.map_structure(tf.constant, optimizee.initial(0))
     scale = tf.constant(generator.uniform(0.5, 2, parameters.shape))

@@ -19,9 +19,10 @@ from l2o.amalgamation.unroll import (
     validate_truncation,
     warm_up,
 )
+from l2o.problems import Batch, Problem
 from l2o.rules import SGD, Adam, Momentum, PowerSign, RNNProp
 from l2o.tasks.batches import batches
-from l2o.tasks.optimizee import Batch, KerasOptimizee
+from l2o.tasks.task import Task
 
 _KEY, _BATCH, _STEPS, _WARMUP, _ALPHA = (5, 0), 8, 3, 2, 0.2
 _TEACHERS = (Adam(0.01), Momentum(0.2))
@@ -31,7 +32,7 @@ def training(build, data, teachers=_TEACHERS, **settings) -> MetaTraining:
     """Meta-training on one device with one trajectory, unless settings say otherwise."""
     settings = {"devices": 1, "meta_batch": 1, "loss": None, "scheme": "minmax"} | settings
     devices = [f"CPU:{k}" for k in range(settings.pop("devices"))]
-    optimizee = KerasOptimizee(build, settings.pop("loss"))
+    optimizee = Task(Problem(build, loss=settings.pop("loss")))
     scheme, imitated = settings.pop("scheme"), tuple(Teacher(t, []) for t in teachers)
     job = Amalgamation(RNNProp(units=4), imitated, scheme, optimizee)
     strategy = tf.distribute.MirroredStrategy(devices)
@@ -359,7 +360,8 @@ _PROCESS = """
 import sys
 import keras, numpy as np, tensorflow as tf
 from l2o.amalgamation.meta import MetaTraining, initial_state
-from l2o.tasks.optimizee import Batch, KerasOptimizee
+from l2o.problems import Batch, Problem
+from l2o.tasks.task import Task
 from l2o.amalgamation.unroll import Amalgamation, Teacher
 from l2o.rules import Adam, RNNProp
 
@@ -372,7 +374,7 @@ build = lambda: keras.Sequential(
 generator = np.random.default_rng(0)
 data = Batch(generator.normal(size=(64, 8, 8, 1)).astype("float32"), np.arange(64) % 3)
 rule = RNNProp(units=4)
-job = Amalgamation(rule, (Teacher(Adam(0.01), []),), "mean", KerasOptimizee(build))
+job = Amalgamation(rule, (Teacher(Adam(0.01), []),), "mean", Task(Problem(build)))
 meta = MetaTraining(job, data, 8, 3, 2, tf.distribute.MirroredStrategy(["CPU:0"]))
 for seed in map(int, sys.argv[1:]):
     state = initial_state(rule.initial_weights(seed))

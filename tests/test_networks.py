@@ -6,7 +6,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+
 from l2o.problems import PROBLEMS, get_problem, networks
+from l2o.tasks.task import Task
 
 _MNIST, _COLOUR = (28, 28, 1), (32, 32, 3)
 
@@ -39,9 +41,9 @@ def test_the_catalogue_is_the_table():
 def test_problem_is_its_row_of_the_table(name):
     dataset, shape, classes, parameters, trainable, batch_size, private = _TABLE[name]
     problem = get_problem(name)
-    model = problem.network(shape, classes)
-    assert (problem.name, problem.dataset) == (name, dataset)
-    assert (problem.batch_size, problem.private) == (batch_size, private)
+    model = problem.model_fn(shape, classes)
+    assert (problem.name, problem.data) == (name, dataset)
+    assert (Task(problem).batch_size, problem.private) == (batch_size, private)
     assert model.count_params() == parameters
     assert sum(math.prod(v.shape) for v in model.trainable_variables) == trainable
     assert model.output_shape == (None, classes)
@@ -50,7 +52,7 @@ def test_problem_is_its_row_of_the_table(name):
 @pytest.mark.parametrize("name", ["mnist_cnn", "mnist_mlp", "mnist_deeper_strided"])
 def test_outputs_are_logits(name):
     images = np.random.default_rng(0).random((8, *_MNIST), np.float32)
-    logits = np.asarray(get_problem(name).network(_MNIST, 10)(images))
+    logits = np.asarray(get_problem(name).model_fn(_MNIST, 10)(images))
     assert (logits < 0).any()
     assert not np.allclose(logits.sum(axis=1), 1)
 
@@ -93,10 +95,10 @@ def test_every_batch_norm_follows_a_convolution():
 @pytest.mark.parametrize("name", ["mnist_cnn", "mnist_deeper", "cifar10_resnet28"])
 def test_channels_are_last_whatever_keras_configuration_says(name, request):
     problem, shape = get_problem(name), _COLOUR if "cifar" in name else _MNIST
-    expected = [tuple(v.shape) for v in problem.network(shape, 10).variables]
+    expected = [tuple(v.shape) for v in problem.model_fn(shape, 10).variables]
     request.addfinalizer(lambda: keras.config.set_image_data_format("channels_last"))
     keras.config.set_image_data_format("channels_first")
-    model = problem.network(shape, 10)
+    model = problem.model_fn(shape, 10)
     assert [tuple(v.shape) for v in model.variables] == expected
     assert model(np.zeros((2, *shape), "float32")).shape == (2, 10)
     assert keras.config.image_data_format() == "channels_first"  # for the user's own

@@ -13,6 +13,7 @@ import l2o
 import l2o.step
 from l2o import AmalgamatedOptimizer, Policy
 from l2o.amalgamation.unroll import Amalgamation, begin, run_student
+from l2o.problems import Batch
 from l2o.rules import (
     SGD,
     Adam,
@@ -33,7 +34,6 @@ from l2o.rules import (
     warmed_up,
 )
 from l2o.slots import separated
-from l2o.tasks.optimizee import Batch
 
 _AROUND = {
     "scheduled": lambda rule: Scheduled(rule, cosine(0.1, 150)),

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from made_examples import IMAGES, SERIES, TABLE, TARGETS, WORDS
+from made_tasks import task_of
 from made_weights import made_weights
 
 from l2o.amalgamation.unroll import Amalgamation, begin, truncation, warm_up
+from l2o.problems import Batch, Problem, ProblemError
 from l2o.rules import RNNProp
 from l2o.tasks.batches import batches
-from l2o.tasks.checks import checked_optimizee
-from l2o.tasks.examples import Examples, ProblemError, as_examples
-from l2o.tasks.optimizee import Batch, KerasOptimizee, keras_seed, loss_and_gradient
-from l2o.tasks.own import OwnProblem, prepare
+from l2o.tasks.checks import checked
+from l2o.tasks.examples import as_examples
+from l2o.tasks.load import load_task
+from l2o.tasks.task import Task, keras_seed, loss_and_gradient
 
 layers = keras.layers
 
@@ -89,16 +91,17 @@ _KINDS = {
 }  # fmt: skip
 
 
+def checked_task(model_fn, loss, train: Batch, batch_size: int, **needs) -> Task:
+    return checked(task_of(model_fn, train, batch_size, loss), **needs)
+
+
 def truncations(model_fn, inputs, *seeds: int, recompute: int = 0) -> list:
     """Meta-gradient, trajectory and report of the first truncation of an unroll, for each seed."""
-    examples, _ = as_examples((inputs, TARGETS))
-    optimizee = checked_optimizee(model_fn, "mse", examples, 8)
+    data, _ = as_examples((inputs, TARGETS))
+    optimizee = checked_task(model_fn, "mse", data, 8)
     rule = RNNProp(units=2, layers=1)
     job = Amalgamation(rule, (), "none", optimizee, recompute=recompute)
-    data, weights = (
-        Batch(examples.inputs, examples.labels),
-        [tf.constant(w) for w in made_weights(rule)],
-    )
+    weights = [tf.constant(w) for w in made_weights(rule)]
 
     @partial(tf.function, autograph=False)
     def function(trajectory, warm, steps):
@@ -122,7 +125,7 @@ def test_meta_gradient_of_a_gru():
 
 @pytest.mark.parametrize("model_fn", [Subclassed, lambda: keras.Sequential([layers.Dense(1)])])
 def test_models_are_built_on_the_data(model_fn):
-    optimizee = checked_optimizee(model_fn, "mse", Examples(TABLE, TARGETS), 8)
+    optimizee = checked_task(model_fn, "mse", Batch(TABLE, TARGETS), 8)
     one, same, other = (optimizee.initial(seed)[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert optimizee.layout.size == len(one) and not np.array_equal(one, other)
@@ -141,7 +144,7 @@ def test_meta_gradient_is_finite_and_the_same_again(kind):
 def test_trajectories_have_masks_of_their_own_and_keep_them_when_recomputed():
     """A layer's own seed would be every trajectory's."""
     model_fn, inputs = _KINDS["dropout"]
-    optimizee = KerasOptimizee(model_fn, "mse")
+    optimizee = Task(Problem(model_fn, loss="mse"))
     batch = Batch(tf.constant(inputs), tf.constant(TARGETS))
     parameters, _ = optimizee.initial(0)
 
@@ -189,7 +192,7 @@ def test_initial_weights_follow_the_seed_alone():
         def call(self, inputs):
             return inputs @ self.kernel
 
-    optimizee = KerasOptimizee(sequential((3,), dense(2), Numpy), "mse")
+    optimizee = Task(Problem(sequential((3,), dense(2), Numpy), loss="mse"))
     np.random.seed(5)
     before = np.random.get_state()[1].copy()
     one, same, other = (optimizee.initial(seed)[0] for seed in (1, 1, 2))
@@ -200,7 +203,7 @@ def test_initial_weights_follow_the_seed_alone():
 
 def test_penalties_on_weights_are_part_of_the_loss():
     decay = keras.regularizers.L2(0.1)
-    optimizee = KerasOptimizee(sequential((3,), dense(kernel_regularizer=decay)), "mse")
+    optimizee = Task(Problem(sequential((3,), dense(kernel_regularizer=decay)), loss="mse"))
     parameters, carried = optimizee.initial(0)
     batch = Batch(tf.constant(TABLE), tf.constant(TARGETS))
     loss, _ = optimizee.loss(tf.constant(parameters), carried, batch, training=True)
@@ -213,7 +216,7 @@ def test_only_images_of_bytes_are_divided():
     adds_up = dense(kernel_initializer="ones")
     for inputs, total in ((np.full((8, 2, 2), 255, "uint8"), 4), (np.full((8, 2), 255), 510)):
         examples, _ = as_examples((inputs, TARGETS[:8]))
-        optimizee = KerasOptimizee(sequential(inputs.shape[1:], layers.Flatten, adds_up), "mse")
+        optimizee = Task(Problem(sequential(inputs.shape[1:], layers.Flatten, adds_up), loss="mse"))
         parameters, carried = optimizee.initial(0)
         tensors = optimizee.layout.unflatten(parameters)
         batch = Batch(tf.constant(examples.inputs), tf.constant(examples.labels))
@@ -429,19 +432,19 @@ _REFUSED = {
 def test_networks_that_are_refused(name):
     model_fn, loss, inputs, message = _REFUSED[name]
     with pytest.raises(ProblemError, match=message) as error:
-        checked_optimizee(model_fn, loss, Examples(np.asarray(inputs), TARGETS), 16)
+        checked_task(model_fn, loss, Batch(np.asarray(inputs), TARGETS), 16)
     assert "\n" not in str(error.value)
 
 
 def test_probabilities_are_not_taken_for_logits():
     """Keras would warn of them; the default loss is from logits."""
-    examples = Examples(TABLE, WORDS[:, 0])
+    examples = Batch(TABLE, WORDS[:, 0])
     softmax = sequential((3,), dense(9, activation="softmax"))
     with pytest.raises(ProblemError, match="are probabilities, .*sparse_categorical_crossentropy"):
-        checked_optimizee(softmax, None, examples, 16)
-    checked_optimizee(softmax, "sparse_categorical_crossentropy", examples, 16)
+        checked_task(softmax, None, examples, 16)
+    checked_task(softmax, "sparse_categorical_crossentropy", examples, 16)
     for activation in ("relu", "linear"):
-        checked_optimizee(sequential((3,), dense(9, activation=activation)), None, examples, 16)
+        checked_task(sequential((3,), dense(9, activation=activation)), None, examples, 16)
 
 
 def test_what_passes_for_state_and_is_none():
@@ -462,21 +465,21 @@ def test_what_passes_for_state_and_is_none():
         sequential((3,), Generator, dense()),
         sequential((3,), lambda: layers.BatchNormalization(renorm=True), dense(), batch_size=16),
     ):
-        checked_optimizee(model_fn, "mse", Examples(TABLE, TARGETS), 8)
+        checked_task(model_fn, "mse", Batch(TABLE, TARGETS), 8)
 
 
 def test_what_lifts_a_refusal():
-    images, table = Examples(IMAGES, TARGETS), Examples(TABLE, TARGETS)
-    checked_optimizee(resized("bicubic"), "mse", images, 16, first_order=True)
-    checked_optimizee(resized("nearest"), "mse", images, 16)
+    images, table = Batch(IMAGES, TARGETS), Batch(TABLE, TARGETS)
+    checked_task(resized("bicubic"), "mse", images, 16, first_order=True)
+    checked_task(resized("nearest"), "mse", images, 16)
     for name, inputs in (("table", WORDS), ("tensors", TABLE)):
         model_fn = _REFUSED[name][0]
-        checked_optimizee(model_fn, "mse", Examples(inputs, TARGETS), 16, first_order=True)
-    checked_optimizee(regression, lambda y, p: p[:, 0] - 5, table, 16, positive=False)
+        checked_task(model_fn, "mse", Batch(inputs, TARGETS), 16, first_order=True)
+    checked_task(regression, lambda y, p: p[:, 0] - 5, table, 16, positive=False)
     with pytest.raises(ProblemError, match="all 40 training examples. Received: .* 41$"):
-        checked_optimizee(regression, "mse", table, 41)
+        checked_task(regression, "mse", table, 41)
     with pytest.raises(ProblemError, match="Received: .* 128, the default; set batch_size$"):
-        checked_optimizee(regression, "mse", table, 128)
+        checked_task(regression, "mse", table, 128)
 
 
 def test_tensorflow_takes_the_gradient_of_resizing_for_constant():
@@ -494,9 +497,10 @@ def test_tensorflow_takes_the_gradient_of_resizing_for_constant():
 
 
 def test_a_sixth_is_split_off_for_validation():
-    problem, dataset = prepare(OwnProblem(regression, (TABLE, TARGETS), loss="mse",
-                                          batch_size=8), "mine:problem")  # fmt: skip
-    assert problem.name == "mine:problem" and problem.batch_size == 8
+    problem = Problem(regression, (TABLE, TARGETS), loss="mse", batch_size=8, name="mine:problem")
+    task = load_task(problem)
+    dataset = task.dataset
+    assert task.name == "mine:problem" and task.batch_size == 8
     np.testing.assert_array_equal(dataset.train.inputs, TABLE[:34])
     np.testing.assert_array_equal(dataset.validation.labels, TARGETS[34:])
     assert "34 train, 6 validation, 0 test" in dataset.description
@@ -532,16 +536,18 @@ _STARTS = {
 @pytest.mark.parametrize("name", _STARTS)
 def test_a_start_that_is_always_the_same_is_said(name):
     model_fn, always = _STARTS[name]
-    own, said = OwnProblem(model_fn, (TABLE, TARGETS), loss="mse", batch_size=8), []
-    prepare(own, "mine:problem", report=said.append)
-    assert len(said) == always
-    assert all("model_fn of mine:problem makes the same initial weights" in line for line in said)
+    own = Problem(model_fn, (TABLE, TARGETS), loss="mse", batch_size=8, name="mine:problem")
+    said = []
+    load_task(own, report=said.append)
+    assert len(said) == 1 + always and said[0].startswith("Data: own data ")
+    notes = said[1:]
+    assert all("model_fn of mine:problem makes the same initial weights" in line for line in notes)
 
 
 def test_name_of_the_data_tells_data_and_networks_apart():
     def name(model_fn=regression, inputs=TABLE, loss="mse"):
-        own = OwnProblem(model_fn, (inputs, TARGETS), loss=loss, batch_size=8)
-        return prepare(own, "mine:problem")[1].name
+        own = Problem(model_fn, (inputs, TARGETS), loss=loss, batch_size=8)
+        return load_task(own).dataset.name
 
     deeper = sequential((3,), dense(4, activation="relu"), dense())
     names = [name(), name(deeper), name(inputs=-TABLE), name(loss="mae")]
@@ -558,8 +564,8 @@ def test_settings_that_a_first_loss_does_not_show_tell_networks_apart():
         )  # fmt: skip
 
     def described(model_fn, loss="mse"):
-        own = OwnProblem(model_fn, (TABLE, TARGETS), loss=loss, batch_size=8)
-        return prepare(own, "mine:problem")[0].network
+        own = Problem(model_fn, (TABLE, TARGETS), loss=loss, batch_size=8)
+        return load_task(own).network
 
     one = described(network())
     others = [described(network(**other))
@@ -574,15 +580,15 @@ def test_settings_that_a_first_loss_does_not_show_tell_networks_apart():
 def test_validation_data_of_another_kind_is_refused():
     for validation in ((TABLE[:, :2], TARGETS), (TABLE, WORDS[:, 0])):
         with pytest.raises(ProblemError, match="validation's .* must be like those to train on"):
-            prepare(OwnProblem(regression, (TABLE, TARGETS), validation, loss="mse"), "mine:p")
+            load_task(Problem(regression, (TABLE, TARGETS), validation, loss="mse"))
     classes = (np.arange(40) % 2).astype("int32")
     for split in ("validation", "test"):
         other = {split: (TABLE, classes + 1)}
-        own = OwnProblem(sequential((3,), dense(2)), (TABLE, classes), batch_size=8, **other)
+        own = Problem(sequential((3,), dense(2)), (TABLE, classes), batch_size=8, **other)
         with pytest.raises(ProblemError, match=f"from 0 to 1 .* Received: {split}'s .* 1 to 2"):
-            prepare(own, "mine:p")
+            load_task(own)
     with pytest.raises(ProblemError, match="5 examples are too few"):
-        prepare(OwnProblem(regression, (TABLE[:5], TARGETS[:5]), loss="mse"), "mine:p")
+        load_task(Problem(regression, (TABLE[:5], TARGETS[:5]), loss="mse"))
     with keras_seed(0), pytest.raises(ProblemError, match="batched by 8. Received: batch_size=4"):
         dataset = tf.data.Dataset.from_tensor_slices((TABLE, TARGETS)).batch(8)
-        prepare(OwnProblem(regression, dataset, loss="mse", batch_size=4), "mine:p")
+        load_task(Problem(regression, dataset, loss="mse", batch_size=4))

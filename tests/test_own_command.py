@@ -21,27 +21,27 @@ def model():
 
 def regression():
     data, test = (x[:50], x[:50].sum(1)), (x[50:], x[50:].sum(1))
-    return l2o.OwnProblem(model, data, test=test, loss="mse", batch_size=8)
+    return l2o.Problem(model, data, test=test, loss="mse", batch_size=8)
 
 def classes():
     two = lambda: keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(2)])
-    return l2o.OwnProblem(two, (x, x[:, 0] > 0), batch_size=8)
+    return l2o.Problem(two, (x, x[:, 0] > 0), batch_size=8)
 
 def stateful():
     layers = keras.layers
     kept = lambda: keras.Sequential([layers.Input((3, 1), 8),
                                      layers.GRU(2, stateful=True, name="kept"), layers.Dense(1)])
-    return l2o.OwnProblem(kept, (x[..., None], x[:, 0]), loss="mse", batch_size=8)
+    return l2o.Problem(kept, (x[..., None], x[:, 0]), loss="mse", batch_size=8)
 
 def seeded():
     def build():
         keras.utils.set_random_seed(0)
         return model()
-    return l2o.OwnProblem(build, (x, x[:, 0]), loss="mse", batch_size=8)
+    return l2o.Problem(build, (x, x[:, 0]), loss="mse", batch_size=8)
 
 def below_zero():
     loss = lambda y, p: keras.ops.square(p - y) - 1
-    return l2o.OwnProblem(model, (x, x[:, 0]), loss=loss, batch_size=8)
+    return l2o.Problem(model, (x, x[:, 0]), loss=loss, batch_size=8)
 
 def raises():
     raise RuntimeError("the file\\nis not there")
@@ -94,7 +94,7 @@ _WRONG = {
     "quits_own:f": "importing quits_own failed: SystemExit",
     "mine_own:quits": "quits failed: SystemExit",
     "mine_own:raises": "raises failed: RuntimeError: the file is not there",
-    "mine_own:number": "number must return an l2o.OwnProblem. Received: a int",
+    "mine_own:number": "number must return an l2o.Problem. Received: a int",
     "mine_own:stateful": "--problem mine_own:stateful: Layer 'kept' is stateful",
     "mine_own:": "unknown name 'mine_own:'; allowed: mnist_cnn, ",
     "mine_own": "or package.module:function for your own",

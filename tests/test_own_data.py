@@ -6,8 +6,11 @@ import pytest
 import tensorflow as tf
 from made_examples import IMAGES, SERIES, TABLE, TARGETS, WORDS
 
-from l2o.tasks.examples import Examples, ProblemError, as_examples, digest
+from l2o.problems import Batch, Problem, ProblemError
+from l2o.tasks.batches import rows
+from l2o.tasks.examples import as_examples, digest
 from l2o.tasks.keras_loss import per_example, takes_class_indices
+from l2o.tasks.task import Task
 
 layers = keras.layers
 
@@ -27,7 +30,7 @@ def test_arrays_in_the_types_that_networks_take():
         examples, batch_size = as_examples((inputs, np.arange(40)))
         assert examples.inputs.dtype == dtype and batch_size is None
         np.testing.assert_allclose(examples.inputs, np.asarray(inputs), rtol=1e-6)
-        assert examples.labels.dtype == "int32" and len(examples) == 40
+        assert examples.labels.dtype == "int32" and len(examples.labels) == 40
 
 
 def test_dataset_is_read_whole_with_its_batch_size():
@@ -45,7 +48,9 @@ def _slices(*parts):
 
 _BAD_DATA = {
     "not a pair": (TABLE, "must be arrays .* Received: ndarray of float32, shape"),
-    "three": ((TABLE, TARGETS, TARGETS), "Received: tuple of 3"),
+    "four": ((TABLE, TARGETS, TARGETS, TARGETS), "Received: tuple of 4"),
+    "weights below 0": ((TABLE, TARGETS, np.arange(40) - 1), "weight .* at least 0 .* from -1"),
+    "weights of labels": ((TABLE, TARGETS, TABLE), "one number .* Received: shape .40, 3."),
     "lengths": ((TABLE, TARGETS[:-1]), "differ in length. Received: 40 and 39"),
     "none": ((TABLE[:0], TARGETS[:0]), "no examples"),
     "nan": ((np.where(TABLE > 2, np.nan, TABLE), TARGETS), r"x holds \d+ values that are NaN"),
@@ -60,7 +65,7 @@ _BAD_DATA = {
     "not batched": (_slices(TABLE, TARGETS), "must be batched"),
     "not batched, wide": (_slices(TABLE, SERIES), "must be batched, x and y alike"),
     "repeats": (_slices(TABLE, TARGETS).batch(8).repeat(), "must be finite"),
-    "weights too": (_slices(TABLE, TARGETS, TARGETS).batch(8), r"must yield \(x, y\)"),
+    "four of a dataset": (_slices(*[TABLE] * 4).batch(8), r"must yield \(x, y\)"),
     "dataset of ragged": (
         tf.data.Dataset.from_tensor_slices((tf.ragged.constant([[1], [1, 2]]), [0, 1])).batch(2),
         "dense tensors",
@@ -96,9 +101,9 @@ def test_data_without_an_end(monkeypatch):
 
 
 def test_digest_tells_data_apart():
-    one = Examples(TABLE, TARGETS)
-    assert digest(one) == digest(Examples(TABLE.copy(), TARGETS))
-    others = [one[:-1], Examples(TABLE, -TARGETS), Examples(TABLE.astype("int32"), TARGETS)]
+    one = Batch(TABLE, TARGETS)
+    assert digest(one) == digest(Batch(TABLE.copy(), TARGETS))
+    others = [rows(one, slice(-1)), Batch(TABLE, -TARGETS), Batch(TABLE.astype("int32"), TARGETS)]
     assert len({digest(one), *map(digest, others)}) == 4
     assert digest(one, one) != digest(one)
 
@@ -173,3 +178,17 @@ def test_which_losses_take_class_indices():
 def test_losses_that_are_refused(loss, message):
     with pytest.raises(ProblemError, match=f"Received: {message}"):
         per_example(loss)
+
+
+def test_weights_of_examples_weigh_as_in_keras():
+    weight = np.linspace(0, 3, 40).astype("float32")
+    (batch, _) = as_examples((TABLE, TARGETS, weight))
+    np.testing.assert_array_equal(batch.weight, weight)
+    build = lambda: keras.Sequential([layers.Input((3,)), layers.Dense(1)])  # noqa: E731
+    task = Task(Problem(build, loss="mse"))
+    parameters, carried = task.initial(3)
+    found, _ = task.loss(tf.constant(parameters), carried, batch, True)
+    task.model.set_weights(task.layout.unflatten(parameters))
+    task.model.compile(loss="mse")
+    expected = task.model.evaluate(TABLE, TARGETS, 40, sample_weight=weight, verbose=0)
+    assert float(found) == pytest.approx(expected, rel=1e-5)

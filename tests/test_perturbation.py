@@ -25,9 +25,10 @@ from l2o.amalgamation.unroll import (
     validate_truncation,
     warm_up,
 )
+from l2o.problems import Batch, Problem
 from l2o.rules import Adam, Momentum, RNNProp
 from l2o.tasks.batches import batches
-from l2o.tasks.optimizee import Batch, KerasOptimizee
+from l2o.tasks.task import Task
 
 _KEY, _BATCH, _ALPHA = (7, 0), 8, 0.3
 _SEED = tf.constant([11, 12])
@@ -58,7 +59,7 @@ def dense_network() -> keras.Model:
 @pytest.fixture
 def make(float64):
     """Puts together a job with a perturbation, in float64."""
-    optimizee = KerasOptimizee(dense_network)
+    optimizee = Task(Problem(dense_network))
     teachers = tuple(Teacher(rule, []) for rule in (Adam(0.02), Momentum(0.3)))
 
     def job(perturbation=None, rule=_RULE, teachers=teachers, **settings) -> Amalgamation:

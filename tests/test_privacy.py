@@ -8,15 +8,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from l2o.problems import Dataset, Split, get_problem
 from scipy import stats
 
 from l2o.evaluation.baselines import get_candidates
 from l2o.evaluation.protocol import Bench, Plan
+from l2o.problems import Batch, Dataset, Problem, get_problem
 from l2o.tasks import privacy
 from l2o.tasks.convolution import convolution
 from l2o.tasks.gradient import plain_gradient
-from l2o.tasks.optimizee import Batch, KerasOptimizee
 from l2o.tasks.privacy import DPSGD, PrivacyError, check_network, check_python
 from l2o.tasks.task import Task
 
@@ -42,13 +41,13 @@ def network(dtype: str = "float32") -> keras.Model:
 
 
 @pytest.fixture
-def optimizee() -> KerasOptimizee:
-    return KerasOptimizee(network)
+def optimizee() -> Task:
+    return Task(Problem(network))
 
 
 @pytest.fixture
 def batch(data) -> Batch:
-    return Batch(*map(tf.constant, data))
+    return tf.nest.map_structure(tf.constant, data)
 
 
 def gradients_by_a_loop(parameters, layout, data: Batch) -> np.ndarray:
@@ -148,7 +147,7 @@ def test_a_regression_can_be_private(data):
     build = lambda: keras.Sequential(  # noqa: E731
         [layers.Input((8, 8, 1)), layers.Flatten(), layers.Dense(1)]
     )
-    optimizee = KerasOptimizee(build, "mse")
+    optimizee = Task(Problem(build, loss="mse"))
     batch = Batch(tf.constant(data.inputs), tf.constant(data.labels, tf.float32))
     parameters, carried = optimizee.initial(0)
     seen = DPSGD(1e6, 1e-12)(optimizee, tf.constant(parameters), carried, batch, KEY)
@@ -198,12 +197,12 @@ def measured(private: bool):
     """Rows and history of three steps of four examples, on noise."""
     generator = np.random.default_rng(0)
 
-    def split(count: int) -> Split:
+    def split(count: int) -> Batch:
         images = generator.integers(0, 256, (count, 28, 28, 1)).astype("uint8")
-        return Split(images, generator.integers(0, 10, count).astype("int32"))
+        return Batch(images, generator.integers(0, 10, count).astype("int32"))
 
     parts = split(12), split(9), split(7)
-    dataset = Dataset("mnist", "mnist", "made up", 10, (28, 28, 1), *parts)
+    dataset = Dataset("mnist", *parts, classes=10)
     problem = replace(get_problem("mnist_dp"), batch_size=4, private=private)
     (candidate,) = get_candidates("sgd")
     return Bench(Plan(1, 1)).run(Task(problem, dataset), 1, candidate)[1:]

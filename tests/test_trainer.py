@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_tasks import with_data
 from made_weights import made_weights
 
 from l2o.amalgamation import meta
@@ -86,7 +87,7 @@ def train(data, tmp_path, monkeypatch, traced):
         with RunDirectory(path, {"test": 1}) as directory:
             card = {"problem": "a pattern a class"}
             return Trainer(
-                phases, meta, Regression(), data, 8, strategy, directory, card, callback
+                phases, meta, with_data(Regression(), data, 8), strategy, directory, card, callback
             ).run()
 
     return train
@@ -291,7 +292,7 @@ def test_a_phase_begins_with_the_weights_it_is_given(data, tmp_path):
     phases = (replace(_ALONE[0], start=start),)
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     with RunDirectory(tmp_path, {}) as directory:
-        trainer = Trainer(phases, _META, Regression(), data, 4, strategy, directory, {})
+        trainer = Trainer(phases, _META, with_data(Regression(), data, 4), strategy, directory, {})
         assert_same(trainer._fresh(0).now.weights, start)
 
 
@@ -478,7 +479,13 @@ def test_phases_train_by_the_settings(data, tmp_path):
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     with RunDirectory(tmp_path, {}) as directory:
         trainer = Trainer(
-            _PHASES, settings, Regression(), data, 4, strategy, directory, {}, lambda *_: None
+            _PHASES,
+            settings,
+            with_data(Regression(), data, 4),
+            strategy,
+            directory,
+            {},
+            lambda *_: None,
         )
         first, second = (
             trainer._training(phase, replace(trainer._fresh(k), previous=["taught"]))
@@ -487,9 +494,7 @@ def test_phases_train_by_the_settings(data, tmp_path):
         unscaled = Trainer(
             _PHASES,
             replace(settings, scaling=False),
-            Regression(),
-            data,
-            4,
+            with_data(Regression(), data, 4),
             strategy,
             directory,
             {},

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from bad_input import files_of
-from l2o.problems import get_problem, load_dataset
 
 from l2o.commands.terminal import UserError
 from l2o.commands.tune import TRIALS, Search, search, tune
@@ -20,6 +19,7 @@ from l2o.evaluation.tuning import (
     table,
     write_trials,
 )
+from l2o.problems import get_problem, load_dataset
 from l2o.rules.pools import TEACHERS, TUNED_RATES
 from l2o.runs.lock import DirectoryError
 

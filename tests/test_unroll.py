@@ -16,9 +16,10 @@ from l2o.amalgamation.unroll import (
     validate_truncation,
     warm_up,
 )
+from l2o.problems import Batch, Problem
 from l2o.rules import SGD, Adam, Choice, Momentum, Original, RMSProp, RNNProp, Scale
 from l2o.tasks.batches import batches, entry
-from l2o.tasks.optimizee import Batch, KerasOptimizee
+from l2o.tasks.task import Task
 
 _BATCH, _ALPHA = 8, 0.3
 _TEACHERS = (Adam(0.02), Momentum(0.3))
@@ -32,7 +33,7 @@ def make(network, float64):
 
     def job(rule=_STUDENT, teachers=_TEACHERS, scheme="mean", **settings) -> Amalgamation:
         imitated = tuple(Teacher(teacher, []) for teacher in teachers)
-        return Amalgamation(rule, imitated, scheme, KerasOptimizee(network), **settings)
+        return Amalgamation(rule, imitated, scheme, Task(Problem(network)), **settings)
 
     return job
 
@@ -104,7 +105,7 @@ class PlainModel:
 
     def train(self, rule, weights, state, batches, scale=1.0, seen=lambda model: None):
         """Steps of `rule` in coordinates divided by `scale`: losses and the last state."""
-        layout, losses = KerasOptimizee(lambda: self.model).layout, []
+        layout, losses = Task(Problem(lambda: self.model)).layout, []
         for i in range(len(batches.labels)):
             loss, gradient = self.loss_and_gradient(entry(batches, i))
             here = tf.constant(self.parameters / scale)
@@ -403,7 +404,7 @@ def test_batches_are_slices_of_fresh_permutations():
 
 
 def test_pixels_are_divided_by_255(network):
-    optimizee = KerasOptimizee(network)
+    optimizee = Task(Problem(network))
     parameters, carried = optimizee.initial(0)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), dtype="uint8")
     labels = tf.zeros(8, tf.int32)

@@ -11,6 +11,7 @@ from made_weights import made_weights
 
 from l2o import AmalgamatedOptimizer, Policy, PolicyError, load_policy, save_policy
 from l2o.amalgamation.unroll import Amalgamation, begin, run_student
+from l2o.problems import Batch
 from l2o.rules import (
     Adam,
     Averaged,
@@ -37,7 +38,6 @@ from l2o.rules import (
     rule_from_config,
     warmed_up,
 )
-from l2o.tasks.optimizee import Batch
 
 _LAYOUT = Layout(("a", "b"), ((3, 2), (2,)))
 _SHAPES = {"kernel": (3, 2), "bias": (2,), "scale": ()}

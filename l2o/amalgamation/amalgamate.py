@@ -18,30 +18,21 @@ from l2o.amalgamation.plan import Meta, Phase, inner_steps_left
 from l2o.amalgamation.settings import RECIPES, Settings
 from l2o.amalgamation.trainer import Diverged, Stopped, Trainer
 from l2o.policies.checkpoint import Policy, fingerprint, load_policy
+from l2o.problems.problem import Problem
 from l2o.runs.cluster import ClusterError, check_place, open_directory, workers
 from l2o.runs.devices import RunError, make_strategy
 from l2o.runs.directory import CONFIG
 from l2o.runs.display import Display
 from l2o.runs.lock import DirectoryError, move_aside
-from l2o.tasks.checks import checked_optimizee
-from l2o.tasks.examples import digest
 from l2o.tasks.keras_loss import Loss
-from l2o.tasks.optimizee import Batch, KerasOptimizee
-from l2o.tasks.own import (
-    STARTS_ALIKE,
-    OwnProblem,
-    described_network,
-    starts_alike,
-    training_examples,
-)
+from l2o.tasks.load import load_task
+from l2o.tasks.task import Task
 
 
 def meta_train(
     phases: tuple[Phase, ...],
     meta: Meta,
-    optimizee: KerasOptimizee,
-    data: Batch,
-    batch_size: int,
+    task: Task,
     strategy: tf.distribute.Strategy,
     directory: Path,
     origin: dict[str, Any],
@@ -55,9 +46,7 @@ def meta_train(
     Args:
         phases: In order.
         meta: Settings.
-        optimizee: The network.
-        data: The training examples, as NumPy arrays.
-        batch_size: Examples an inner step.
+        task: What it is trained on.
         strategy: A `tf.distribute` strategy.
         directory: Where the run is kept.
         origin: From `origin_of`.
@@ -74,6 +63,8 @@ def meta_train(
     config = origin | {"meta": asdict(meta), "phases": [_described(p) for p in phases]}
     versions = {"l2o": l2o.__version__, "tensorflow": tf.__version__, "keras": keras.__version__}
     card = config | {"seed": meta.seed, "versions": versions}
+    if task.dataset.in_place_of:
+        card["in_place_of"] = task.dataset.in_place_of
     if meta.perturbation:
         card["perturbation"] = asdict(meta.perturbation)
     with (
@@ -84,7 +75,7 @@ def meta_train(
         tf.config.experimental.enable_op_determinism()
         try:
             trainer = Trainer(
-                phases, meta, optimizee, data, batch_size, strategy, run, card, display
+                phases, meta, task, strategy, run, card, display
             )  # fmt: skip
         except DirectoryError:
             raise
@@ -115,32 +106,24 @@ def meta_train(
         return policy
 
 
-def origin_of(
-    settings: Settings,
-    problem: str,
-    data: str,
-    strategy: tf.distribute.Strategy,
-    network: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+def origin_of(settings: Settings, task: Task, strategy: tf.distribute.Strategy) -> dict[str, Any]:
     """Where a run's policy comes from, as its configuration and cards say it.
 
     Args:
         settings: What was chosen.
-        problem: Its name.
-        data: The data in words.
+        task: What it is trained on.
         strategy: The devices.
-        network: What tells the network from others, where the problem's name does not.
     """
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     origin = {
         "strategy": settings.strategy,
         "pool": settings.pool if settings.strategy != "none" else "none",
-        "problem": problem,
-        "data": data,
+        "problem": task.name,
+        "data": task.dataset.description,
         "preset": settings.preset,
         "devices": f"{strategy.num_replicas_in_sync} {kind}",
     }
-    return origin if network is None else origin | {"network": network}
+    return origin if task.network is None else origin | {"network": dict(task.network)}
 
 
 def _described(phase: Phase) -> dict:
@@ -209,7 +192,7 @@ def amalgamate(
             directory (DirectoryError), too few examples or a run that cannot recover (RunError).
         KeyboardInterrupt: When stopped; the run is in `output` then, if that was given.
     """
-    own = OwnProblem(model_fn, data, loss=loss, batch_size=batch_size)
+    problem = Problem(model_fn, data, validation=(), loss=loss, batch_size=batch_size)
     if preset is None:
         preset = "paper" if tf.config.list_physical_devices("GPU") else "cpu"
     chosen = {"pool": pool, "strategy": strategy, "preset": preset, "seed": seed}
@@ -224,30 +207,16 @@ def amalgamate(
     replicas = make_strategy(devices, phases[-1].schedule.meta_batch)
     if output is not None:
         check_place(Path(output), fresh)
-    examples, batch_size = training_examples(own)
-    optimizee = checked_optimizee(
-        model_fn, loss, examples, batch_size, meta.first_order, meta.meta_loss == "log"
-    )
-    kind, weights = type(optimizee.model).__name__, optimizee.layout.size
-    origin = origin_of(
-        choices,
-        f"own {kind} of {weights:,} weights",
-        f"own data {digest(examples)} ({len(examples):,} train)",
-        replicas,
-        described_network(optimizee, loss, examples, batch_size),
-    )
-    print(f"Problem: {origin['problem']}; {origin['data']}, batches of {batch_size}", flush=True)
-    if starts_alike(optimizee):
-        print(f"Note: model_fn {STARTS_ALIKE}", flush=True)
-    arrays = Batch(examples.inputs, examples.labels)
+    task = load_task(problem, first_order=meta.first_order, positive=meta.meta_loss == "log")
+    origin = origin_of(choices, task, replicas)
+    print(f"Problem: {task.name}, batches of {task.batch_size}", flush=True)
     if output is not None and fresh:
         move_aside(Path(output), CONFIG)
     with _directory(output) as directory, _quiet():
         try:
             return meta_train(
-                phases, meta, optimizee, arrays, batch_size, replicas, directory, origin,
-                named=output is not None,
-            )  # fmt: skip
+                phases, meta, task, replicas, directory, origin, named=output is not None
+            )
         except Diverged as error:
             raise RunError(str(error)) from error
         except Stopped:

@@ -16,7 +16,7 @@ import tensorflow as tf
 from l2o.amalgamation.recompute import compiled, recomputed
 from l2o.rules.base import UpdateRule
 from l2o.rules.layout import Layout
-from l2o.tasks.optimizee import Optimizee, Scaled, loss_and_gradient
+from l2o.tasks.task import Scaled, Task, loss_and_gradient
 
 
 class ValueAndGradient(NamedTuple):
@@ -38,7 +38,7 @@ def compiled_update(rule: UpdateRule, layout: Layout) -> Callable:
 
 
 def value_and_gradient(
-    optimizee: Optimizee, first_order: bool, place: tuple, start: tuple, known=None
+    optimizee: Task, first_order: bool, place: tuple, start: tuple, known=None
 ) -> ValueAndGradient:
     """The `ValueAndGradient` at some parameters.
 
@@ -63,7 +63,7 @@ def value_and_gradient(
 
 
 @lru_cache(maxsize=32)
-def _recomputed(optimizee: Optimizee) -> Callable:
+def _recomputed(optimizee: Task) -> Callable:
     def differentiate(place, parameters, carried):
         scale, batch, judged = tf.nest.map_structure(tf.stop_gradient, place)
         scaled = Scaled(optimizee, scale)

@@ -23,11 +23,11 @@ from l2o.amalgamation.unroll import (
     validate_truncation,
     warm_up,
 )
+from l2o.problems.dataset import Batch
 from l2o.rules.analytical import Adam
 from l2o.rules.base import State
 from l2o.rules.layout import Layout
 from l2o.tasks.batches import batches, held_out
-from l2o.tasks.optimizee import Batch
 
 CLIP_RATIO, CLIP_FLOOR = 0.1, 1e-3
 

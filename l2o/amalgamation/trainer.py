@@ -29,7 +29,7 @@ from l2o.runs.directory import CSVLog, RunDirectory
 from l2o.runs.lock import DirectoryError
 from l2o.runs.signals import handling
 from l2o.tasks.batches import INITIAL, TRAINING, VALIDATION
-from l2o.tasks.optimizee import Batch, Optimizee
+from l2o.tasks.task import Task
 
 CHECKPOINT_SECONDS = 60
 UPDATES = ("phase", "stage", "period", "update", "unroll", "step", "meta_loss", "distance",
@@ -53,9 +53,7 @@ class Trainer:
     Args:
         phases: In order.
         meta: Settings.
-        optimizee: The network.
-        data: The training examples, as NumPy arrays.
-        batch_size: Examples an inner step.
+        task: What it is trained on.
         strategy: A `tf.distribute` strategy.
         directory: Where it is kept.
         card: What every saved policy says of its origin; the trainer adds its own findings.
@@ -70,20 +68,18 @@ class Trainer:
         self,
         phases: tuple[Phase, ...],
         meta: Meta,
-        optimizee: Optimizee,
-        data: Batch,
-        batch_size: int,
+        task: Task,
         strategy: tf.distribute.Strategy,
         directory: RunDirectory,
         card: dict[str, Any],
         callback: Callable[[str, dict[str, Any]], None] = lambda event, facts: None,
     ):
-        examples = len(data.labels)
+        examples, batch_size = len(task.dataset.train.labels), task.batch_size
         if (examples // 10 if meta.held_out else examples) < batch_size:
             need = f"a batch of {batch_size}" + " from the held-out tenth" * meta.held_out
             raise ValueError(f"There are not examples enough for {need}. Received: {examples}")
         self._phases, self._meta = phases, meta
-        self._optimizee, self._data, self._batch_size = optimizee, data, batch_size
+        self._task = task
         self._strategy, self._directory = strategy, directory
         self._card, self._callback = card, callback
         self._stopping = False
@@ -156,7 +152,7 @@ class Trainer:
             phase.rule,
             teachers,
             scheme,
-            self._optimizee,
+            self._task,
             warmup_rate=self._meta.warmup_rate,
             first_order=self._meta.first_order,
             recompute=self._meta.recompute,
@@ -165,8 +161,8 @@ class Trainer:
         )
         return MetaTraining(
             job,
-            self._data,
-            self._batch_size,
+            self._task.dataset.train,
+            self._task.batch_size,
             phase.schedule.truncation,
             phase.schedule.meta_batch,
             self._strategy,

@@ -20,13 +20,10 @@ from l2o.amalgamation.inner_step import ValueAndGradient, compiled_update, value
 from l2o.amalgamation.losses import META_LOSSES, SCHEMES, log_distance
 from l2o.amalgamation.perturbation import Perturbation, attacked, noisy_gradient, noisy_weights
 from l2o.amalgamation.recompute import gradients, replaced
+from l2o.problems.dataset import Batch
 from l2o.rules.base import State, UpdateRule
 from l2o.tasks.batches import entry
-from l2o.tasks.optimizee import (
-    Batch,
-    Optimizee,
-    loss_and_gradient,
-)
+from l2o.tasks.task import Task, loss_and_gradient
 
 SCALE_LIMIT = 1.0  # random scaling: s = ±exp(U(-1, 1)), where Lv et al. 2017 have exp(U(-3, 3))
 # Squared distances to a teacher must not overflow either, in coordinates divided by any scale.
@@ -105,7 +102,7 @@ class Amalgamation:
     rule: UpdateRule
     teachers: tuple[Teacher, ...]
     scheme: str
-    optimizee: Optimizee
+    optimizee: Task
     warmup_rate: float = 0.01
     first_order: bool = False
     recompute: int = 0

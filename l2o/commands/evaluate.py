@@ -8,7 +8,6 @@ import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from textwrap import fill
-from typing import Any
 
 import tensorflow as tf
 
@@ -20,7 +19,7 @@ from l2o.commands.problem import (
     ALL,
     OWN,
     check_data_flags,
-    load_problem,
+    named_task,
     problem_name,
 )
 from l2o.commands.report import counted, report
@@ -45,14 +44,13 @@ from l2o.evaluation.store import ResultsDirectory
 from l2o.evaluation.tables import TableError
 from l2o.optimizer import WEIGHT_DECAY_LIMIT
 from l2o.policies.checkpoint import doubts
-from l2o.problems import PROBLEMS
+from l2o.problems import PROBLEMS, Dataset
 from l2o.reports.comparison import summary_table
 from l2o.rules import TUNED_RATES
 from l2o.runs.devices import take_cores
 from l2o.runs.lock import DirectoryError, check_free
 from l2o.runs.progress import ProgressBar, duration
-from l2o.tasks.privacy import PrivacyError, check_network
-from l2o.tasks.task import Task
+from l2o.tasks.examples import BATCH_SIZE
 
 PRESETS = {"paper": (10, 25), "cpu": (3, 5), "smoke": (1, 1)}  # repeats, epochs
 RESULTS = Path("results")
@@ -100,7 +98,7 @@ def parser() -> Parser:
     g.add_argument("--problem", type=lambda text: text if text == ALL else problem_name(text),
                    nargs="+", metavar="NAME",
                    help=f"default mnist_cnn. {ALL}, or some of {', '.join(PROBLEMS)}; or your own "
-                   f"as {OWN}, which returns an l2o.OwnProblem")
+                   f"as {OWN}, which returns an l2o.Problem")
     g.add_argument("--optimizer", nargs="+", metavar="WHAT",
                    help="see below; default the shipped policy choice-large, and adam")
     g.add_argument("--averaging", type=fraction, metavar="S",
@@ -189,7 +187,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         check_free(output, TABLE)
         tasks = _tasks(options)
         directory = ResultsDirectory(output, made_with(task.dataset for task in tasks))
-    except (PrivacyError, DirectoryError, TableError) as error:
+    except (DirectoryError, TableError) as error:
         raise UserError(str(error)) from error
     with directory:
         print(f"Preset: {preset}{reason}")
@@ -345,19 +343,17 @@ def _tasks(options: argparse.Namespace) -> list:
     names = list(dict.fromkeys(names))
     check_data_flags(names, options)
     tf.keras.utils.set_random_seed(options.seed)  # data of the user's own may be drawn
-    loaded: dict[str, Any] = {}
-    tasks = [Task(*load_problem(n, options.data, options.data_dir, loaded)) for n in names]
-    for task in tasks:
-        if task.privacy:
-            check_network(task.optimizee().model)
-    return tasks
+    loaded: dict[str, Dataset] = {}
+    return [named_task(n, options.data, options.data_dir, loaded) for n in names]
 
 
 def _list() -> int:
     print("Problems:")
     for problem in PROBLEMS.values():
         private = ", DP-SGD" if problem.private else ""
-        print(f"  {problem.name:20} {problem.dataset}, batch {problem.batch_size}{private}")
+        print(
+            f"  {problem.name:20} {problem.data}, batch {problem.batch_size or BATCH_SIZE}{private}"
+        )
     rates = ", ".join(f"{name} ({rate:g})" for name, rate in TUNED_RATES.items())
     for line in (
         f"Shipped policies: {', '.join(pretrained()) or 'none in this version'}",

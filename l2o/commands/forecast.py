@@ -11,8 +11,9 @@ import tensorflow as tf
 from l2o.evaluation.baselines import Candidate
 from l2o.evaluation.protocol import Plan
 from l2o.rules import Horizon, Layout, warmed_up
+from l2o.tasks.batches import rows
 from l2o.tasks.gradient import plain_gradient
-from l2o.tasks.optimizee import Batch
+from l2o.tasks.privacy import privacy_of
 from l2o.tasks.task import Task
 
 # Scoring is a forward pass. An optimizer on a problem is compiled once, with the scoring, which
@@ -33,14 +34,14 @@ class Forecast:
         self._starts, self._costs, self.total = {}, {}, 0.0
         problems, policies = {}, {}
         for task, repeat, candidate in todo:
-            name, steps = task.problem.name, plan.epochs * task.steps_per_epoch
+            name, steps = task.name, plan.epochs * task.steps_per_epoch
             if name not in problems:
                 problems[name] = _gradient_seconds(task)
             gradient, compiling, layout = problems[name]
             if candidate.learned and candidate.origin not in policies:
                 policies[candidate.origin] = _step_seconds(candidate, layout)
-            held_out = len(task.dataset.validation) + len(task.dataset.test)
-            scoring = held_out / task.problem.batch_size * gradient * _FORWARD_SHARE
+            held_out = sum(task.dataset.sizes[1:])
+            scoring = held_out / task.batch_size * gradient * _FORWARD_SHARE
             before = self.total
             if (name, candidate) not in self._costs:
                 self.total += _COMPILING * compiling
@@ -52,7 +53,7 @@ class Forecast:
 
     def at(self, task: Task, candidate: Candidate, repeat: int, steps: int) -> tuple[float, float]:
         """Expected seconds of what is behind, and seconds left, `steps` into an evaluation."""
-        name = task.problem.name
+        name = task.name
         before, compiled = self._starts[name, candidate, repeat]
         done = compiled + steps * self._costs[name, candidate] if steps else before
         # The forecast counts as a tenth of the whole that went as expected.
@@ -62,18 +63,13 @@ class Forecast:
 
 def _gradient_seconds(task: Task) -> tuple[float, float, Layout]:
     """A gradient of the problem, its compiling, and the layout."""
-    optimizee = task.optimizee()
-    parameters, carried = optimizee.initial(0)
-    count = task.problem.batch_size
-    train = task.dataset.train
-    batch = Batch(*map(tf.constant, (train.inputs[:count], train.labels[:count])))
+    parameters, carried = task.initial(0)
+    batch = tf.nest.map_structure(tf.constant, rows(task.dataset.train, slice(task.batch_size)))
     key = tf.zeros(2, tf.int64)
-    rule = task.privacy or plain_gradient
-    gradient = tf.function(
-        lambda p: rule(optimizee, p, carried, batch, key).gradient, autograph=False
-    )
+    rule = privacy_of(task) or plain_gradient
+    gradient = tf.function(lambda p: rule(task, p, carried, batch, key).gradient, autograph=False)
     parameters = tf.constant(parameters)
-    return *_fastest(lambda: gradient(parameters).numpy()), optimizee.layout
+    return *_fastest(lambda: gradient(parameters).numpy()), task.layout
 
 
 def _step_seconds(candidate: Candidate, layout: Layout) -> float:

@@ -1,42 +1,35 @@
-"""`--problem`: a problem of the paper's by name, or one of the user's own as module:function."""
+"""`--problem`: a problem by name, or one of the user's own as module:function."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
-import os
-import sys
 from collections.abc import Callable
-from typing import Any
 
 import keras
 
-from l2o import problems
 from l2o.commands.terminal import UserError
+from l2o.problems import PROBLEMS, Dataset, ProblemError, is_own
+from l2o.problems.catalog import OWN
 from l2o.runs.quiet import quiet
+from l2o.tasks.load import load_task
+from l2o.tasks.privacy import check_python
+from l2o.tasks.task import Task
 
 ALL = "all"  # of the problems
-OWN = "package.module:function"
 
 
 def problem_name(text: str) -> str:
     """An argument that names a problem; one of the user's own is not looked for yet."""
-    module, colon, function = text.partition(":")
-    if text not in problems.PROBLEMS and not (colon and module and function.isidentifier()):
-        allowed = f"{', '.join(problems.PROBLEMS)}; or {OWN} for your own"
+    if text not in PROBLEMS and not is_own(text):
+        allowed = f"{', '.join(PROBLEMS)}; or {OWN} for your own"
         raise argparse.ArgumentTypeError(f"unknown name '{text}'; allowed: {allowed}")
     return text
 
 
-def is_own(name: str) -> bool:
-    """Whether a problem's name means one of the user's own."""
-    return ":" in name
-
-
 def is_private(name: str) -> bool:
-    """Whether a problem is trained with DP-SGD."""
-    return not is_own(name) and problems.get_problem(name).private
+    """Whether a problem is trained with DP-SGD, so far as its name says."""
+    return name in PROBLEMS and PROBLEMS[name].private
 
 
 def check_data_flags(names: list[str], options: argparse.Namespace) -> None:
@@ -51,58 +44,30 @@ def check_data_flags(names: list[str], options: argparse.Namespace) -> None:
         raise UserError(f"{' and '.join(given)}: {names[0]} brings its own data")
 
 
-def load_problem(
+def named_task(
     name: str,
     data: str | None,
     data_dir: str | None,
-    loaded: dict | None = None,
+    loaded: dict[str, Dataset] | None = None,
     report: Callable[[str], None] = print,
     **needs: bool,
-) -> tuple:
-    """A problem and its data, as `l2o.tasks.task.Task` takes them.
-
-    Args:
-        name: As `problem_name` lets it through.
-        data: "auto", by default, "tfds" or "digits".
-        data_dir: Where the data is, if not where TFDS looks by itself.
-        loaded: Datasets by name, which are not loaded again; this one is added.
-        report: Told what data it is, and what may not be meant.
-        **needs: See `own.prepare`.
+) -> Task:
+    """`l2o.tasks.load.load_task` of what flags say, in float32.
 
     Raises:
         UserError: If it cannot be had; the message says why in one line.
     """
     _float32(report)
-    if is_own(name):
+    data = data or "auto"
+    try:
+        if is_private(name):
+            with quiet():  # imports what writes to stderr
+                check_python()
         with contextlib.chdir("."):  # whatever the user's module does about it
-            problem, dataset = _own(name, report=report, **needs)
-        report(f"Data: {dataset.description}")
-        return problem, dataset
-    problem, loaded = problems.get_problem(name), {} if loaded is None else loaded
-    if problem.private:
-        _check_private()
-    if problem.dataset not in loaded:
-        try:
-            dataset = problems.load_dataset(problem.dataset, data or "auto", data_dir, report)
-        except problems.DatasetUnavailable as error:
-            raise UserError(str(error)) from error
-        report(f"Data: {dataset.description}")
-        loaded[problem.dataset] = dataset
-    try:
-        problem.check(loaded[problem.dataset])
-    except problems.DatasetUnavailable as error:
-        raise UserError(str(error)) from error
-    return problem, loaded[problem.dataset]
-
-
-def _check_private() -> None:
-    from l2o.tasks.privacy import PrivacyError, check_python
-
-    try:
-        with quiet():
-            check_python()
-    except PrivacyError as error:
-        raise UserError(str(error)) from error
+            return load_task(name, data, data_dir, loaded=loaded, report=report, **needs)
+    except ProblemError as error:
+        where = f"--problem {name}: " if is_own(name) else ""
+        raise UserError(where + str(error).removeprefix(f"{name}: ")) from error
 
 
 def _float32(report: Callable[[str], None]) -> None:
@@ -112,44 +77,3 @@ def _float32(report: Callable[[str], None]) -> None:
         report(f"Note: in float32, not in the {floatx} of Keras' configuration")
         keras.config.set_floatx("float32")
         keras.config.set_dtype_policy("float32")
-
-
-def _own(name: str, **needs: Any) -> tuple:
-    from l2o.tasks.examples import ProblemError
-    from l2o.tasks.own import OwnProblem, prepare
-
-    module, _, function = name.partition(":")
-    if sys.path[:1] != [os.getcwd()]:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found = importlib.import_module(module)
-    except (Exception, SystemExit) as error:
-        missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(
-            f"{error.name}."
-        )
-        if missing:
-            raise UserError(
-                f"--problem {name}: there is no module {module} here or on Python's path"
-            ) from error
-        raise UserError(f"--problem {name}: importing {module} failed: {_line(error)}") from error
-    make = getattr(found, function, None)
-    if not callable(make):
-        place = getattr(found, "__file__", None) or module
-        raise UserError(f"--problem {name}: {place} has no function {function}")
-    try:
-        own = make()
-    except (Exception, SystemExit) as error:
-        raise UserError(f"--problem {name}: {function} failed: {_line(error)}") from error
-    if not isinstance(own, OwnProblem):
-        raise UserError(
-            f"--problem {name}: {function} must return an l2o.OwnProblem. "
-            f"Received: a {type(own).__name__}"
-        )
-    try:
-        return prepare(own, name, **needs)
-    except ProblemError as error:
-        raise UserError(f"--problem {name}: {error}") from error
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

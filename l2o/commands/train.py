@@ -19,7 +19,7 @@ from l2o.amalgamation.plan import Phase
 from l2o.amalgamation.settings import Settings
 from l2o.amalgamation.trainer import Diverged, Stopped
 from l2o.commands.jobs import spread
-from l2o.commands.problem import is_own, load_problem
+from l2o.commands.problem import named_task
 from l2o.commands.terminal import UserError, run_command
 from l2o.commands.train_options import check, output, parser, settings
 from l2o.commands.tune import Search, tune
@@ -32,7 +32,6 @@ from l2o.runs.directory import CONFIG
 from l2o.runs.lock import DirectoryError, move_aside
 from l2o.runs.progress import duration
 from l2o.runs.quiet import quiet
-from l2o.tasks.optimizee import Batch
 from l2o.tasks.task import Task
 
 STOPPED = 130  # the exit status of what a signal ended
@@ -71,7 +70,7 @@ def _tune(options: argparse.Namespace) -> int:
     gpus = _gpus(options)
     jobs = options.jobs or (1 if gpus else cores())
     try:
-        tune(search, lambda: load_problem(*place), path or Path("runs/tuning"), jobs, options.fresh)
+        tune(search, lambda: named_task(*place), path or Path("runs/tuning"), jobs, options.fresh)
     except KeyboardInterrupt:
         print(f"\nStopped. The fits that ended are kept; {_again(options)} goes on.")
         return STOPPED
@@ -159,20 +158,17 @@ def _prepare(options: argparse.Namespace) -> Work:
 def _load_task(work: Work) -> Task:
     options, first = work.options, work.runs[0][1]
     needs = {"first_order": first.first_order, "positive": first.meta_loss == "log"}
-    return Task(*load_problem(options.problem, options.data, options.data_dir, **needs))
+    return named_task(options.problem, options.data, options.data_dir, **needs)
 
 
 def _run(work: Work, task: Task, k: int) -> int:
     """One run, and the exit status it asks for."""
     options, (directory, chosen), begun = work.options, work.runs[k], time.monotonic()
-    train, problem = task.dataset.train, task.problem
-    network = problem.network if is_own(options.problem) else None
-    data = task.dataset.description
-    origin = origin_of(chosen, options.problem, data, work.strategy, network)
+    origin = origin_of(chosen, task, work.strategy)
     try:
         meta_train(
-            work.phases, chosen.meta(), task.optimizee(), Batch(train.inputs, train.labels),
-            problem.batch_size, work.strategy, directory, origin, options.tensorboard,
+            work.phases, chosen.meta(), task, work.strategy, directory, origin,
+            options.tensorboard,
         )  # fmt: skip
     except Stopped:
         print(f"Stopped. The run is kept in {directory}; {_again(options)} goes on with it.")
@@ -183,7 +179,7 @@ def _run(work: Work, task: Task, k: int) -> int:
         print(f"error: {error}. {kept}; a smaller --learning-rate may help", file=sys.stderr)
         return 1
     policy = directory / work.phases[-1].name
-    for doubt in doubts(origin):
+    for doubt in doubts(origin | {"in_place_of": task.dataset.in_place_of}):
         print(f"Note: this policy was trained {doubt}")
     print(f"Done in {duration(time.monotonic() - begun)}. The policy is in {policy}:")
     print(f'    model.compile(optimizer=l2o.AmalgamatedOptimizer.load("{policy}"))', flush=True)

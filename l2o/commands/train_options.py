@@ -86,7 +86,7 @@ def parser() -> Parser:
                    "and weight decay stay behind")
     g.add_argument("--problem", type=problem_name, default="mnist_cnn", metavar="NAME",
                    help=f"what to train on; default mnist_cnn. One of {', '.join(PROBLEMS)}; or "
-                   f"your own as {OWN}, which returns an l2o.OwnProblem")
+                   f"your own as {OWN}, which returns an l2o.Problem")
     g = p.add_argument_group("data")
     g.add_argument("--data", type=known(("auto", "tfds", "digits")), metavar="HOW",
                    help="auto: the embedded digits stand in where the dataset cannot be had, and "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from l2o.commands.jobs import spread
-from l2o.commands.problem import load_problem
+from l2o.commands.problem import named_task
 from l2o.commands.terminal import UserError
 from l2o.evaluation.made import keep_made, made_with, read_made
 from l2o.evaluation.tables import TableError, read_table
@@ -25,6 +25,7 @@ from l2o.rules.pools import TEACHERS, TUNED_RATES, get_teacher
 from l2o.runs.files import write_atomically
 from l2o.runs.lock import LockedDirectory, check_free, move_aside
 from l2o.runs.progress import ProgressBar, duration
+from l2o.tasks.task import Task
 
 TRIALS = "trials.csv"
 
@@ -108,27 +109,19 @@ def _key(trial: Trial) -> tuple[str, float, int]:
 
 
 def _start_worker(settings: Search) -> tuple:
-    """What a process holds: the settings, the data and the network."""
-    from l2o.tasks.task import Task
-
+    """What a process holds: the settings and the task."""
     place = settings.problem, settings.data, settings.data_dir
-    task = Task(*load_problem(*place, report=lambda text: None))
-    return settings, task, task.optimizee()
+    return settings, named_task(*place, report=lambda text: None)
 
 
 def _run_trial(held: tuple, teacher: str, rate: float, seed: int) -> Trial:
-    from l2o.evaluation.fit import Fit
-    from l2o.tasks.optimizee import as_batch
+    import tensorflow as tf
 
-    settings, task, optimizee = held
-    fit = Fit(
-        optimizee,
-        WarmUp(get_teacher(teacher, rate)),
-        (),
-        as_batch(task.dataset.train),
-        as_batch(task.dataset.validation),
-        task.problem.batch_size,
-    )
+    from l2o.evaluation.fit import Fit
+
+    settings, task = held
+    dataset = tf.nest.map_structure(tf.constant, (task.dataset.train, task.dataset.validation))
+    fit = Fit(task, WarmUp(get_teacher(teacher, rate)), (), *dataset, task.batch_size)
     last = fit.run(seed, settings.epochs).epochs[-1]
     return Trial(
         settings.problem,
@@ -145,7 +138,7 @@ def _run_trial(held: tuple, teacher: str, rate: float, seed: int) -> Trial:
 
 def tune(
     settings: Search,
-    load: Callable[[], tuple],
+    load: Callable[[], Task],
     output: Path,
     jobs: int,
     fresh: bool = False,
@@ -154,7 +147,7 @@ def tune(
 
     Args:
         settings: What is tried.
-        load: Gives the problem and its data; called once the directory is found usable.
+        load: Gives the task; called once the directory is found usable.
         output: Directory for trials.csv and table.md.
         jobs: Processes.
         fresh: Whether a search that is in the directory is moved aside.
@@ -165,8 +158,8 @@ def tune(
         UserError: If the fits are too short for a rate to matter.
     """
     check_free(output, TRIALS, fresh)
-    problem, data = load()
-    per_epoch, warmup = len(data.train) // problem.batch_size, WarmUp.steps
+    task = load()
+    data, per_epoch, warmup = task.dataset, task.steps_per_epoch, WarmUp.steps
     if settings.epochs * per_epoch <= warmup:
         raise UserError(
             f"--epochs must be at least {warmup // per_epoch + 1}: an epoch of {data.name} has "

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from l2o.problems.dataset import Batch
 from l2o.rules import Horizon, UpdateRule
 from l2o.tasks.batches import batch_indices, entry
 from l2o.tasks.gradient import Gradient, correct, plain_gradient
-from l2o.tasks.optimizee import Batch, KerasOptimizee
+from l2o.tasks.task import Task
 
 _SCORING_BATCH = 1000
 # A compiled call is a whole epoch, or as many steps as take so long: Ctrl-C waits for its end.
@@ -63,7 +64,7 @@ class Fit:
     """A network that a rule fits.
 
     Args:
-        optimizee: The network.
+        task: The network.
         rule: The optimizer, wrapped as it is to be used.
         weights: The rule's.
         train, validation: Examples.
@@ -74,7 +75,7 @@ class Fit:
 
     def __init__(
         self,
-        optimizee: KerasOptimizee,
+        task: Task,
         rule: UpdateRule,
         weights: Sequence,
         train: Batch,
@@ -83,7 +84,7 @@ class Fit:
         test: Batch | None = None,
         gradient: Callable[..., Gradient] = plain_gradient,
     ):
-        self._optimizee, self._rule, self._weights = optimizee, rule, list(weights)
+        self._task, self._rule, self._weights = task, rule, list(weights)
         self._train, self._held_out = train, [validation] + ([test] if test else [])
         self._batch_size, self._gradient = batch_size, gradient
         self._steps, self._pace = None, 0.0
@@ -107,8 +108,8 @@ class Fit:
             epochs: How many.
             report: Told now and then how many steps are behind.
         """
-        parameters, carried = self._optimizee.initial(seed)
-        held = (parameters, carried, self._rule.initial_state(self._optimizee.layout))
+        parameters, carried = self._task.initial(seed)
+        held = (parameters, carried, self._rule.initial_state(self._task.layout))
         held = tf.nest.map_structure(tf.convert_to_tensor, held)
         self._horizon = Horizon(float(epochs * self.steps_per_epoch), float(epochs))
         if self._steps is None:
@@ -159,7 +160,7 @@ class Fit:
         return held, np.concatenate(records, axis=1)
 
     def _diverged(self, steps: int, seconds: float, step: int) -> Epoch:
-        scores = (np.inf, 0.0 if self._optimizee.classifies else np.nan)
+        scores = (np.inf, 0.0 if self._task.classifies else np.nan)
         test = scores if len(self._held_out) > 1 else (np.nan, np.nan)
         return Epoch(steps, seconds, *scores, *scores, *test, step)
 
@@ -180,7 +181,7 @@ class Fit:
         return scores + [np.nan] * (4 - len(scores))
 
     def _run_steps(self, indices, key, horizon, parameters, carried, state):
-        layout, horizon = self._optimizee.layout, Horizon(*tf.unstack(horizon))
+        layout, horizon = self._task.layout, Horizon(*tf.unstack(horizon))
         steps = tf.shape(indices)[0]
 
         def proceed(i, loss, *_):
@@ -189,7 +190,7 @@ class Fit:
         def step(i, loss, record, parameters, carried, state):
             batch = entry(self._train, indices[i])
             now = tf.stack([key[0], key[1] + tf.cast(i, key.dtype)])
-            seen = self._gradient(self._optimizee, parameters, carried, batch, now)
+            seen = self._gradient(self._task, parameters, carried, batch, now)
             loss, accuracy = (tf.cast(x, tf.float32) for x in (seen.loss, seen.accuracy))
             record = record.write(i, tf.stack([loss, accuracy]))
             move, state = self._rule.update(
@@ -204,21 +205,21 @@ class Fit:
 
     def _run_score(self, parameters, carried, which: int):
         """Mean loss and accuracy over all held-out examples, the last smaller batch included."""
-        inputs, labels = self._held_out[which]
-        count = int(labels.shape[0])
-        tensors = self._optimizee.layout.unflatten(parameters)
+        examples = self._held_out[which]
+        count = int(examples.labels.shape[0])
+        tensors = self._task.layout.unflatten(parameters)
 
         def add(start, loss, hits):
             stop = tf.minimum(start + _SCORING_BATCH, count)
-            batch = Batch(inputs[start:stop], labels[start:stop])
-            mean, _, outputs = self._optimizee.outcome(tensors, carried, batch, training=False)
-            if self._optimizee.classifies:
+            batch = tf.nest.map_structure(lambda x: x[start:stop], examples)  # noqa: B023
+            mean, _, outputs = self._task.outcome(tensors, carried, batch, training=False)
+            if self._task.classifies:
                 hits += tf.reduce_sum(tf.cast(correct(outputs, batch.labels), tf.int32))
             return stop, loss + mean * tf.cast(stop - start, mean.dtype), hits
 
         loss = tf.zeros((), parameters.dtype)
         loop = tf.while_loop(lambda start, *_: start < count, add, (0, loss, 0))
-        accuracy = loop[2] / tf.size(labels) if self._optimizee.classifies else np.nan
+        accuracy = loop[2] / tf.size(examples.labels) if self._task.classifies else np.nan
         return loop[1] / count, accuracy
 
 

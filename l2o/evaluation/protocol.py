@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+
+import tensorflow as tf
 
 from l2o.evaluation.baselines import Candidate
 from l2o.evaluation.fit import Fit, History
@@ -13,8 +14,7 @@ from l2o.evaluation.results import VERSION, Key, Result
 from l2o.evaluation.store import ResultsDirectory, is_image
 from l2o.rules import WarmUp
 from l2o.tasks.gradient import plain_gradient
-from l2o.tasks.optimizee import as_batch
-from l2o.tasks.privacy import ACCOUNTING, DELTA, check_network
+from l2o.tasks.privacy import ACCOUNTING, DELTA, privacy_of
 from l2o.tasks.task import Task
 
 
@@ -35,8 +35,8 @@ class Plan:
     def key(self, task: Task, candidate: Candidate, repeat: int) -> Key:
         """The name of one evaluation."""
         return Key(
-            task.problem.name,
-            task.data,
+            task.name,
+            data_of(task),
             candidate.name,
             candidate.origin,
             candidate.replicate,
@@ -44,6 +44,13 @@ class Plan:
             self.seed + repeat - 1,
             self.epochs,
         )
+
+
+def data_of(task: Task) -> str:
+    """The data as tables name it: "digits for mnist" where they stood in."""
+    dataset = task.dataset
+    stood_in = f" for {dataset.in_place_of}" if dataset.in_place_of else ""
+    return dataset.name + stood_in
 
 
 def missing(
@@ -74,7 +81,7 @@ def warmup_notes(tasks: Sequence[Task], candidates: Sequence[Candidate], plan: P
         notes.append(f"steps of warm-up differ: {each}. In a short fit fewer are an advantage")
     for task in tasks:
         number = plan.epochs * task.steps_per_epoch
-        where = f"steps of {task.problem.name} on {task.data} are"
+        where = f"steps of {task.name} on {data_of(task)} are"
         if number <= warmup:
             notes.append(f"the {number} {where} all warm-up, {warmup} steps of SGD: optimizers "
                          "cannot differ; give more --epochs")  # fmt: skip
@@ -116,23 +123,19 @@ class Bench:
         candidate: Candidate,
         report: Callable[[int], None] = lambda steps: None,
     ) -> tuple[Key, list[Result], History]:
-        """One evaluation; `report` is told now and then how many of its steps are behind.
-
-        Raises:
-            PrivacyError: If a network cannot be trained privately.
-        """
+        """One evaluation; `report` is told now and then how many of its steps are behind."""
         if task is not self._task:
-            self._optimizee = task.optimizee()
-            if task.privacy:
-                check_network(self._optimizee.model)
             splits = task.dataset.train, task.dataset.validation, task.dataset.test
-            self._examples: list[Any] = [as_batch(s) if len(s) else None for s in splits]
+            self._examples = [
+                tf.nest.map_structure(tf.constant, split) if len(split.labels) else None
+                for split in splits
+            ]
             self._fits, self._task = {}, task
         if candidate not in self._fits:
             train, validation, test = self._examples
             self._fits[candidate] = Fit(
-                self._optimizee, candidate.rule, candidate.weights, train, validation,
-                task.problem.batch_size, test, task.privacy or plain_gradient,
+                task, candidate.rule, candidate.weights, train, validation,
+                task.batch_size, test, privacy_of(task) or plain_gradient,
             )  # fmt: skip
         key = self.plan.key(task, candidate, repeat)
         history = self._fits[candidate].run(key.seed, self.plan.epochs, report)
@@ -152,9 +155,6 @@ def evaluate(
         plan: How long, and which seeds.
         directory: Where they are kept.
         callback: Told task, candidate, repeat and the number of its steps that are behind.
-
-    Raises:
-        PrivacyError: If a network cannot be trained privately.
     """
     bench = Bench(plan)
     keep(todo, directory)
@@ -198,8 +198,8 @@ def as_results(key: Key, task: Task, history: History) -> list[Result]:
 
 
 def _privacy(task: Task, steps: int) -> dict:
-    if task.privacy is None:
+    privacy = privacy_of(task)
+    if privacy is None:
         return {"epsilon": float("inf"), "delta": 0.0, "privacy": ""}
-    examples, batch_size = len(task.dataset.train), task.problem.batch_size
-    epsilon = task.privacy.epsilon(examples, batch_size, steps)
+    epsilon = privacy.epsilon(len(task.dataset.train.labels), task.batch_size, steps)
     return {"epsilon": epsilon, "delta": DELTA, "privacy": ACCOUNTING}

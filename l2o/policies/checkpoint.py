@@ -32,7 +32,7 @@ FORMAT, FORMAT_1 = "l2o policy 2", "l2o policy 1"
 DESCRIPTION, WEIGHTS = "policy.json", "weights-{}.h5"
 MOST_BYTES = 2**28  # of a file that is read; a policy has tens of kilobytes
 _WEIGHTS = re.compile(r"weights-[0-9a-f]{16}\.h5")
-_SUBSTITUTED = "IN PLACE OF"  # in a description of data, as `problems.Dataset` has it
+_SUBSTITUTED = ", IN PLACE OF "  # in descriptions of data, all that older cards have
 _TRIES = 5  # to read a policy that is being replaced
 _OVERHEAD = 2**20  # that HDF5 adds, at the very most
 
@@ -65,8 +65,9 @@ def doubts(card: Mapping[str, Any]) -> list[str]:
     found = []
     if card.get("preset") == "smoke":
         found.append("by the smoke preset, which is too short for a useful policy")
-    if _SUBSTITUTED in str(card.get("data")):
-        found.append(f"on {str(card['data']).split(' (')[0]}")
+    name, _, rest = str(card.get("data")).split(" (")[0].partition(_SUBSTITUTED)
+    if meant := card.get("in_place_of", rest):
+        found.append(f"on {name}, IN PLACE OF {meant}")
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from l2o.tasks.optimizee import Batch
+from l2o.problems.dataset import Batch
 
 TRAINING, VALIDATION, INITIAL = 0, 1, 2  # streams of random numbers of a phase
 
@@ -33,12 +33,12 @@ def batches(
         stream: Sequences with another number are drawn independently.
 
     Returns:
-        Inputs [S, B, ...] and labels [S, B].
+        Inputs [S, B, ...], labels [S, B, ...] and so on.
     """
     examples = len(data.labels) if among is None else len(among)
     indices = batch_indices([*key, stream], examples, batch_size, start, steps)
     indices = indices if among is None else among[indices]
-    return Batch(data.inputs[indices], data.labels[indices])
+    return rows(data, indices)
 
 
 def batch_indices(seed: list[int], examples: int, batch_size: int, start: int, steps: int):
@@ -72,6 +72,11 @@ def held_out(examples: int, key: Sequence[int]) -> tuple[np.ndarray, np.ndarray]
     order = np.random.default_rng([*key, 3]).permutation(examples)
     kept, tenth = np.split(order, [examples - examples // 10])
     return kept, tenth
+
+
+def rows(structure, which):
+    """Some examples of nested NumPy arrays: those in a slice, or at indices of any shape."""
+    return tf.nest.map_structure(lambda x: x[which], structure)
 
 
 def entry(structure, i):

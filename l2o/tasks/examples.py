@@ -5,41 +5,19 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from l2o.problems.dataset import Batch, ProblemError
+
 BATCH_SIZE = 128
 MOST_UNKNOWN = 2**32  # bytes read of a dataset that does not know its own length
 
 
-class ProblemError(ValueError):
-    """A problem of the user's that cannot be trained on; the message says why in one line."""
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Examples in memory.
-
-    Attributes:
-        inputs: [n, ...]; float32, int32 or int64, or uint8 for pixels.
-        labels: [n, ...]; float32, int32 or int64.
-    """
-
-    inputs: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, part: slice) -> Examples:
-        return Examples(self.inputs[part], self.labels[part])
-
-
-def as_examples(data: Any, name: str = "data") -> tuple[Examples, int | None]:
+def as_examples(data: Any, name: str = "data") -> tuple[Batch, int | None]:
     """Reads a user's data.
 
     Floats become Keras' default float type, whole numbers int32, or int64 where they need it.
@@ -47,7 +25,7 @@ def as_examples(data: Any, name: str = "data") -> tuple[Examples, int | None]:
     pixels: they stay uint8, and the network sees them divided by 255.
 
     Args:
-        data: Arrays (x, y), or a finite, batched `tf.data.Dataset` of (x, y).
+        data: Arrays (x, y) or (x, y, weight), or a finite, batched `tf.data.Dataset` of such.
         name: What the data is called in messages.
 
     Returns:
@@ -59,12 +37,13 @@ def as_examples(data: Any, name: str = "data") -> tuple[Examples, int | None]:
     batch_size = None
     if isinstance(data, tf.data.Dataset):
         data, batch_size = _read(data, name)
-    if not isinstance(data, tuple | list) or len(data) != 2:
+    if not isinstance(data, tuple | list) or len(data) not in (2, 3):
         raise ProblemError(
-            f"{name} must be arrays (x, y) or a batched tf.data.Dataset of (x, y). "
-            f"Received: {_kind(data)}"
+            f"{name} must be arrays (x, y) or (x, y, weight), or a batched tf.data.Dataset of "
+            f"such. Received: {_kind(data)}"
         )
-    x, y = (_array(part, f"{name}'s {which}") for part, which in zip(data, "xy", strict=True))
+    parts = zip(data, ("x", "y", "weight"), strict=False)
+    x, y, *weight = (_array(part, f"{name}'s {which}") for part, which in parts)
     if len(x) != len(y):
         raise ProblemError(f"{name}'s x and y differ in length. Received: {len(x)} and {len(y)}")
     if not len(x):
@@ -74,43 +53,64 @@ def as_examples(data: Any, name: str = "data") -> tuple[Examples, int | None]:
             f"{name}'s x is uint8 of shape {x.shape}: neither images, which would be divided by "
             "255, nor plainly numbers. Make it float32 or int32"
         )
-    return Examples(x if x.dtype == np.uint8 else _plain(x), _plain(y)), batch_size
+    x = x if x.dtype == np.uint8 else _plain(x)
+    if weight and (weight[0].shape != y.shape[:1] or weight[0].min() < 0):
+        raise ProblemError(
+            f"{name}'s weight must be one number of at least 0 for each of {len(y)} examples. "
+            f"Received: shape {weight[0].shape}, from {weight[0].min():.4g}"
+        )
+    return Batch(x, _plain(y), *(w.astype(keras.config.floatx()) for w in weight)), batch_size
 
 
-def digest(*splits: Examples) -> str:
+def digest(*splits: Batch) -> str:
     """What tells these examples from others, 8 characters."""
     found = hashlib.sha256()
     for split in splits:
-        for array in (split.inputs, split.labels):
+        for array in tf.nest.flatten(split):
             found.update(f"{array.dtype} {array.shape}".encode())
             found.update(np.ascontiguousarray(array))
     return found.hexdigest()[:8]
 
 
-def _read(dataset: tf.data.Dataset, name: str) -> tuple[tuple[np.ndarray, np.ndarray], int]:
+def example_shape(inputs: Any) -> Any:
+    """The shapes of nested arrays, without their first dimension."""
+    return tf.nest.map_structure(lambda x: tuple(x.shape[1:]), inputs)
+
+
+def in_one_line(error: BaseException) -> str:
+    """An error's message in one line, without Keras' colours and what follows it."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)) or type(error).__name__
+    return " ".join(text.split("Arguments received by")[0].split())[:300]
+
+
+def _read(dataset: tf.data.Dataset, name: str) -> tuple[tuple[np.ndarray, ...], int]:
     spec = dataset.element_spec
-    plain = isinstance(spec, tuple) and len(spec) == 2
+    plain = isinstance(spec, tuple) and len(spec) in (2, 3)
     if not plain or not all(isinstance(part, tf.TensorSpec) for part in spec):
-        raise ProblemError(f"{name} must yield (x, y), both dense tensors. Received: {spec}")
+        raise ProblemError(
+            f"{name} must yield (x, y) or (x, y, weight), all dense tensors. Received: {spec}"
+        )
     if any(part.shape.rank == 0 for part in spec):
         raise ProblemError(f"{name} must be batched: .batch({BATCH_SIZE}). Received: {spec}")
     if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ProblemError(f"{name} must be finite: drop its .repeat() or add .take(...)")
     unknown = dataset.cardinality() == tf.data.UNKNOWN_CARDINALITY
-    batches, read = [], 0
-    for x, y in _batches(dataset, name):
+    batches: list[tuple[np.ndarray, ...]] = []
+    read = 0
+    for batch in _batches(dataset, name):
+        x, y, *_ = batch
         if len(x) != len(y):
             raise ProblemError(
                 f"{name} must be batched, x and y alike. Received: shapes {x.shape} and {y.shape}"
             )
-        shapes = x.shape[1:], y.shape[1:]
-        if batches and shapes != (first := tuple(part.shape[1:] for part in batches[0])):
+        shapes = example_shape((x, y))
+        if batches and shapes != (first := example_shape(batches[0][:2])):
             raise ProblemError(
                 f"{name}'s examples must all have one shape. Received x and y of {first} and "
                 f"{shapes}"
             )
-        batches.append((x, y))
-        read += x.nbytes + y.nbytes
+        batches.append(batch)
+        read += sum(part.nbytes for part in batch)
         if unknown and read > MOST_UNKNOWN:
             raise ProblemError(
                 f"{name} does not say how long it is and has no end within {read / 2**30:.0f} GiB: "
@@ -118,11 +118,11 @@ def _read(dataset: tf.data.Dataset, name: str) -> tuple[tuple[np.ndarray, np.nda
             )
     if not batches:
         raise ProblemError(f"{name} holds no examples")
-    x, y = (np.concatenate(parts) for parts in zip(*batches, strict=True))
-    return (x, y), max(len(x) for x, _ in batches)
+    parts = tuple(np.concatenate(part) for part in zip(*batches, strict=True))
+    return parts, max(len(batch[0]) for batch in batches)
 
 
-def _batches(dataset: tf.data.Dataset, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _batches(dataset: tf.data.Dataset, name: str) -> Iterator[tuple[np.ndarray, ...]]:
     try:
         yield from dataset.as_numpy_iterator()
     except tf.errors.OpError as error:  # examples of several lengths in a batch, most of all

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from l2o.tasks.optimizee import Batch, KerasOptimizee
+from l2o.problems.dataset import Batch
+from l2o.tasks.task import Task
 
 
 class Gradient(NamedTuple):
@@ -19,19 +20,17 @@ class Gradient(NamedTuple):
     carried: list
 
 
-def plain_gradient(
-    optimizee: KerasOptimizee, parameters, carried: list, batch: Batch, key
-) -> Gradient:
+def plain_gradient(task: Task, parameters, carried: list, batch: Batch, key) -> Gradient:
     """The gradient of a batch's mean loss; `key` (seed and step, int [2]) is not needed."""
-    tensors = optimizee.layout.unflatten(parameters)
+    tensors = task.layout.unflatten(parameters)
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(tensors)
-        loss, carried, outputs = optimizee.outcome(tensors, carried, batch, training=True)
+        loss, carried, outputs = task.outcome(tensors, carried, batch, training=True)
     gradient = tape.gradient(loss, tensors, unconnected_gradients="zero")
     accuracy = tf.constant(np.nan, loss.dtype)
-    if optimizee.classifies:
+    if task.classifies:
         accuracy = tf.reduce_mean(tf.cast(correct(outputs, batch.labels), loss.dtype))
-    return Gradient(loss, accuracy, optimizee.layout.flatten(gradient), carried)
+    return Gradient(loss, accuracy, task.layout.flatten(gradient), carried)
 
 
 def correct(outputs, labels):

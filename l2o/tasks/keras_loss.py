@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import keras
 import tensorflow as tf
 
-from l2o.tasks.examples import ProblemError
+from l2o.problems.dataset import ProblemError
 
 Loss: TypeAlias = str | keras.losses.Loss | Callable[[Any, Any], Any] | None
 _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight", "none", None)

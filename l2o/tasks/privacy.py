@@ -17,15 +17,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from l2o.problems.dataset import Batch, ProblemError
 from l2o.tasks.convolution import vectorized_convolution
 from l2o.tasks.gradient import Gradient, correct
-from l2o.tasks.optimizee import SEED, Batch, KerasOptimizee
+from l2o.tasks.task import SEED, Task
 
 ACCOUNTING = "RDP accountant; Poisson sampling assumed, batches are slices of a permutation"
 DELTA = 1e-5
 
 
-class PrivacyError(ValueError):
+class PrivacyError(ProblemError):
     """A network that cannot be trained privately, or a Python that cannot do it."""
 
 
@@ -41,13 +42,11 @@ class DPSGD:
     clip: float = 1.0
     noise_multiplier: float = 1.1
 
-    def __call__(
-        self, optimizee: KerasOptimizee, parameters, carried: list, batch: Batch, key
-    ) -> Gradient:
+    def __call__(self, task: Task, parameters, carried: list, batch: Batch, key) -> Gradient:
         """The noised mean gradient of a batch, in place of `plain_gradient`.
 
         Args:
-            optimizee: A network for which `check_network` has nothing to say.
+            task: A network for which `check_network` has nothing to say.
             parameters: [D].
             carried: What the network carries along; it is left as it is.
             batch: B examples.
@@ -55,23 +54,23 @@ class DPSGD:
         """
         query = _query_class()(self.clip, self.clip * self.noise_multiplier, key)
         settings = query.initial_global_state()
-        tensors = optimizee.layout.unflatten(parameters)
+        tensors = task.layout.unflatten(parameters)
         limit = query.derive_sample_params(settings)
 
         def one(example: Batch):
             """Loss, outputs and clipped gradient of a single example."""
-            alone = Batch(example.inputs[None], example.labels[None])
+            alone = tf.nest.map_structure(lambda x: x[None], example)
             with tf.GradientTape(watch_accessed_variables=False) as tape, vectorized_convolution():
                 tape.watch(tensors)
-                loss, _, outputs = optimizee.outcome(tensors, carried, alone, training=True)
+                loss, _, outputs = task.outcome(tensors, carried, alone, training=True)
             gradient = tape.gradient(loss, tensors, unconnected_gradients="zero")
-            gradient = optimizee.layout.flatten(gradient)
+            gradient = task.layout.flatten(gradient)
             return loss, outputs[0], query.preprocess_record(limit, gradient)
 
         losses, outputs, clipped = tf.vectorized_map(one, batch)
         total, _, _ = query.get_noised_result(tf.reduce_sum(clipped, 0), settings)
         accuracy = tf.constant(np.nan, losses.dtype)
-        if optimizee.classifies:
+        if task.classifies:
             accuracy = tf.reduce_mean(tf.cast(correct(outputs, batch.labels), losses.dtype))
         size = tf.cast(tf.shape(losses)[0], total.dtype)
         return Gradient(tf.reduce_mean(losses), accuracy, total / size, carried)
@@ -86,6 +85,11 @@ class DPSGD:
             delta: Of the guarantee.
         """
         return _epsilon(self.noise_multiplier, batch_size / examples, steps, delta)
+
+
+def privacy_of(task: Task) -> DPSGD | None:
+    """How a task is made private, if it is."""
+    return DPSGD() if task.problem.private else None
 
 
 @lru_cache

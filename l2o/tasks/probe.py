@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 import keras
 import tensorflow as tf
 
-from l2o.tasks.optimizee import as_inputs, mode
+from l2o.tasks.task import as_inputs, mode
+
+CARRIED = (
+    "only non-trainable weights are carried from step to step: replace it; a layer of your own "
+    "keeps state in add_weight(trainable=False), and draws from a keras.random.SeedGenerator that "
+    "is an attribute of it"
+)
 
 
 class Event(NamedTuple):
