@@ -1,4 +1,4 @@
-"""The problems of the paper's Table 1 and Appendix E.2, by name, and users' own by theirs."""
+"""Problems by name: of the paper's Table 1 and Appendix E.2, of today, and users' own."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import sys
 from dataclasses import replace
 from functools import partial
 
-from . import networks
-from .dataset import ProblemError
+import numpy as np
+
+from . import modern, networks
+from .dataset import Batch, Dataset, ProblemError
 from .problem import Problem
 
 OWN = "package.module:function"  # the form of a name of a user's own problem
@@ -17,6 +19,38 @@ OWN = "package.module:function"  # the form of a name of a user's own problem
 _wider = partial(networks.cnn, filters=(32, 64))
 _resnet28 = partial(networks.resnet, depth=28)
 _resnet52 = partial(networks.resnet, depth=52)
+
+
+def _reconstruction(dataset: Dataset) -> Dataset:
+    """The images themselves for labels, as the network sees them."""
+
+    def both(split: Batch) -> Batch:
+        return Batch(split.inputs, split.inputs / np.float32(255))
+
+    splits = {name: both(getattr(dataset, name)) for name in ("train", "validation", "test")}
+    return replace(dataset, classes=None, **splits)
+
+
+def _few(dataset: Dataset) -> Dataset:
+    """The first 5,000 examples to train on."""
+    inputs, labels, _ = dataset.train
+    return replace(dataset, train=Batch(inputs[:5_000], labels[:5_000]))
+
+
+# Fits of these take about a minute on one core; `evaluate --suite modern` is all of them.
+MODERN = (
+    Problem(modern.text_transformer, "tiny_shakespeare", batch_size=64, epochs=5,
+            name="shakespeare_transformer"),
+    Problem(modern.text_gru, "tiny_shakespeare", batch_size=64, epochs=4, name="shakespeare_gru"),
+    Problem(modern.flipped_resnet, "cifar10", epochs=4, name="cifar10_resnet"),
+    Problem(modern.vit, "fashion_mnist", epochs=2, name="fmnist_vit"),
+    Problem(modern.autoencoder, "fashion_mnist", loss="mse", prepare=_reconstruction, epochs=5,
+            name="fmnist_autoencoder"),
+    Problem(modern.table_mlp, "diabetes", loss="mse", batch_size=32, epochs=100,
+            name="diabetes_mlp"),
+    Problem(modern.finetuned_cnn, "mnist", batch_size=64, prepare=_few, epochs=10,
+            name="mnist_finetune"),
+)  # fmt: skip
 
 PROBLEMS: dict[str, Problem] = {
     problem.name: problem
@@ -37,6 +71,7 @@ PROBLEMS: dict[str, Problem] = {
         Problem(_resnet52, "cifar10", name="cifar10_resnet52"),
         Problem(_resnet52, "cifar100", name="cifar100_resnet52"),
         Problem(networks.cnn, "digits", name="digits_cnn"),
+        *MODERN,
     )
 }
 

@@ -1,4 +1,4 @@
-"""Datasets of labelled images, by TFDS name, as uint8 arrays in memory.
+"""Datasets by name, as arrays in memory: labelled images and texts of TFDS, tables of scikit-learn.
 
 Data is looked for where it costs nothing before anything else is tried: prepared TFDS data, then
 raw official files, then the network. TFDS itself would first spend minutes retrying a download.
@@ -21,26 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import numpy as np
-
-from .dataset import Batch, Dataset, DatasetDamaged, DatasetUnavailable
+from .dataset import Dataset, DatasetDamaged, DatasetUnavailable
+from .readers import DIGITS, TEXTS, damaged, read_images, read_text
+from .tables import TABLES
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 _PROBE_SECONDS = 1.2
-_DIGITS = "scikit-learn's 1,797 handwritten digits, 8×8 resized to 28×28"
-
-
-def _damaged(folder: Path, error: Exception) -> DatasetDamaged:
-    return DatasetDamaged(
-        f"The data in {folder} is damaged: {_line(error)}. "
-        "Remove that folder, and it is prepared anew"
-    )
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextlib.contextmanager
@@ -72,9 +60,11 @@ def load_dataset(
     official files are looked for in `data_dir` and in its subfolder called `name`.
 
     Args:
-        name: A TFDS dataset of labelled images with splits "train" and "test", or "digits".
-        data: What to do where the dataset cannot be had: "auto" goes on with the embedded digits
-            and says so, "tfds" raises. "digits" uses the digits in any case.
+        name: A TFDS dataset of labelled images with splits "train" and "test", "digits", or a name
+            in `TEXTS` or `TABLES`.
+        data: What to do where images cannot be had: "auto" goes on with the embedded digits and
+            says so, "tfds" raises. "digits" uses the digits in any case. Nothing stands in for
+            texts, and tables are embedded.
         data_dir: A folder of prepared TFDS data or of raw official files.
         report: Told, a text at a time, whatever a person should know.
 
@@ -89,19 +79,27 @@ def load_dataset(
         raise ValueError(f"data must be 'auto', 'tfds' or 'digits'. Received: {data!r}")
     if name == "digits":
         return _load_digits(name)
+    if name in TABLES:
+        return TABLES[name](name)
     if data == "digits":
-        report(f"The embedded digits are used in place of {name}, as asked: {_DIGITS}.")
+        if name in TEXTS:
+            raise DatasetUnavailable(f"The digits cannot be used in place of {name}, a text")
+        report(f"The embedded digits are used in place of {name}, as asked: {DIGITS}.")
         return _load_digits(name)
     try:
-        return _read(_find(name, data_dir, report), requested=name)
+        return _reader(name)(_find(name, data_dir, report), name)
     except DatasetUnavailable as missing:
-        if data == "tfds" or isinstance(missing, DatasetDamaged):
+        if data == "tfds" or name in TEXTS or isinstance(missing, DatasetDamaged):
             raise
         report(
-            f"{missing}\nGoing on with the embedded digits IN PLACE OF {name}: {_DIGITS}. "
+            f"{missing}\nGoing on with the embedded digits IN PLACE OF {name}: {DIGITS}. "
             f"Results are the digits', not {name}'s; --data tfds makes this an error."
         )
         return _load_digits(name)
+
+
+def _reader(name: str) -> Callable[[tfds.core.DatasetBuilder, str], Dataset]:
+    return read_text if name in TEXTS else read_images
 
 
 # --- finding and preparing --------------------------------------------------------------------
@@ -190,8 +188,10 @@ def _builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
     except tfds.core.DatasetNotFoundError:
         raise ValueError(f"TFDS has no dataset of that name. Received: {name!r}") from None
     except Exception as error:  # it reads what is in the folder
-        raise _damaged(folder / name, error) from error
+        raise damaged(folder / name, error) from error
     features, splits = builder.info.features, builder.info.splits
+    if name in TEXTS:
+        return builder
     if not {"image", "label"} <= set(features) or None in features["image"].shape:
         raise ValueError(f"A dataset of labelled images of one shape is needed. Received: {name!r}")
     if splits and not {"train", "test"} <= set(splits):
@@ -277,94 +277,6 @@ def _load_digits(requested: str) -> Dataset:
     """The embedded digits, prepared in the user's cache or, failing that, in a temporary folder."""
     cache = _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "l2o" / "tfds"
     if _writable(cache):
-        return _read(_prepare("digits", cache), requested)
+        return read_images(_prepare("digits", cache), requested)
     with tempfile.TemporaryDirectory(prefix="l2o-") as folder:
-        return _read(_prepare("digits", Path(folder)), requested)
-
-
-def _read(builder: tfds.core.DatasetBuilder, requested: str) -> Dataset:
-    """Reads prepared data into memory and splits off the validation examples.
-
-    Raises:
-        DatasetDamaged: It cannot be read.
-    """
-    import tensorflow as tf
-
-    embedded = builder.name == "digits"
-    try:
-        train, test = _read_split(builder, "train"), _read_split(builder, "test")
-        held_out = len(train.labels) - min(5_000, len(train.labels) // 6)
-        return images(
-            "digits" if embedded else requested,
-            requested,
-            f"embedded, {_DIGITS}" if embedded else f"TFDS {builder.version}",
-            builder.info.features["label"].num_classes,
-            Batch(train.inputs[:held_out], train.labels[:held_out]),
-            Batch(train.inputs[held_out:], train.labels[held_out:]),
-            test,
-        )
-    except (MemoryError, PermissionError, tf.errors.PermissionDeniedError) as error:
-        raise DatasetDamaged(f"{builder.data_path} cannot be read: {_line(error)}") from error
-    except Exception as error:  # TensorFlow's, TFDS' and NumPy's: there are a dozen kinds
-        raise _damaged(builder.data_path, error) from error
-
-
-def images(
-    name: str,
-    requested: str,
-    source: str,
-    classes: int,
-    train: Batch,
-    validation: Batch,
-    test: Batch,
-) -> Dataset:
-    """A dataset of labelled images, uint8 or float, [n, height, width, channels] and [n].
-
-    Raises:
-        DatasetUnavailable: If a split is empty, its images or labels are no such arrays, or an
-            image is not finite.
-    """
-    shape = train.inputs.shape[1:]
-    for part, (pictures, labels, _) in zip(
-        ("train", "validation", "test"), (train, validation, test), strict=True
-    ):
-        if pictures.ndim != 4 or pictures.dtype.kind not in "uf":
-            raise DatasetUnavailable(f"Images of {pictures.dtype} with shape {pictures.shape}")
-        if labels.shape != pictures.shape[:1] or labels.dtype.kind not in "iu":
-            raise DatasetUnavailable(
-                f"{len(pictures)} images, but labels of {labels.dtype} with shape {labels.shape}"
-            )
-        if pictures.dtype.kind == "f" and not np.isfinite(pictures).all():
-            raise DatasetUnavailable("An image holds a value that is not finite")
-        if not len(labels):
-            raise DatasetUnavailable(f"{name}: the {part} split is empty")
-        if pictures.shape[1:] != shape:
-            raise DatasetUnavailable(
-                f"{name}: {part} images of shape {pictures.shape[1:]} are not {shape}"
-            )
-        lowest, highest = int(labels.min()), int(labels.max())
-        if lowest < 0 or highest >= classes:
-            raise DatasetUnavailable(
-                f"{name}: {part} labels from {lowest} to {highest} are not those of "
-                f"{classes} classes"
-            )
-    return Dataset(name, train, validation, test, requested, source, classes)
-
-
-def _read_split(builder: tfds.core.DatasetBuilder, split: str) -> Batch:
-    """Decodes one of TFDS' splits, in its stored order."""
-    import tensorflow_datasets as tfds
-
-    dataset = builder.as_dataset(
-        split=split,
-        shuffle_files=False,
-        batch_size=1_000,
-        decoders=tfds.decode.PartialDecoding({"image": True, "label": True}),
-        # TensorFlow's own choice takes longer to find than all the images to decode.
-        read_config=tfds.ReadConfig(num_parallel_calls_for_decode=64, try_autocache=False),
-    )
-    batches = list(tfds.as_numpy(dataset))
-    return Batch(
-        inputs=np.concatenate([batch["image"] for batch in batches]),
-        labels=np.concatenate([batch["label"] for batch in batches]).astype(np.int32),
-    )
+        return read_images(_prepare("digits", Path(folder)), requested)

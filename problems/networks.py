@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 
 @contextmanager
-def _channels_last() -> Iterator[None]:
+def channels_last() -> Iterator[None]:
     """Layers made within have channels last, whatever Keras' configuration file says."""
     from keras import config
 
@@ -31,7 +31,7 @@ def _channels_last() -> Iterator[None]:
         config.set_image_data_format(before)
 
 
-@_channels_last()
+@channels_last()
 def cnn(shape: Shape, classes: int, filters: tuple[int, int] = (16, 32)) -> keras.Model:
     """Two convolutions, 3×3 then 5×5, each followed by a max-pool of 2; then a dense layer.
 
@@ -54,7 +54,7 @@ def cnn(shape: Shape, classes: int, filters: tuple[int, int] = (16, 32)) -> kera
     )
 
 
-@_channels_last()
+@channels_last()
 def mlp(shape: Shape, classes: int) -> keras.Model:
     """One hidden layer of 20 sigmoid units."""
     from keras import layers
@@ -63,7 +63,7 @@ def mlp(shape: Shape, classes: int) -> keras.Model:
     return _sequence(shape, [layers.Flatten(), hidden, layers.Dense(classes)])
 
 
-@_channels_last()
+@channels_last()
 def deeper(shape: Shape, classes: int) -> keras.Model:
     """Five 3×3 convolutions, a max-pool of 2 after the third and the fifth: Table 2's drawing."""
     from keras import layers
@@ -84,7 +84,7 @@ def deeper(shape: Shape, classes: int) -> keras.Model:
     )
 
 
-@_channels_last()
+@channels_last()
 def deeper_strided(shape: Shape, classes: int) -> keras.Model:
     """`deeper` with strides 1, 2, 1, 2, 1 in place of pools: the 72,042 parameters of Table 1."""
     from keras import layers
@@ -100,7 +100,7 @@ def deeper_strided(shape: Shape, classes: int) -> keras.Model:
     )
 
 
-@_channels_last()
+@channels_last()
 def resnet(shape: Shape, classes: int, depth: int) -> keras.Model:
     """A residual network with (depth - 4) / 6 blocks at each of the widths 16, 32 and 64.
 

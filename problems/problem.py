@@ -30,6 +30,8 @@ class Problem:
             logits, by default.
         batch_size: Examples a step; a dataset's own, or 128, by default.
         private: Whether it is trained with DP-SGD.
+        prepare: What becomes of data by name: other labels, a part of the examples.
+        epochs: How many a fit has where nothing else is said.
         name: In tables and on cards.
     """
 
@@ -40,6 +42,8 @@ class Problem:
     loss: Any = None
     batch_size: int | None = None
     private: bool = False
+    prepare: Callable[[Dataset], Dataset] | None = None
+    epochs: int | None = None
     name: str = ""
 
     def build(self, dataset: Dataset | None) -> keras.Model:

@@ -21,7 +21,7 @@ from l2o.amalgamation.unroll import (
 )
 from l2o.problems import Batch, Problem
 from l2o.rules import SGD, Adam, Momentum, PowerSign, RNNProp
-from l2o.tasks.batches import batches
+from l2o.tasks.batches import batches, rows
 from l2o.tasks.task import Task
 
 _KEY, _BATCH, _STEPS, _WARMUP, _ALPHA = (5, 0), 8, 3, 2, 0.2
@@ -281,7 +281,7 @@ def test_what_is_not_finite_is_skipped_and_counted(kind, start, treacherous, hea
 def test_the_poison_is_what_it_says(kind, treacherous, healthy):
     """Loss, gradient and second derivative of a poisoned batch, up to the first bad one."""
     poison(treacherous.data, kind)
-    optimizee, batch = treacherous.job.optimizee, tensors(Batch(*(x[:8] for x in treacherous.data)))
+    optimizee, batch = treacherous.job.optimizee, tensors(rows(treacherous.data, slice(8)))
     parameters = tf.constant(optimizee.initial(0)[0])
     with tf.GradientTape() as outer:
         outer.watch(parameters)

@@ -61,7 +61,8 @@ def load_task(
     if problem.data not in loaded:
         loaded[problem.data] = problems.load_dataset(problem.data, data, data_dir, report)
         report(f"Data: {loaded[problem.data].description}")
-    task = Task(problem, loaded[problem.data])
+    dataset = loaded[problem.data]
+    task = Task(problem, problem.prepare(dataset) if problem.prepare else dataset)
     if not task.steps_per_epoch:
         raise DatasetUnavailable(
             f"{task.dataset.name} has {len(task.dataset.train.labels)} training examples, and a "

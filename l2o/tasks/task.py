@@ -99,7 +99,8 @@ class Task:
     @cached_property
     def model(self) -> keras.Model:
         """A model of the problem, which is called with other weights than its own."""
-        return self.build()
+        with tf.init_scope():  # it may be first asked for while something is traced
+            return self.build()
 
     @cached_property
     def layout(self) -> Layout:
