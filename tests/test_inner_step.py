@@ -1,13 +1,19 @@
-"""The two halves of a step: values and gradients are those of the plain form."""
+"""An inner step's two halves, recomputed: values and gradients are those of the plain form."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from l2o.amalgamation.inner_step import ValueAndGradient, compiled_update, value_and_gradient
+from l2o.amalgamation.recompute import Recomputed, recomputed_gradient
 from l2o.rules import Choice, RMSProp, RNNProp
 from l2o.rules.layout import Layout
-from l2o.tasks.optimizee import Batch, KerasOptimizee, Scaled, loss_and_gradient
+from l2o.tasks.optimizee import (
+    Batch,
+    KerasOptimizee,
+    Scaled,
+    ValueAndGradient,
+    loss_and_gradient,
+)
 
 
 def close(actual, expected):
@@ -44,8 +50,9 @@ def test_a_look_at_the_network(first_order, held_out, network, data, float64):
         [tf.zeros_like(x) for x in carried],
     )
 
+    scaled = Scaled(optimizee, scale)
+
     def plain(parameters):
-        scaled = Scaled(optimizee, scale)
         loss, gradient, after = loss_and_gradient(scaled, parameters, carried, first)
         if held_out:
             loss, _ = scaled.loss(parameters, carried, second, training=True)
@@ -53,13 +60,11 @@ def test_a_look_at_the_network(first_order, held_out, network, data, float64):
             loss, tf.stop_gradient(gradient) if first_order else gradient, after
         )
 
-    def seen(parameters, known=None):
-        return value_and_gradient(
-            optimizee, first_order, (scale, first, judged), (parameters, carried), known
-        )
+    def seen(parameters, known):
+        return recomputed_gradient(scaled, parameters, carried, first, judged, known, first_order)
 
     value, gradient = gradient_of(plain, parameters, upstream)
-    for known in (None, value):
+    for known in ((), value):
         close(
             gradient_of(lambda x, known=known: seen(x, known), parameters, upstream),
             (value, gradient),
@@ -67,15 +72,15 @@ def test_a_look_at_the_network(first_order, held_out, network, data, float64):
 
 
 @pytest.mark.parametrize("rule", [RNNProp(units=4), Choice((RMSProp(0.1),), units=4)])
-def test_a_compiled_update(rule, float64):
+def test_a_recomputed_update(rule, float64):
     generator, layout = np.random.default_rng(0), Layout(("a", "b"), ((3, 2), (5,)))
     shake = lambda x: tf.constant(np.asarray(x) + generator.uniform(0, 1, np.shape(x)))  # noqa: E731
     inputs = tf.nest.map_structure(
         shake, (rule.initial_weights(0), np.zeros(11), np.zeros(11), rule.initial_state(layout))
     )
     upstream = tf.nest.map_structure(shake, rule.update(*inputs, layout))
-    update = compiled_update(rule, layout)
+    update = Recomputed(rule).update
     close(
-        gradient_of(lambda inputs: update(*inputs), inputs, upstream),
+        gradient_of(lambda inputs: update(*inputs, layout), inputs, upstream),
         gradient_of(lambda inputs: rule.update(*inputs, layout), inputs, upstream),
     )

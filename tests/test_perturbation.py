@@ -287,13 +287,13 @@ def test_trajectories_have_seeds_of_their_own(make):
 @pytest.mark.parametrize("attack_steps", [1, 3])
 def test_an_attack_costs_a_meta_gradient_a_step(attack_steps, make, slices, monkeypatch):
     """Counted in the student's gradients of the network, one a step of each meta-gradient."""
-    calls, original = [], unroll.value_and_gradient
+    calls, original = [], unroll.recomputed_gradient
 
-    def counted(*args):
+    def counted(*args, **settings):
         calls.append(1)
-        return original(*args)
+        return original(*args, **settings)
 
-    monkeypatch.setattr(unroll, "value_and_gradient", counted)
+    monkeypatch.setattr(unroll, "recomputed_gradient", counted)
     for perturbation in (None, Perturbation("adversarial", 1e-3, attack_steps=attack_steps)):
         calls.clear()
         job = make(perturbation)

@@ -15,7 +15,7 @@ import tensorflow as tf
 from l2o.amalgamation.unroll import (
     SCALE_LIMIT,
     Amalgamation,
-    Report,
+    TruncationResult,
     all_finite,
     begin,
     choose,
@@ -26,7 +26,7 @@ from l2o.amalgamation.unroll import (
 from l2o.rules.analytical import Adam
 from l2o.rules.base import State
 from l2o.rules.layout import Layout
-from l2o.tasks.batches import batches, held_out
+from l2o.tasks.batches import Stream, batches, held_out
 from l2o.tasks.optimizee import Batch
 
 CLIP_RATIO, CLIP_FLOOR = 0.1, 1e-3
@@ -160,7 +160,7 @@ class MetaTraining:
         first: int,
         behind: int,
         alpha: float,
-    ) -> tuple[MetaState, Any, Report]:
+    ) -> tuple[MetaState, Any, TruncationResult]:
         """One truncation of every trajectory, and the meta-update.
 
         Args:
@@ -172,7 +172,7 @@ class MetaTraining:
             alpha: Weight of the distance.
 
         Returns:
-            The new state and trajectories, and the report of this truncation, averaged.
+            The new state and trajectories, and the result of this truncation, averaged.
         """
         cuts = self._spread(lambda key: self._cut(key, behind), key, first)
         return self._update(state, trajectories, cuts, tf.constant(alpha, self._dtype))
@@ -229,7 +229,9 @@ class MetaTraining:
         """What one truncation of a trajectory sees."""
         kept, tenth = held_out(len(self.data.labels), key) if self.held_out else (None, None)
         some = partial(batches, self.data, key, self.batch_size, behind, self.truncation)
-        return _tensors(Cut(some(kept), some(tenth, stream=4) if self.held_out else ()))
+        return _tensors(
+            Cut(some(kept), some(tenth, stream=Stream.HELD_OUT_BATCHES) if self.held_out else ())
+        )
 
     def _spread(self, make: Callable, key: Sequence[int], first: int):
         """`make([*key, index])` for every trajectory, stacked [A, ...] on each replica."""
@@ -260,21 +262,21 @@ class MetaTraining:
             def one(trajectory, cut):
                 return truncation(self.job, state.weights, trajectory, cut.steps, alpha, cut.judged)
 
-            gradients, trajectories, report = _one_by_one(one, trajectories, cuts)
-            mean = [tf.reduce_mean(x, axis=0) for x in [*gradients, *report]]
+            gradients, trajectories, result = _one_by_one(one, trajectories, cuts)
+            mean = [tf.reduce_mean(x, axis=0) for x in [*gradients, *result]]
             context = tf.distribute.get_replica_context()
             mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
-            gradient, report = mean[: len(gradients)], Report(*mean[len(gradients) :])
-            return self._apply(state, gradient, report.finite >= 1), trajectories, report
+            gradient, result = mean[: len(gradients)], TruncationResult(*mean[len(gradients) :])
+            return self._apply(state, gradient, result.finite >= 1), trajectories, result
 
         @tf.function(autograph=False)
         def update(state, trajectories, cuts, alpha):
-            state, trajectories, report = self.strategy.run(
+            state, trajectories, result = self.strategy.run(
                 replica, (state, trajectories, cuts, alpha)
             )
             first = lambda x: self.strategy.experimental_local_results(x)[0]  # noqa: E731
-            state, report = tf.nest.map_structure(first, (state, report))
-            return state, trajectories, report
+            state, result = tf.nest.map_structure(first, (state, result))
+            return state, trajectories, result
 
         return update
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import keras
@@ -122,22 +123,26 @@ class KerasOptimizee:
         return tf.add_n([loss, *penalties]), carried, outputs
 
 
+@dataclass(frozen=True)
 class Scaled:
     """Random scaling (Lv et al. 2017): an optimizee in coordinates divided by `scale`.
 
     Parameters become theta / s, so the gradient becomes s * g; the loss is the same.
 
-    Args:
+    Attributes:
         optimizee: What is scaled.
         scale: [D], of either sign, not zero.
     """
 
-    def __init__(self, optimizee: Optimizee, scale):
-        self._optimizee, self._scale = optimizee, scale
-        self.layout = optimizee.layout
+    optimizee: Optimizee
+    scale: Any
+
+    @property
+    def layout(self) -> Layout:
+        return self.optimizee.layout
 
     def loss(self, parameters, carried, batch, training):
-        return self._optimizee.loss(parameters * self._scale, carried, batch, training)
+        return self.optimizee.loss(parameters * self.scale, carried, batch, training)
 
 
 def mode(model: keras.Model, training: bool) -> dict[str, bool]:
@@ -152,9 +157,19 @@ def as_inputs(inputs):
     return inputs
 
 
-def loss_and_gradient(optimizee: Optimizee, parameters, carried: list, batch: Batch):
+class ValueAndGradient(NamedTuple):
+    """What a step sees of the network: the loss, its gradient [D], the new carried values."""
+
+    loss: Any
+    gradient: Any
+    carried: list
+
+
+def loss_and_gradient(
+    optimizee: Optimizee, parameters, carried: list, batch: Batch
+) -> ValueAndGradient:
     """The training loss, its gradient [D], and the new carried values."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(parameters)
         loss, carried = optimizee.loss(parameters, carried, batch, training=True)
-    return loss, tape.gradient(loss, parameters), carried
+    return ValueAndGradient(loss, tape.gradient(loss, parameters), carried)
