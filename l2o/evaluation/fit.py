@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -190,7 +189,7 @@ class Fit:
         def step(i, loss, record, held):
             batch = entry(self._train, indices[i])
             now = tf.stack([key[0], key[1] + tf.cast(i, key.dtype)])
-            gradient_of = partial(self._gradient, key=now)
+            gradient_of = lambda *here: self._gradient(*here, now)  # noqa: E731
             seen, held = inner_step(
                 self._optimizee, self._rule, self._weights, held, batch, gradient_of, horizon
             )
