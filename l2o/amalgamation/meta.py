@@ -175,7 +175,7 @@ class MetaTraining:
             The new state and trajectories, and the result of this truncation, averaged.
         """
         cuts = self._spread(lambda key: self._cut(key, behind), key, first)
-        return self._update(state, trajectories, cuts, tf.constant(alpha, self._dtype))
+        return self._update(state, trajectories, cuts, tf.constant(alpha, keras.config.floatx()))
 
     def validate(
         self,
@@ -204,17 +204,13 @@ class MetaTraining:
                 trajectory = self._warm_up_alone(weights, trajectory, self._early(here, warmup))
             for start in range(warmup, warmup + unroll, self.truncation):
                 trajectory, loss = self._validate_truncation(
-                    weights, trajectory, self._cut(here, start)
+                    weights, trajectory, *self._cut(here, start)
                 )
                 total += float(loss)
                 tick(time.monotonic() - begun)
                 begun = time.monotonic()
             losses.append(total * self.truncation / unroll)
         return np.array(losses)
-
-    @property
-    def _dtype(self):
-        return keras.config.floatx()
 
     @cached_property
     def _validation(self) -> Amalgamation:
@@ -298,12 +294,7 @@ class MetaTraining:
 
     @cached_property
     def _validate_truncation(self):
-        return tf.function(
-            lambda weights, trajectory, cut: validate_truncation(
-                self._validation, weights, trajectory, *cut
-            ),
-            autograph=False,
-        )
+        return tf.function(partial(validate_truncation, self._validation), autograph=False)
 
 
 def _tensors(structure):

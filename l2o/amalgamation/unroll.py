@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,9 +118,7 @@ class Amalgamation:
         optimizee: The network.
         warmup_rate: SGD's rate during warm-up.
         first_order: Whether the meta-gradient stops at the network's gradient.
-        recompute: Most steps of a segment, at whose start alone the policy's memory is kept for the
-            backward pass; in between it is computed again, from the network's gradients, which
-            are kept. 0 keeps the memory at every step.
+        recompute: Most steps of a segment; see `unrolled`.
         perturbation: Of the policy in `truncation`, or none.
         meta_loss: A name in `META_LOSSES`: "log", or "difference", without logarithms, for a loss
             that need not be positive.
@@ -177,19 +174,12 @@ def begin(
     student = Runner(parameters / scale, carried, job.rule.initial_state(layout))
     teachers = [Runner(parameters, carried, t.rule.initial_state(layout)) for t in job.teachers]
     seed = np.random.default_rng(Stream.NOISE.key(*key)).integers(2**31, size=2, dtype="int32")
-    start = (student.parameters, carried)
-    trajectory = Trajectory(student, start, scale, teachers, seed, np.int32(0))
+    trajectory = Trajectory(student, student[:2], scale, teachers, seed, np.int32(0))
     return tf.nest.map_structure(tf.convert_to_tensor, trajectory)
 
 
 def warm_up(job: Amalgamation, weights: list, trajectory: Trajectory, batches: Batch) -> Trajectory:
-    """Plain SGD in clean coordinates; the student's and the teachers' moments follow.
-
-    Args:
-        job: The amalgamation.
-        weights: The student's.
-        trajectory: A fresh one.
-        batches: W of them.
+    """Plain SGD in clean coordinates over W batches; moments follow, the teachers' too.
 
     Returns:
         The trajectory after it, or, if that is not finite, the one that came in.
@@ -197,21 +187,17 @@ def warm_up(job: Amalgamation, weights: list, trajectory: Trajectory, batches: B
     layout, scale = job.optimizee.layout, trajectory.scale
 
     def step(trajectory, batch):
-        student, teachers = trajectory.student, trajectory.teachers
-        clean = student.parameters * scale
-        _, gradient, carried = loss_and_gradient(job.optimizee, clean, student.carried, batch)
-        state = job.rule.observe(
-            weights, gradient * scale, student.parameters, student.state, layout
-        )
-        states = [
-            t.rule.observe(t.weights, gradient, clean, runner.state, layout)
-            for t, runner in zip(job.teachers, teachers, strict=True)
+        parameters, carried, state = trajectory.student
+        clean = parameters * scale
+        _, gradient, carried = loss_and_gradient(job.optimizee, clean, carried, batch)
+        after = clean - job.warmup_rate * gradient
+        state = job.rule.observe(weights, gradient * scale, parameters, state, layout)
+        student = Runner(after / scale, carried, state)
+        teachers = [
+            Runner(after, carried, t.rule.observe(t.weights, gradient, clean, old.state, layout))
+            for t, old in zip(job.teachers, trajectory.teachers, strict=True)
         ]
-        clean -= job.warmup_rate * gradient
-        teachers = [Runner(clean, carried, taught) for taught in states]
-        student = Runner(clean / scale, carried, state)
-        start = (student.parameters, carried)
-        return trajectory._replace(student=student, start=start, teachers=teachers), ()
+        return trajectory._replace(student=student, start=student[:2], teachers=teachers), ()
 
     warm, _ = scan(step, trajectory, batches, like=())
     return choose(all_finite(warm), warm, trajectory)
@@ -271,9 +257,7 @@ def run_student(
     def step(weights, runner, entry, known):
         batch, judged, goals, number = entry
         rule = Perturbed(Recomputed(job.rule), job.perturbation, trajectory.seed, number)
-        gradient_of = partial(
-            recomputed_gradient, judged=judged, known=known, first_order=job.first_order
-        )
+        gradient_of = lambda *at: recomputed_gradient(*at, judged, known, job.first_order)  # noqa: E731
         seen, runner = inner_step(task, rule, weights, runner, batch, gradient_of)
         # Stopped here, as a loop's gradient goes to the loop's constants too.
         goals = tf.stop_gradient(goals / scale)
@@ -288,12 +272,9 @@ def run_student(
 def start_losses(job: Amalgamation, trajectory: Trajectory, batches: Batch):
     """log M(x_i, theta_0) [T] over T batches, or as `job.meta_loss` has it."""
     task = Scaled(job.optimizee, trajectory.scale)
-
-    def loss(batch):
-        value, _ = task.loss(*trajectory.start, batch, training=True)
-        return META_LOSSES[job.meta_loss](value)
-
-    return tf.map_fn(loss, batches, fn_output_signature=trajectory.scale.dtype)
+    loss = lambda batch: task.loss(*trajectory.start, batch, training=True)[0]  # noqa: E731
+    losses = tf.map_fn(loss, batches, fn_output_signature=trajectory.scale.dtype)
+    return META_LOSSES[job.meta_loss](losses)
 
 
 def truncation(

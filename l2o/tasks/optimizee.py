@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from l2o.rules.layout import Layout
 from l2o.tasks.keras_loss import Loss, per_example, takes_class_indices
-from l2o.tasks.second_order import own_constants, second_derivatives
+from l2o.tasks.second_order import second_derivatives
 
 # Here, where all comes through that trains and evaluates.
 if keras.backend.backend() != "tensorflow":
@@ -111,7 +111,7 @@ class KerasOptimizee:
 
     def outcome(self, tensors, carried, batch, training):
         """As `loss`, of the layout's tensors, with the network's outputs [B, ...] as a third."""
-        with second_derivatives(), own_constants(self.model):
+        with second_derivatives(self.model):
             outputs, carried, penalties = self.model.stateless_call(
                 tensors,
                 carried,
