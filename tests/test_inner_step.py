@@ -1,11 +1,14 @@
-"""An inner step's two halves, recomputed: values and gradients are those of the plain form."""
+"""An inner step, alone and vectorized, and its two halves where they are recomputed."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from made_weights import made_weights
 
 from l2o.amalgamation.recompute import Recomputed, recomputed_gradient
-from l2o.rules import Choice, RMSProp, RNNProp
+from l2o.amalgamation.unroll import Runner, inner_step
+from l2o.rules import Adam, Choice, RMSProp, RNNProp
 from l2o.rules.layout import Layout
 from l2o.tasks.optimizee import (
     Batch,
@@ -30,6 +33,34 @@ def gradient_of(function, inputs, upstream):
         outputs, inputs, output_gradients=upstream, unconnected_gradients="zero"
     )
     return outputs, gradient
+
+
+@pytest.mark.parametrize("rule", [Adam(0.02), RNNProp(units=4)], ids=lambda rule: rule.name)
+def test_many_runners_take_the_steps_that_each_takes_alone(rule, float64):
+    """Two of them, vectorized and compiled by XLA, each with weights and batches of its own."""
+    layers, generator = keras.layers, np.random.default_rng(0)
+    task = KerasOptimizee(
+        lambda: keras.Sequential([layers.Input((6,)), layers.Dense(5, "relu"), layers.Dense(3)])
+    )
+    inputs = [
+        (
+            made_weights(rule, k),
+            Runner(*task.initial(k), rule.initial_state(task.layout)),
+            Batch(generator.normal(size=(8, 6)), generator.integers(3, size=8)),
+        )
+        for k in range(3)
+    ]
+
+    def two(inputs):
+        weights, runner, batch = inputs
+        for _ in range(2):
+            seen, runner = inner_step(task, rule, weights, runner, batch)
+        return seen.loss, runner
+
+    stacked = tf.nest.map_structure(lambda *x: tf.stack(x), *inputs)
+    together = tf.function(lambda x: tf.vectorized_map(two, x), jit_compile=True)(stacked)
+    alone = [two(tf.nest.map_structure(tf.constant, each)) for each in inputs]
+    close(together, tf.nest.map_structure(lambda *x: tf.stack(x), *alone))
 
 
 @pytest.mark.parametrize("held_out", [False, True])
