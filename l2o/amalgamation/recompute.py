@@ -100,7 +100,7 @@ class Recomputed(Wrapper):
 
 @lru_cache(maxsize=32)
 def _recomputed_update(rule: UpdateRule, layout: Layout) -> Callable:
-    return recomputed(lambda *inputs: rule.update(*inputs, layout), xla=True)
+    return recomputed(lambda w, g, x, state: rule.update(w, g, x, state, layout), xla=True)
 
 
 def recomputed_gradient(
