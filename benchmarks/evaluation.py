@@ -46,7 +46,7 @@ def cases(steps: int) -> dict[str, Callable[[], float]]:
     labels = generator.integers(0, CLASSES, steps * BATCH).astype("int32")
     data = Batch(tf.constant(images), tf.constant(labels))
     few = Batch(data.inputs[:BATCH], data.labels[:BATCH])
-    optimizee = Task(Problem(build))
+    task = Task(Problem(build))
 
     def gradients() -> Callable[[], float]:
         plain, parameters = traced_gradient()
@@ -56,7 +56,7 @@ def cases(steps: int) -> dict[str, Callable[[], float]]:
 
     def loop(rule: UpdateRule, gradient=plain_gradient) -> Callable[[], float]:
         weights = rule.initial_weights(0)
-        fit = Fit(optimizee, rule, weights, data, few, BATCH, gradient=gradient)
+        fit = Fit(task, rule, weights, data, few, BATCH, gradient=gradient)
         return lambda: fit.run(0, 1).epochs[-1].seconds / steps
 
     def keras_fit(jit: str | bool) -> Callable[[], float]:

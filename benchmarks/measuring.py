@@ -179,10 +179,10 @@ def traced_gradient():
     from l2o.problems import Problem
     from l2o.tasks.task import Task, loss_and_gradient
 
-    optimizee = Task(Problem(train_cnn))
-    parameters, carried = optimizee.initial(0)
+    task = Task(Problem(train_cnn))
+    parameters, carried = task.initial(0)
     batch = tf.nest.map_structure(lambda x: tf.constant(x[: Case.batch]), examples())
-    gradient = tf.function(lambda p: loss_and_gradient(optimizee, p, carried, batch)[1])
+    gradient = tf.function(lambda p: loss_and_gradient(task, p, carried, batch)[1])
     parameters = tf.constant(parameters)
     return gradient.get_concrete_function(parameters), parameters
 

@@ -48,30 +48,34 @@ def parts(case: Case) -> dict[str, Part]:
     """The parts of a distillation step."""
     import tensorflow as tf
 
-    from l2o.amalgamation.inner_step import compiled_update, value_and_gradient
     from l2o.amalgamation.losses import log_distance
-    from l2o.amalgamation.recompute import gradients
+    from l2o.amalgamation.recompute import Recomputed, gradients, recomputed_gradient
     from l2o.amalgamation.unroll import begin
     from l2o.rules import get_pool
     from l2o.tasks.batches import batches, entry
-    from l2o.tasks.task import loss_and_gradient
+    from l2o.tasks.task import Scaled, loss_and_gradient
 
     tf.get_logger().setLevel("ERROR")  # it warns of functions that are much alike
     job, data, key = amalgamation(case), examples(), [0, 0, 0]
-    optimizee, layout, trajectory = job.optimizee, job.optimizee.layout, begin(job, key, True)
+    task, layout, trajectory = job.task, job.task.layout, begin(job, key, True)
     (parameters, carried, state), scale = trajectory.student, trajectory.scale
     clean, weights = parameters * scale, job.rule.initial_weights(0)
-    pool = [(compiled_update(r, layout), r.initial_state(layout)) for r in get_pool("large")]
-    policy, choice = (compiled_update(r, layout) for r in (job.rule, job.teachers[0].rule))
+    pool = [(rule, rule.initial_state(layout)) for rule in get_pool("large")]
 
     def load(steps: int):
         return tf.nest.map_structure(tf.constant, batches(data, key, case.batch, 0, steps))
 
     batch = entry(load(1), 0)
-    gradient = loss_and_gradient(optimizee, clean, carried, batch)[1]
+    gradient = loss_and_gradient(task, clean, carried, batch)[1]
 
     def see(parameters):
-        return value_and_gradient(optimizee, False, (scale, batch, ()), (parameters, carried))
+        return recomputed_gradient(Scaled(task, scale), parameters, carried, batch)
+
+    def update(rule, weights, state, gradient=gradient):
+        return Recomputed(rule).update(weights, gradient, clean, state, layout)
+
+    def policy(weights, gradient, state):
+        return update(job.rule, weights, state, gradient)
 
     def distance(parameters):
         return log_distance(parameters, (clean - gradient)[None] / scale)
@@ -86,15 +90,15 @@ def parts(case: Case) -> dict[str, Part]:
 
     teacher, beside = job.teachers[0], trajectory.teachers[0]
     calls = {
-        "gradient of the network": (2, lambda: loss_and_gradient(optimizee, clean, carried, batch)),
+        "gradient of the network": (2, lambda: loss_and_gradient(task, clean, carried, batch)),
         "second-order part": (1, backward(see, parameters)),
         "policy, forward": (2, lambda: policy(weights, gradient, state)),
         "policy, backward": (1, backward(policy, weights, gradient, state)),
-        "teacher's policy": (1, lambda: choice(teacher.weights, gradient, beside.state)),
+        "teacher's policy": (1, lambda: update(*teacher, beside.state)),
         "distance, forward": (1, lambda: distance(parameters)),
         "distance, backward": (1, backward(distance, parameters)),
-        "loss at the start": (1, lambda: optimizee.loss(clean, carried, batch, True)[0]),
-        "six teachers": (0, lambda: [rule([], gradient, own) for rule, own in pool]),
+        "loss at the start": (1, lambda: task.loss(clean, carried, batch, True)[0]),
+        "six teachers": (0, lambda: [update(rule, [], own) for rule, own in pool]),
     }
     traced = {name: Part(times, call(function)) for name, (times, function) in calls.items()}
     loading = Part(1 / case.truncation, lambda: load(case.truncation))

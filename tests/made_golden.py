@@ -19,7 +19,7 @@ from l2o.amalgamation.perturbation import Perturbation
 from l2o.amalgamation.unroll import Amalgamation, Teacher, begin, truncation, warm_up
 from l2o.problems import Batch, Problem
 from l2o.rules import UpdateRule, rule_from_config
-from l2o.tasks.batches import batches
+from l2o.tasks.batches import Stream, batches
 from l2o.tasks.task import Task
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -251,11 +251,11 @@ def truncated(case: dict) -> dict[str, np.ndarray]:
     key = [7, 0, 0]
     trajectory = begin(job, key, case.get("scaled", True))
 
-    def cut(start: int, steps: int, stream: int = 1) -> Batch:
+    def cut(start: int, steps: int, stream: Stream = Stream.BATCHES) -> Batch:
         found = batches(data(), key, BATCH, start, steps, stream=stream)
         return tf.nest.map_structure(tf.convert_to_tensor, found)
 
-    judged = cut(WARMUP, TRUNCATION, stream=4) if case.get("held_out") else ()
+    judged = cut(WARMUP, TRUNCATION, stream=Stream.HELD_OUT_BATCHES) if case.get("held_out") else ()
     trajectory = warm_up(job, weights, trajectory, cut(0, WARMUP))
     run = tf.function(lambda *args: truncation(job, *args), autograph=False)
     gradient, after, report = run(weights, trajectory, cut(WARMUP, TRUNCATION), ALPHA, judged)

@@ -201,10 +201,10 @@ def test_a_case_of_two_teachers_has_the_small_pool():
 
 def operations(build, shape) -> dict:
     """Of a gradient of a network, counted, for 5 examples."""
-    optimizee = Task(Problem(build))
-    parameters, carried = optimizee.initial(0)
+    task = Task(Problem(build))
+    parameters, carried = task.initial(0)
     batch = Batch(tf.zeros((5, *shape)), tf.zeros(5, tf.int32))
-    gradient = tf.function(lambda p: loss_and_gradient(optimizee, p, carried, batch)[1])
+    gradient = tf.function(lambda p: loss_and_gradient(task, p, carried, batch)[1])
     return count_operations(gradient.get_concrete_function(tf.constant(parameters)))
 
 

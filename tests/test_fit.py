@@ -228,10 +228,10 @@ def test_weights_that_no_output_needs_have_a_gradient_of_zero(data):
         model(np.zeros((1, 8, 8, 1), "float32"))
         return model
 
-    optimizee, batch = Task(Problem(build)), tf.nest.map_structure(tf.constant, data)
-    parameters, carried = optimizee.initial(0)
-    found = fit.plain_gradient(optimizee, tf.constant(parameters), carried, batch, None).gradient
-    zero = [not np.any(g) for g in optimizee.layout.unflatten(found)]
+    task, batch = Task(Problem(build)), tf.nest.map_structure(tf.constant, data)
+    parameters, carried = task.initial(0)
+    found = fit.plain_gradient(task, tf.constant(parameters), carried, batch, None).gradient
+    zero = [not np.any(g) for g in task.layout.unflatten(found)]
     assert zero == [False, False, True, True]
 
 

@@ -14,7 +14,7 @@ from l2o.amalgamation.unroll import (
 )
 from l2o.problems import Batch
 from l2o.rules import SGD, Layout, RNNProp
-from l2o.tasks.batches import batches, held_out
+from l2o.tasks.batches import Stream, batches, held_out
 
 _BATCH, _STEPS, _KEY = 8, 4, (7, 0)
 
@@ -121,7 +121,7 @@ def test_meta_updates_and_validations_judge_by_what_is_held_out(float64):
     kept, tenth = held_out(200, here)
     steps, judged = (
         tf.nest.map_structure(tf.constant, batches(data, here, _BATCH, 0, _STEPS, *which))
-        for which in ((kept,), (tenth, 4))
+        for which in ((kept,), (tenth, Stream.HELD_OUT_BATCHES))
     )
     trajectory = begin(job, here, scaled=False)
     losses, _, _ = run_student(job, weights, trajectory, steps, judged=judged)

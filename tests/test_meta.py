@@ -32,9 +32,9 @@ def training(build, data, teachers=_TEACHERS, **settings) -> MetaTraining:
     """Meta-training on one device with one trajectory, unless settings say otherwise."""
     settings = {"devices": 1, "meta_batch": 1, "loss": None, "scheme": "minmax"} | settings
     devices = [f"CPU:{k}" for k in range(settings.pop("devices"))]
-    optimizee = Task(Problem(build, loss=settings.pop("loss")))
+    task = Task(Problem(build, loss=settings.pop("loss")))
     scheme, imitated = settings.pop("scheme"), tuple(Teacher(t, []) for t in teachers)
-    job = Amalgamation(RNNProp(units=4), imitated, scheme, optimizee)
+    job = Amalgamation(RNNProp(units=4), imitated, scheme, task)
     strategy = tf.distribute.MirroredStrategy(devices)
     return MetaTraining(job, data, _BATCH, _STEPS, strategy=strategy, **settings)
 
@@ -281,13 +281,13 @@ def test_what_is_not_finite_is_skipped_and_counted(kind, start, treacherous, hea
 def test_the_poison_is_what_it_says(kind, treacherous, healthy):
     """Loss, gradient and second derivative of a poisoned batch, up to the first bad one."""
     poison(treacherous.data, kind)
-    optimizee, batch = treacherous.job.optimizee, tensors(rows(treacherous.data, slice(8)))
-    parameters = tf.constant(optimizee.initial(0)[0])
+    task, batch = treacherous.job.task, tensors(rows(treacherous.data, slice(8)))
+    parameters = tf.constant(task.initial(0)[0])
     with tf.GradientTape() as outer:
         outer.watch(parameters)
         with tf.GradientTape() as inner:
             inner.watch(parameters)
-            loss, _ = optimizee.loss(parameters, [], batch, training=True)
+            loss, _ = task.loss(parameters, [], batch, training=True)
         gradient = inner.gradient(loss, parameters)
         square = tf.reduce_sum(gradient**2)
     second = outer.gradient(square, parameters)

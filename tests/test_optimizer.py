@@ -127,7 +127,7 @@ def test_steps_are_the_rules_own(any_rule):
 
 
 class Linear:
-    """An optimizee whose gradient is the batch itself, wherever the parameters are."""
+    """An task whose gradient is the batch itself, wherever the parameters are."""
 
     layout = LAYOUT
 

@@ -98,9 +98,9 @@ def checked_task(model_fn, loss, train: Batch, batch_size: int, **needs) -> Task
 def truncations(model_fn, inputs, *seeds: int, recompute: int = 0) -> list:
     """Meta-gradient, trajectory and report of the first truncation of an unroll, for each seed."""
     data, _ = as_examples((inputs, TARGETS))
-    optimizee = checked_task(model_fn, "mse", data, 8)
+    task = checked_task(model_fn, "mse", data, 8)
     rule = RNNProp(units=2, layers=1)
-    job = Amalgamation(rule, (), "none", optimizee, recompute=recompute)
+    job = Amalgamation(rule, (), "none", task, recompute=recompute)
     weights = [tf.constant(w) for w in made_weights(rule)]
 
     @partial(tf.function, autograph=False)
@@ -125,10 +125,10 @@ def test_meta_gradient_of_a_gru():
 
 @pytest.mark.parametrize("model_fn", [Subclassed, lambda: keras.Sequential([layers.Dense(1)])])
 def test_models_are_built_on_the_data(model_fn):
-    optimizee = checked_task(model_fn, "mse", Batch(TABLE, TARGETS), 8)
-    one, same, other = (optimizee.initial(seed)[0] for seed in (1, 1, 2))
+    task = checked_task(model_fn, "mse", Batch(TABLE, TARGETS), 8)
+    one, same, other = (task.initial(seed)[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
-    assert optimizee.layout.size == len(one) and not np.array_equal(one, other)
+    assert task.layout.size == len(one) and not np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("kind", _KINDS)
@@ -144,18 +144,18 @@ def test_meta_gradient_is_finite_and_the_same_again(kind):
 def test_trajectories_have_masks_of_their_own_and_keep_them_when_recomputed():
     """A layer's own seed would be every trajectory's."""
     model_fn, inputs = _KINDS["dropout"]
-    optimizee = Task(Problem(model_fn, loss="mse"))
+    task = Task(Problem(model_fn, loss="mse"))
     batch = Batch(tf.constant(inputs), tf.constant(TARGETS))
-    parameters, _ = optimizee.initial(0)
+    parameters, _ = task.initial(0)
 
     def run(carried):
         losses = []
         for _ in range(3):
-            loss, _, carried = loss_and_gradient(optimizee, tf.constant(parameters), carried, batch)
+            loss, _, carried = loss_and_gradient(task, tf.constant(parameters), carried, batch)
             losses.append(float(loss))
         return losses
 
-    one, same, other = (run(optimizee.initial(seed)[1]) for seed in (1, 1, 2))
+    one, same, other = (run(task.initial(seed)[1]) for seed in (1, 1, 2))
     assert one == same
     assert len({*one, *other}) == 6  # a new mask every step, and in every trajectory
     (kept,), (recomputed,) = (truncations(model_fn, inputs, 1, recompute=n) for n in (0, 2))
@@ -192,10 +192,10 @@ def test_initial_weights_follow_the_seed_alone():
         def call(self, inputs):
             return inputs @ self.kernel
 
-    optimizee = Task(Problem(sequential((3,), dense(2), Numpy), loss="mse"))
+    task = Task(Problem(sequential((3,), dense(2), Numpy), loss="mse"))
     np.random.seed(5)
     before = np.random.get_state()[1].copy()
-    one, same, other = (optimizee.initial(seed)[0] for seed in (1, 1, 2))
+    one, same, other = (task.initial(seed)[0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(one, same)
     assert not np.isclose(one[[0, -1]], other[[0, -1]]).any()
     np.testing.assert_array_equal(np.random.get_state()[1], before)
@@ -203,10 +203,10 @@ def test_initial_weights_follow_the_seed_alone():
 
 def test_penalties_on_weights_are_part_of_the_loss():
     decay = keras.regularizers.L2(0.1)
-    optimizee = Task(Problem(sequential((3,), dense(kernel_regularizer=decay)), loss="mse"))
-    parameters, carried = optimizee.initial(0)
+    task = Task(Problem(sequential((3,), dense(kernel_regularizer=decay)), loss="mse"))
+    parameters, carried = task.initial(0)
     batch = Batch(tf.constant(TABLE), tf.constant(TARGETS))
-    loss, _ = optimizee.loss(tf.constant(parameters), carried, batch, training=True)
+    loss, _ = task.loss(tf.constant(parameters), carried, batch, training=True)
     kernel, bias = parameters[:3], parameters[3]
     expected = np.mean((TABLE @ kernel + bias - TARGETS) ** 2) + 0.1 * np.sum(kernel**2)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
@@ -216,11 +216,11 @@ def test_only_images_of_bytes_are_divided():
     adds_up = dense(kernel_initializer="ones")
     for inputs, total in ((np.full((8, 2, 2), 255, "uint8"), 4), (np.full((8, 2), 255), 510)):
         examples, _ = as_examples((inputs, TARGETS[:8]))
-        optimizee = Task(Problem(sequential(inputs.shape[1:], layers.Flatten, adds_up), loss="mse"))
-        parameters, carried = optimizee.initial(0)
-        tensors = optimizee.layout.unflatten(parameters)
+        task = Task(Problem(sequential(inputs.shape[1:], layers.Flatten, adds_up), loss="mse"))
+        parameters, carried = task.initial(0)
+        tensors = task.layout.unflatten(parameters)
         batch = Batch(tf.constant(examples.inputs), tf.constant(examples.labels))
-        outputs = optimizee.outcome(tensors, carried, batch, training=False)[2]
+        outputs = task.outcome(tensors, carried, batch, training=False)[2]
         np.testing.assert_allclose(outputs, total)
 
 

@@ -59,14 +59,12 @@ def dense_network() -> keras.Model:
 @pytest.fixture
 def make(float64):
     """Puts together a job with a perturbation, in float64."""
-    optimizee = Task(Problem(dense_network))
+    task = Task(Problem(dense_network))
     teachers = tuple(Teacher(rule, []) for rule in (Adam(0.02), Momentum(0.3)))
 
     def job(perturbation=None, rule=_RULE, teachers=teachers, **settings) -> Amalgamation:
         scheme = "minmax" if teachers else "none"
-        return Amalgamation(
-            rule, teachers, scheme, optimizee, perturbation=perturbation, **settings
-        )
+        return Amalgamation(rule, teachers, scheme, task, perturbation=perturbation, **settings)
 
     return job
 
@@ -288,13 +286,13 @@ def test_trajectories_have_seeds_of_their_own(make):
 @pytest.mark.parametrize("attack_steps", [1, 3])
 def test_an_attack_costs_a_meta_gradient_a_step(attack_steps, make, slices, monkeypatch):
     """Counted in the student's gradients of the network, one a step of each meta-gradient."""
-    calls, original = [], unroll.value_and_gradient
+    calls, original = [], unroll.recomputed_gradient
 
-    def counted(*args):
+    def counted(*args, **settings):
         calls.append(1)
-        return original(*args)
+        return original(*args, **settings)
 
-    monkeypatch.setattr(unroll, "value_and_gradient", counted)
+    monkeypatch.setattr(unroll, "recomputed_gradient", counted)
     for perturbation in (None, Perturbation("adversarial", 1e-3, attack_steps=attack_steps)):
         calls.clear()
         job = make(perturbation)

@@ -41,7 +41,7 @@ def network(dtype: str = "float32") -> keras.Model:
 
 
 @pytest.fixture
-def optimizee() -> Task:
+def task() -> Task:
     return Task(Problem(network))
 
 
@@ -68,38 +68,38 @@ def gradients_by_a_loop(parameters, layout, data: Batch) -> np.ndarray:
 
 
 @needs_tensorflow_privacy
-def test_clipped_sum_is_a_loops_in_float64(optimizee, data, batch):
-    parameters, carried = optimizee.initial(0)
-    gradients = gradients_by_a_loop(parameters, optimizee.layout, data)
+def test_clipped_sum_is_a_loops_in_float64(task, data, batch):
+    parameters, carried = task.initial(0)
+    gradients = gradients_by_a_loop(parameters, task.layout, data)
     norms = np.linalg.norm(gradients, axis=1)
     for clip in (norms.min() / 2, float(np.median(norms)), 2 * norms.max()):
         seen = DPSGD(clip, noise_multiplier=1e-9)(
-            optimizee, tf.constant(parameters), carried, batch, KEY
+            task, tf.constant(parameters), carried, batch, KEY
         )
         expected = (gradients * np.minimum(1, clip / norms)[:, None]).sum(0)
         np.testing.assert_allclose(seen.gradient * 64, expected, rtol=1e-4, atol=1e-5 * clip)
 
 
 @needs_tensorflow_privacy
-def test_without_clipping_and_noise_it_is_the_plain_gradient(optimizee, batch):
-    parameters, carried = optimizee.initial(0)
+def test_without_clipping_and_noise_it_is_the_plain_gradient(task, batch):
+    parameters, carried = task.initial(0)
     parameters = tf.constant(parameters)
-    private = DPSGD(1e6, 1e-12)(optimizee, parameters, carried, batch, KEY)
-    plain = plain_gradient(optimizee, parameters, carried, batch, KEY)
+    private = DPSGD(1e6, 1e-12)(task, parameters, carried, batch, KEY)
+    plain = plain_gradient(task, parameters, carried, batch, KEY)
     np.testing.assert_allclose(private.gradient, plain.gradient, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(private.loss, plain.loss, rtol=1e-5)
     assert private.accuracy == plain.accuracy
 
 
 @needs_tensorflow_privacy
-def test_noise_is_normal_with_the_stated_variance_and_fresh_each_step(optimizee, batch):
+def test_noise_is_normal_with_the_stated_variance_and_fresh_each_step(task, batch):
     clip, multiplier, steps = 0.5, 3.0, 40
-    parameters, carried = optimizee.initial(0)
+    parameters, carried = task.initial(0)
     parameters = tf.constant(parameters)
     rule = DPSGD(clip, multiplier)
-    silent = DPSGD(clip, 1e-12)(optimizee, parameters, carried, batch, KEY).gradient.numpy()
+    silent = DPSGD(clip, 1e-12)(task, parameters, carried, batch, KEY).gradient.numpy()
     noisy = tf.function(
-        lambda key: rule(optimizee, parameters, carried, batch, key).gradient, autograph=False
+        lambda key: rule(task, parameters, carried, batch, key).gradient, autograph=False
     )
     seen = np.stack([noisy(tf.constant([7, step], tf.int64)) for step in range(steps)])
     noise = (64 * (seen - silent)).astype("float64")
@@ -147,11 +147,11 @@ def test_a_regression_can_be_private(data):
     build = lambda: keras.Sequential(  # noqa: E731
         [layers.Input((8, 8, 1)), layers.Flatten(), layers.Dense(1)]
     )
-    optimizee = Task(Problem(build, loss="mse"))
+    task = Task(Problem(build, loss="mse"))
     batch = Batch(tf.constant(data.inputs), tf.constant(data.labels, tf.float32))
-    parameters, carried = optimizee.initial(0)
-    seen = DPSGD(1e6, 1e-12)(optimizee, tf.constant(parameters), carried, batch, KEY)
-    plain = plain_gradient(optimizee, tf.constant(parameters), carried, batch, KEY)
+    parameters, carried = task.initial(0)
+    seen = DPSGD(1e6, 1e-12)(task, tf.constant(parameters), carried, batch, KEY)
+    plain = plain_gradient(task, tf.constant(parameters), carried, batch, KEY)
     np.testing.assert_allclose(seen.gradient, plain.gradient, rtol=1e-3, atol=1e-5)
     assert np.isnan(seen.accuracy)
 

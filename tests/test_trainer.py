@@ -27,6 +27,7 @@ from l2o.policies.checkpoint import load_policy
 from l2o.rules import Adam, Choice, RMSProp, RNNProp, WarmUp, core
 from l2o.rules.layout import Layout
 from l2o.runs.directory import RunDirectory
+from l2o.tasks.batches import Stream
 
 _META = Meta(seed=3, warmup_steps=2)
 _SCHEDULE = Schedule(
@@ -48,7 +49,7 @@ _ALONE = (Phase("policy", RNNProp(units=3), "none", _SCHEDULE),)
 
 
 class Regression:
-    """Logistic regression as an optimizee: quick to make, and to trace."""
+    """Logistic regression as an task: quick to make, and to trace."""
 
     layout = Layout(("kernel", "bias"), ((64, 3), (3,)))
 
@@ -279,7 +280,7 @@ def test_what_is_validated(train, tmp_path, monkeypatch):
     monkeypatch.setattr(MetaTraining, "validate", validate)
     train(tmp_path / "run", phases=_ALONE)
     assert how == {(2, 4, _META.warmup_steps), (2, 2, _META.warmup_steps)}
-    seed = np.random.default_rng([_META.seed, 0, module.INITIAL]).integers(2**20)
+    seed = np.random.default_rng(Stream.INITIAL_WEIGHTS.key(_META.seed, 0)).integers(2**20)
     start, first, second, enters, third, fourth = seen
     assert_same(start, _ALONE[0].rule.initial_weights(int(seed)))
     assert_same(enters, first)  # all are as good, and the first of them is the best
@@ -383,7 +384,7 @@ def test_undone_period_leaves_no_trace_but_its_trajectories(
     job = Amalgamation(phases[0].rule, (), "none", Regression())
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     training = MetaTraining(job, data, 8, schedule.truncation, 1, strategy)
-    seed = np.random.default_rng([_META.seed, 0, module.INITIAL]).integers(2**20)
+    seed = np.random.default_rng(Stream.INITIAL_WEIGHTS.key(_META.seed, 0)).integers(2**20)
     state = initial_state(job.rule.initial_weights(int(seed)))
     key = [_META.seed, 0, module.TRAINING]
     behind = _META.warmup_steps

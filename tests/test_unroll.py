@@ -71,7 +71,7 @@ def compiled(job, weights, trajectory, steps):
 
 
 class PlainModel:
-    """A Keras model trained in the usual way, its variables assigned: no optimizee involved."""
+    """A Keras model trained in the usual way, its variables assigned: no task involved."""
 
     def __init__(self, build, parameters, carried):
         self.model = build()
@@ -127,11 +127,11 @@ def objective(job, weights, trajectory, batches, path, held=None):
     Gradients in `held` stand in for the network's own: that is what first order means.
     """
     scale, (parameters, carried, state) = trajectory.scale, trajectory.student
-    layout, losses, distances, gradients = job.optimizee.layout, [], [], []
+    layout, losses, distances, gradients = job.task.layout, [], [], []
     for i in range(len(batches.labels)):
         with tf.GradientTape() as tape:
             tape.watch(parameters)
-            loss, carried = job.optimizee.loss(
+            loss, carried = job.task.loss(
                 parameters * scale, carried, entry(batches, i), training=True
             )
         gradients.append(tape.gradient(loss, parameters))
@@ -208,7 +208,7 @@ def test_the_student_is_trained_as_a_plain_model_would_be(network, make, slices)
     trajectory = begin(job, [7, 0], scaled=True)
     clean = trajectory.student.parameters * trajectory.scale
     plain = PlainModel(network, clean, trajectory.student.carried)
-    state = _STUDENT.initial_state(job.optimizee.layout)
+    state = _STUDENT.initial_state(job.task.layout)
     scale = trajectory.scale.numpy()
     losses, state = plain.train(_STUDENT, weights, state, slices(0, 4), scale)
     _, after, report = truncation(job, weights, trajectory, slices(0, 4), _ALPHA)
@@ -227,7 +227,7 @@ def test_a_teacher_is_trained_as_it_would_be_alone(teacher, network, make, slice
     job, weights = make(teachers=(RMSProp(0.02), teacher)), made_tensors(_STUDENT)
     trajectory = begin(job, [7, 0], scaled=True)
     plain, path = PlainModel(network, *trajectory.teachers[1][:2]), []
-    layout = job.optimizee.layout
+    layout = job.task.layout
     state = teacher.initial_state(layout)
     for batch in each(slices, 0, 3):
         _, gradient = plain.loss_and_gradient(batch)
@@ -248,7 +248,7 @@ def test_a_teacher_is_trained_as_it_would_be_alone(teacher, network, make, slice
 def test_warm_up_is_sgd_in_clean_coordinates(network, make, slices):
     job, weights = make(warmup_rate=0.01), made_tensors(_STUDENT)
     fresh = begin(job, [7, 0], scaled=True)
-    scale, layout = fresh.scale.numpy(), job.optimizee.layout
+    scale, layout = fresh.scale.numpy(), job.task.layout
     plain = PlainModel(network, fresh.student.parameters * scale, fresh.student.carried)
     student = _STUDENT.initial_state(layout)
     teachers = [teacher.initial_state(layout) for teacher in _TEACHERS]
@@ -308,7 +308,7 @@ def test_distance_is_to_each_teacher_after_the_same_step(scheme, reduce, network
     """In the student's coordinates, and without resetting the teachers between truncations."""
     job, weights = make(scheme=scheme), made_tensors(_STUDENT)
     trajectory = begin(job, [7, 0], scaled=True)
-    scale, layout, start = trajectory.scale.numpy(), job.optimizee.layout, trajectory.teachers[0]
+    scale, layout, start = trajectory.scale.numpy(), job.task.layout, trajectory.teachers[0]
 
     def path(rule, weights, scale=1.0) -> np.ndarray:
         path = []
@@ -374,7 +374,7 @@ def test_a_fresh_trajectory(network, make):
     for runner in trajectory.teachers:
         close(runner.parameters, clean)
     variables = network().trainable_variables
-    values = job.optimizee.layout.unflatten(clean)
+    values = job.task.layout.unflatten(clean)
     for value, name in zip(values, [v.name for v in variables], strict=True):
         if name == "kernel":
             fans = np.prod(value.shape[:-2], initial=1) * sum(value.shape[-2:])
@@ -387,7 +387,7 @@ def test_a_fresh_trajectory(network, make):
     assert -1 <= exponents.min() < -0.83 and 0.83 < exponents.max() <= 1
     assert abs(exponents.mean()) < 0.2 and abs(exponents.std() - np.sqrt(1 / 3)) < 0.1
     unscaled = begin(job, [7, 0], scaled=False)
-    np.testing.assert_array_equal(unscaled.scale, np.ones(job.optimizee.layout.size))
+    np.testing.assert_array_equal(unscaled.scale, np.ones(job.task.layout.size))
     close(unscaled.student.parameters, clean)
 
 
@@ -404,12 +404,12 @@ def test_batches_are_slices_of_fresh_permutations():
 
 
 def test_pixels_are_divided_by_255(network):
-    optimizee = Task(Problem(network))
-    parameters, carried = optimizee.initial(0)
+    task = Task(Problem(network))
+    parameters, carried = task.initial(0)
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), dtype="uint8")
     labels = tf.zeros(8, tf.int32)
     ways = [tf.constant(pixels), tf.constant(pixels / np.float32(255))]
-    close(*(optimizee.loss(parameters, carried, Batch(x, labels), True) for x in ways), rtol=1e-6)
+    close(*(task.loss(parameters, carried, Batch(x, labels), True) for x in ways), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

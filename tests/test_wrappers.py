@@ -165,7 +165,7 @@ def test_the_optimizer_takes_the_steps_of_a_plain_loop(kinds, accumulated, float
 
 
 class Quadratic:
-    """An optimizee with the gradient theta + x of a batch x, wherever it stands."""
+    """An task with the gradient theta + x of a batch x, wherever it stands."""
 
     layout = _LAYOUT
 

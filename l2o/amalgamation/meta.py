@@ -15,7 +15,7 @@ import tensorflow as tf
 from l2o.amalgamation.unroll import (
     SCALE_LIMIT,
     Amalgamation,
-    Report,
+    TruncationResult,
     all_finite,
     begin,
     choose,
@@ -27,7 +27,7 @@ from l2o.problems.dataset import Batch
 from l2o.rules.analytical import Adam
 from l2o.rules.base import State
 from l2o.rules.layout import Layout
-from l2o.tasks.batches import batches, held_out
+from l2o.tasks.batches import Stream, batches, held_out
 
 CLIP_RATIO, CLIP_FLOOR = 0.1, 1e-3
 
@@ -160,7 +160,7 @@ class MetaTraining:
         first: int,
         behind: int,
         alpha: float,
-    ) -> tuple[MetaState, Any, Report]:
+    ) -> tuple[MetaState, Any, TruncationResult]:
         """One truncation of every trajectory, and the meta-update.
 
         Args:
@@ -172,10 +172,10 @@ class MetaTraining:
             alpha: Weight of the distance.
 
         Returns:
-            The new state and trajectories, and the report of this truncation, averaged.
+            The new state and trajectories, and the result of this truncation, averaged.
         """
         cuts = self._spread(lambda key: self._cut(key, behind), key, first)
-        return self._update(state, trajectories, cuts, tf.constant(alpha, self._dtype))
+        return self._update(state, trajectories, cuts, tf.constant(alpha, keras.config.floatx()))
 
     def validate(
         self,
@@ -204,17 +204,13 @@ class MetaTraining:
                 trajectory = self._warm_up_alone(weights, trajectory, self._early(here, warmup))
             for start in range(warmup, warmup + unroll, self.truncation):
                 trajectory, loss = self._validate_truncation(
-                    weights, trajectory, self._cut(here, start)
+                    weights, trajectory, *self._cut(here, start)
                 )
                 total += float(loss)
                 tick(time.monotonic() - begun)
                 begun = time.monotonic()
             losses.append(total * self.truncation / unroll)
         return np.array(losses)
-
-    @property
-    def _dtype(self):
-        return keras.config.floatx()
 
     @cached_property
     def _validation(self) -> Amalgamation:
@@ -229,7 +225,9 @@ class MetaTraining:
         """What one truncation of a trajectory sees."""
         kept, tenth = held_out(len(self.data.labels), key) if self.held_out else (None, None)
         some = partial(batches, self.data, key, self.batch_size, behind, self.truncation)
-        return _tensors(Cut(some(kept), some(tenth, stream=4) if self.held_out else ()))
+        return _tensors(
+            Cut(some(kept), some(tenth, stream=Stream.HELD_OUT_BATCHES) if self.held_out else ())
+        )
 
     def _spread(self, make: Callable, key: Sequence[int], first: int):
         """`make([*key, index])` for every trajectory, stacked [A, ...] on each replica."""
@@ -260,21 +258,21 @@ class MetaTraining:
             def one(trajectory, cut):
                 return truncation(self.job, state.weights, trajectory, cut.steps, alpha, cut.judged)
 
-            gradients, trajectories, report = _one_by_one(one, trajectories, cuts)
-            mean = [tf.reduce_mean(x, axis=0) for x in [*gradients, *report]]
+            gradients, trajectories, result = _one_by_one(one, trajectories, cuts)
+            mean = [tf.reduce_mean(x, axis=0) for x in [*gradients, *result]]
             context = tf.distribute.get_replica_context()
             mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
-            gradient, report = mean[: len(gradients)], Report(*mean[len(gradients) :])
-            return self._apply(state, gradient, report.finite >= 1), trajectories, report
+            gradient, result = mean[: len(gradients)], TruncationResult(*mean[len(gradients) :])
+            return self._apply(state, gradient, result.finite >= 1), trajectories, result
 
         @tf.function(autograph=False)
         def update(state, trajectories, cuts, alpha):
-            state, trajectories, report = self.strategy.run(
+            state, trajectories, result = self.strategy.run(
                 replica, (state, trajectories, cuts, alpha)
             )
             first = lambda x: self.strategy.experimental_local_results(x)[0]  # noqa: E731
-            state, report = tf.nest.map_structure(first, (state, report))
-            return state, trajectories, report
+            state, result = tf.nest.map_structure(first, (state, result))
+            return state, trajectories, result
 
         return update
 
@@ -296,12 +294,7 @@ class MetaTraining:
 
     @cached_property
     def _validate_truncation(self):
-        return tf.function(
-            lambda weights, trajectory, cut: validate_truncation(
-                self._validation, weights, trajectory, *cut
-            ),
-            autograph=False,
-        )
+        return tf.function(partial(validate_truncation, self._validation), autograph=False)
 
 
 def _tensors(structure):

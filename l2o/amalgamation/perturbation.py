@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import tensorflow as tf
 
 from l2o.rules.layout import Layout
+from l2o.rules.wrapper import Wrapper
 
 PGD_RATE = 0.1
 
@@ -80,17 +82,28 @@ class Perturbation:
             )
 
 
-def noisy_weights(perturbation: Perturbation | None, weights: list, seed, step) -> list:
-    """The weights at one inner step: with noise if that is the perturbation.
+@dataclass(frozen=True)
+class Perturbed(Wrapper):
+    """A rule at one inner step, with the noise of that step, if noise is the perturbation.
 
-    Gradients pass to `weights` as if the noise were a constant.
-
-    Args:
+    Attributes:
         perturbation: Any, or none.
-        weights: The policy's.
         seed: int32 [2], of the trajectory.
         step: int32 scalar, counted from the start of the unroll.
     """
+
+    perturbation: Perturbation | None
+    seed: Any
+    step: Any
+
+    def update(self, weights, gradient, parameters, state, layout, horizon=None):
+        weights = noisy_weights(self.perturbation, weights, self.seed, self.step)
+        gradient = noisy_gradient(self.perturbation, gradient, self.seed, self.step)
+        return self.inner.update(weights, gradient, parameters, state, layout, horizon)
+
+
+def noisy_weights(perturbation: Perturbation | None, weights: list, seed, step) -> list:
+    """What `Perturbed` updates with; gradients pass as if the noise were a constant."""
     if perturbation is None or perturbation.kind != "gaussian":
         return weights
     layout, sigma = Layout.of(weights), perturbation.magnitude
@@ -102,7 +115,7 @@ def noisy_weights(perturbation: Perturbation | None, weights: list, seed, step) 
 
 
 def noisy_gradient(perturbation: Perturbation | None, gradient, seed, step):
-    """The gradient [D] that the policy sees at one inner step; arguments as in `noisy_weights`."""
+    """The gradient [D] that `Perturbed` sees."""
     if perturbation is None or perturbation.kind != "input":
         return gradient
     noise = _normal(gradient.shape[0], gradient.dtype, seed, step)

@@ -28,7 +28,7 @@ from l2o.rules.warmup import SHORT
 from l2o.runs.directory import CSVLog, RunDirectory
 from l2o.runs.lock import DirectoryError
 from l2o.runs.signals import handling
-from l2o.tasks.batches import INITIAL, TRAINING, VALIDATION
+from l2o.tasks.batches import Stream
 from l2o.tasks.task import Task
 
 CHECKPOINT_SECONDS = 60
@@ -139,7 +139,7 @@ class Trainer:
         phase = self._phases[number]
         weights = phase.start
         if weights is None:
-            generator = np.random.default_rng([self._meta.seed, number, INITIAL])
+            generator = np.random.default_rng(Stream.INITIAL_WEIGHTS.key(self._meta.seed, number))
             weights = phase.rule.initial_weights(int(generator.integers(2**20)))
         state = initial_state(weights)
         return RunState(number, Progress(), state, state, state, previous=[])
@@ -226,7 +226,7 @@ class Trainer:
     ) -> None:
         """The unrolls of a period that are not behind yet."""
         schedule, progress = phase.schedule, run.progress
-        key = [self._meta.seed, run.phase, TRAINING]
+        key = Stream.TRAINING.key(self._meta.seed, run.phase)
         unroll = stage.unroll(progress.period)
         warmup = self._meta.warmup_steps if progress.period >= stage.cold_periods else 0
         for number in range(run.unrolls, schedule.period // schedule.meta_batch):
@@ -237,10 +237,10 @@ class Trainer:
             for start in range(0, unroll, schedule.truncation):
                 self._leave_if_stopping(run)
                 left_out = int(state.skipped)
-                state, trajectories, report = training.update(
+                state, trajectories, result = training.update(
                     state, trajectories, key, first, warmup + start, stage.alpha
                 )
-                meta_loss, distance = float(report.meta_loss), float(report.distance)
+                meta_loss, distance = float(result.meta_loss), float(result.distance)
                 finite = int(state.skipped) == left_out
                 seconds, begun = time.monotonic() - begun, time.monotonic()
                 updates += 1
@@ -287,7 +287,7 @@ class Trainer:
 
         return training.validate(
             state.weights,
-            [self._meta.seed, run.phase, VALIDATION],
+            Stream.VALIDATION.key(self._meta.seed, run.phase),
             phase.schedule.validation_trajectories,
             stage.validation_unroll,
             self._meta.warmup_steps,

@@ -1,29 +1,28 @@
 """The unroll: a policy trains a network, and the meta-gradient goes back through all of it.
 
-A `Trajectory` holds everything one unroll carries from truncation to truncation. Three pure
-functions move it on: `warm_up` (plain SGD at the start), `run_teachers` (the teachers' steps,
-outside the meta-gradient) and `run_student`. `truncation` puts the last two together and takes
-the meta-gradient (Huang et al. 2022, Algorithm 1).
+`inner_step` is one step of any rule on any network. A `Trajectory` holds everything one unroll
+carries from truncation to truncation. Three pure functions move it on: `warm_up` (plain SGD at the
+start), `run_teachers` (the teachers' steps, outside the meta-gradient) and `run_student`.
+`truncation` puts the last two together and takes the meta-gradient (Huang et al. 2022,
+Algorithm 1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.inner_step import ValueAndGradient, compiled_update, value_and_gradient
 from l2o.amalgamation.losses import META_LOSSES, SCHEMES, log_distance
-from l2o.amalgamation.perturbation import Perturbation, attacked, noisy_gradient, noisy_weights
-from l2o.amalgamation.recompute import gradients, replaced
+from l2o.amalgamation.perturbation import Perturbation, Perturbed, attacked
+from l2o.amalgamation.recompute import Recomputed, recomputed_gradient, scan, unrolled
 from l2o.problems.dataset import Batch
-from l2o.rules.base import State, UpdateRule
-from l2o.tasks.batches import entry
-from l2o.tasks.task import Task, loss_and_gradient
+from l2o.rules.base import Horizon, State, UpdateRule
+from l2o.tasks.batches import Stream
+from l2o.tasks.task import Scaled, Task, loss_and_gradient
 
 SCALE_LIMIT = 1.0  # random scaling: s = ±exp(U(-1, 1)), where Lv et al. 2017 have exp(U(-3, 3))
 # Squared distances to a teacher must not overflow either, in coordinates divided by any scale.
@@ -36,6 +35,35 @@ class Runner(NamedTuple):
     parameters: Any
     carried: list
     state: State
+
+
+def inner_step(
+    task: Task,
+    rule: UpdateRule,
+    weights: list,
+    runner: Runner,
+    batch: Batch,
+    gradient_of: Callable[..., Any] = loss_and_gradient,
+    horizon: Horizon | None = None,
+) -> tuple[Any, Runner]:
+    """One inner step: the gradient of the batch's loss, the rule's update, the new runner.
+
+    Args:
+        task: What is trained.
+        rule: What trains it.
+        weights: The rule's; empty for an analytical one.
+        runner: Where the step begins.
+        batch: What the gradient is taken on.
+        gradient_of: (task, parameters, carried, batch) -> loss, `gradient` and `carried`.
+        horizon: How long the fit is, where that is known.
+
+    Returns:
+        What `gradient_of` returned, and the runner after the step.
+    """
+    parameters, carried, state = runner
+    seen = gradient_of(task, parameters, carried, batch)
+    move, state = rule.update(weights, seen.gradient, parameters, state, task.layout, horizon)
+    return seen, Runner(parameters - move, seen.carried, state)
 
 
 class Trajectory(NamedTuple):
@@ -59,7 +87,7 @@ class Trajectory(NamedTuple):
     step: Any
 
 
-class Report(NamedTuple):
+class TruncationResult(NamedTuple):
     """What a truncation came to, all float scalars.
 
     Attributes:
@@ -88,12 +116,10 @@ class Amalgamation:
         rule: The student's policy.
         teachers: Whom it imitates.
         scheme: A name in `SCHEMES`.
-        optimizee: The network.
+        task: The network.
         warmup_rate: SGD's rate during warm-up.
         first_order: Whether the meta-gradient stops at the network's gradient.
-        recompute: Most steps of a segment, at whose start alone the policy's memory is kept for the
-            backward pass; in between it is computed again, from the network's gradients, which
-            are kept. 0 keeps the memory at every step.
+        recompute: Most steps of a segment; see `unrolled`.
         perturbation: Of the policy in `truncation`, or none.
         meta_loss: A name in `META_LOSSES`: "log", or "difference", without logarithms, for a loss
             that need not be positive.
@@ -102,7 +128,7 @@ class Amalgamation:
     rule: UpdateRule
     teachers: tuple[Teacher, ...]
     scheme: str
-    optimizee: Task
+    task: Task
     warmup_rate: float = 0.01
     first_order: bool = False
     recompute: int = 0
@@ -138,9 +164,9 @@ def begin(
         limit: Largest logarithm of a scale's size. Its sign is random too, so that a step which
             does not depend on the gradient leads nowhere.
     """
-    layout = job.optimizee.layout
-    generator = np.random.default_rng([*key, 0])
-    parameters, carried = job.optimizee.initial(int(generator.integers(2**31)))
+    layout = job.task.layout
+    generator = np.random.default_rng(Stream.START.key(*key))
+    parameters, carried = job.task.initial(int(generator.integers(2**31)))
     scale = np.ones(layout.size, parameters.dtype)
     if scaled:
         exponents = generator.uniform(-limit, limit, layout.size)
@@ -148,47 +174,33 @@ def begin(
         scale = (signs * np.exp(exponents)).astype(parameters.dtype)
     student = Runner(parameters / scale, carried, job.rule.initial_state(layout))
     teachers = [Runner(parameters, carried, t.rule.initial_state(layout)) for t in job.teachers]
-    seed = np.random.default_rng([*key, 2]).integers(2**31, size=2, dtype="int32")
-    start = (student.parameters, carried)
-    trajectory = Trajectory(student, start, scale, teachers, seed, np.int32(0))
+    seed = np.random.default_rng(Stream.NOISE.key(*key)).integers(2**31, size=2, dtype="int32")
+    trajectory = Trajectory(student, student[:2], scale, teachers, seed, np.int32(0))
     return tf.nest.map_structure(tf.convert_to_tensor, trajectory)
 
 
 def warm_up(job: Amalgamation, weights: list, trajectory: Trajectory, batches: Batch) -> Trajectory:
-    """Plain SGD in clean coordinates; the student's and the teachers' moments follow.
-
-    Args:
-        job: The amalgamation.
-        weights: The student's.
-        trajectory: A fresh one.
-        batches: W of them.
+    """Plain SGD in clean coordinates over W batches; moments follow, the teachers' too.
 
     Returns:
         The trajectory after it, or, if that is not finite, the one that came in.
     """
-    layout, scale = job.optimizee.layout, trajectory.scale
+    layout, scale = job.task.layout, trajectory.scale
 
-    def step(i, trajectory):
-        student, teachers = trajectory.student, trajectory.teachers
-        clean = student.parameters * scale
-        _, gradient, carried = loss_and_gradient(
-            job.optimizee, clean, student.carried, entry(batches, i)
-        )
-        state = job.rule.observe(
-            weights, gradient * scale, student.parameters, student.state, layout
-        )
-        states = [
-            t.rule.observe(t.weights, gradient, clean, runner.state, layout)
-            for t, runner in zip(job.teachers, teachers, strict=True)
+    def step(trajectory, batch):
+        parameters, carried, state = trajectory.student
+        clean = parameters * scale
+        _, gradient, carried = loss_and_gradient(job.task, clean, carried, batch)
+        after = clean - job.warmup_rate * gradient
+        state = job.rule.observe(weights, gradient * scale, parameters, state, layout)
+        student = Runner(after / scale, carried, state)
+        teachers = [
+            Runner(after, carried, t.rule.observe(t.weights, gradient, clean, old.state, layout))
+            for t, old in zip(job.teachers, trajectory.teachers, strict=True)
         ]
-        clean -= job.warmup_rate * gradient
-        teachers = [Runner(clean, carried, taught) for taught in states]
-        student = Runner(clean / scale, carried, state)
-        start = (student.parameters, carried)
-        return i + 1, trajectory._replace(student=student, start=start, teachers=teachers)
+        return trajectory._replace(student=student, start=student[:2], teachers=teachers), ()
 
-    steps = int(batches.labels.shape[0])
-    warm = tf.while_loop(lambda i, _: i < steps, step, (0, trajectory))[1]
+    warm, _ = scan(step, trajectory, batches, like=())
     return choose(all_finite(warm), warm, trajectory)
 
 
@@ -203,24 +215,17 @@ def run_teachers(
     Returns:
         Parameters [T, K, D] after each step, in clean coordinates, and the runners.
     """
-    layout, steps = job.optimizee.layout, int(batches.labels.shape[0])
 
-    def step(i, runners, path):
-        batch, moved = entry(batches, i), []
+    def step(runners, batch):
+        moved = []
         for (rule, weights), old in zip(job.teachers, runners, strict=True):
-            _, gradient, carried = loss_and_gradient(
-                job.optimizee, old.parameters, old.carried, batch
-            )
-            update = compiled_update(rule, layout)
-            move, state = update(weights, gradient, old.parameters, old.state)
-            new = Runner(old.parameters - move, carried, state)
+            _, new = inner_step(job.task, Recomputed(rule), weights, old, batch)
             reach = tf.reduce_sum(tf.square(DISTANCE_MARGIN * new.parameters))
             moved.append(choose(all_finite([new, reach]), new, old))
-        return i + 1, moved, path.write(i, tf.stack([r.parameters for r in moved]))
+        return moved, tf.stack([runner.parameters for runner in moved])
 
-    path = tf.TensorArray(runners[0].parameters.dtype, size=steps)
-    loop = tf.while_loop(lambda i, *_: i < steps, step, (0, runners, path))
-    return loop[2].stack(), loop[1]
+    runners, path = scan(step, runners, batches, like=runners[0].parameters)
+    return path, runners
 
 
 def run_student(
@@ -246,86 +251,31 @@ def run_student(
         [T, 0]), and the trajectory, in which only the student has moved on.
     """
     steps, scale = int(batches.labels.shape[0]), trajectory.scale
+    task = Scaled(job.task, scale)
     if path is None:
-        path = tf.zeros((steps, 0, job.optimizee.layout.size), scale.dtype)
-    noise, start = (trajectory.seed, trajectory.step), trajectory.student
-    moved = lambda runner: trajectory._replace(student=runner, step=noise[1] + steps)  # noqa: E731
-    measured = META_LOSSES[job.meta_loss]
+        path = tf.zeros((steps, 0, task.layout.size), scale.dtype)
 
-    if not job.recompute:
-        data = (batches, judged)
-        values, distances, runner = _segment(job, scale, data, path, noise, weights, start)
-        return measured(values.loss), distances, moved(runner)
-    length = max(n for n in range(1, job.recompute + 1) if steps % n == 0)
-    count = steps // length
-    cut = lambda x: tf.reshape(x, (count, length, *x.shape[1:]))  # noqa: E731
-    pieces = tf.nest.map_structure(cut, (batches, judged, path))
-
-    def step(k, runner, losses, distances):
-        here = (noise[0], noise[1] + k * length)
-        *data, goals = entry(pieces, k)
-        run = partial(_segment, job, scale, data, goals, here)
-
-        def backward(inputs, outputs, upstream):
-            return gradients(partial(run, known=outputs[0]), inputs, upstream)
-
-        values, distance, runner = replaced(run, backward)(weights, runner)
-        return k + 1, runner, losses.write(k, values.loss), distances.write(k, distance)
-
-    arrays = [tf.TensorArray(scale.dtype, size=count) for _ in range(2)]
-    loop = tf.while_loop(lambda k, *_: k < count, step, (0, start, *arrays), parallel_iterations=1)
-    _, runner, losses, distances = loop
-    losses = measured(tf.reshape(losses.stack(), (-1,)))
-    return losses, tf.reshape(distances.stack(), (-1, path.shape[1])), moved(runner)
-
-
-def _segment(job: Amalgamation, scale, data, path, noise, weights, runner, known=None):
-    """Some steps of `run_student`; a gradient goes to `weights` and `runner` alone.
-
-    Args:
-        data: Batches to train on, and those whose loss is measured if they are others.
-        known: The values [S, ...] of these steps, where they were taken before, or None.
-
-    Returns:
-        Values and gradients [S, ...], distances [S, K], the runner.
-    """
-    (seed, first), steps = noise, int(data[0].labels.shape[0])
-    update = compiled_update(job.rule, job.optimizee.layout)
-
-    def step(i, runner, arrays):
-        value = known and tf.nest.map_structure(tf.stop_gradient, entry(known, i))
-        here = entry(data, i)
-        value = value_and_gradient(
-            job.optimizee, job.first_order, (scale, *here), runner[:2], value
-        )
-        acting = noisy_weights(job.perturbation, weights, seed, first + i)
-        seen = noisy_gradient(job.perturbation, value.gradient, seed, first + i)
-        move, state = update(acting, seen, runner.parameters, runner.state)
-        runner = Runner(runner.parameters - move, value.carried, state)
+    def step(weights, runner, entry, known):
+        batch, judged, goals, number = entry
+        rule = Perturbed(Recomputed(job.rule), job.perturbation, trajectory.seed, number)
+        gradient_of = lambda *at: recomputed_gradient(*at, judged, known, job.first_order)  # noqa: E731
+        seen, runner = inner_step(task, rule, weights, runner, batch, gradient_of)
         # Stopped here, as a loop's gradient goes to the loop's constants too.
-        goal = tf.stop_gradient(entry(path, i) / scale)
-        distance = log_distance(runner.parameters, goal)
-        record = (value._replace(gradient=tf.stop_gradient(value.gradient)), distance)
-        arrays = tf.nest.map_structure(lambda array, x: array.write(i, x), arrays, record)
-        return i + 1, runner, arrays
+        goals = tf.stop_gradient(goals / scale)
+        return runner, seen, log_distance(runner.parameters, goals)
 
-    template = (ValueAndGradient(scale[0], scale, runner.carried), scale)
-    arrays = tf.nest.map_structure(lambda x: tf.TensorArray(x.dtype, size=steps), template)
-    loop = tf.while_loop(lambda i, *_: i < steps, step, (0, runner, arrays), parallel_iterations=1)
-    _, runner, arrays = loop
-    values, distances = tf.nest.map_structure(lambda array: array.stack(), arrays)
-    return values, distances, runner
+    entries = (batches, judged, path, trajectory.step + tf.range(steps))
+    losses, distances, runner = unrolled(step, weights, trajectory.student, entries, job.recompute)
+    after = trajectory._replace(student=runner, step=trajectory.step + steps)
+    return META_LOSSES[job.meta_loss](losses), distances, after
 
 
 def start_losses(job: Amalgamation, trajectory: Trajectory, batches: Batch):
     """log M(x_i, theta_0) [T] over T batches, or as `job.meta_loss` has it."""
-    parameters, carried = trajectory.start
-
-    def loss(batch):
-        value, _ = job.optimizee.loss(parameters * trajectory.scale, carried, batch, training=True)
-        return META_LOSSES[job.meta_loss](value)
-
-    return tf.map_fn(loss, batches, fn_output_signature=trajectory.scale.dtype)
+    task = Scaled(job.task, trajectory.scale)
+    loss = lambda batch: task.loss(*trajectory.start, batch, training=True)[0]  # noqa: E731
+    losses = tf.map_fn(loss, batches, fn_output_signature=trajectory.scale.dtype)
+    return META_LOSSES[job.meta_loss](losses)
 
 
 def truncation(
@@ -343,8 +293,8 @@ def truncation(
 
     Returns:
         Meta-gradient (a list like `weights`) at the perturbed weights, the trajectory after it,
-        and a `Report`. What is not finite leaves no trace: the trajectory is then the one that
-        came in.
+        and a `TruncationResult`. What is not finite leaves no trace: the trajectory is then the one
+        that came in.
     """
     scheme, path, teachers = SCHEMES[job.scheme], None, trajectory.teachers
     if scheme is not None:
@@ -364,8 +314,8 @@ def truncation(
     meta_loss = tf.reduce_mean(losses - start_losses(job, trajectory, judged or batches))
     after = after._replace(teachers=teachers)
     finite = all_finite([gradient, after, meta_loss, distance])
-    report = Report(meta_loss, distance, tf.cast(finite, losses.dtype))
-    return gradient, choose(finite, after, trajectory), report
+    result = TruncationResult(meta_loss, distance, tf.cast(finite, losses.dtype))
+    return gradient, choose(finite, after, trajectory), result
 
 
 def validate_truncation(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+from l2o.amalgamation.unroll import Runner, inner_step
 from l2o.problems.dataset import Batch
 from l2o.rules import Horizon, UpdateRule
 from l2o.tasks.batches import batch_indices, entry
@@ -109,7 +110,7 @@ class Fit:
             report: Told now and then how many steps are behind.
         """
         parameters, carried = self._task.initial(seed)
-        held = (parameters, carried, self._rule.initial_state(self._task.layout))
+        held = Runner(parameters, carried, self._rule.initial_state(self._task.layout))
         held = tf.nest.map_structure(tf.convert_to_tensor, held)
         self._horizon = Horizon(float(epochs * self.steps_per_epoch), float(epochs))
         if self._steps is None:
@@ -143,7 +144,7 @@ class Fit:
         key, horizon = tf.TensorSpec([2], tf.int64), tf.TensorSpec([2], tf.float32)
         specs = tf.nest.map_structure(tf.TensorSpec.from_tensor, held)
         function = tf.function(self._run_steps, autograph=False)
-        return function.get_concrete_function(indices, key, horizon, *specs)
+        return function.get_concrete_function(indices, key, horizon, specs)
 
     def _run_epoch(self, held, seed: int, epoch: int, report) -> tuple:
         """The steps of an epoch, or as many as there are until the loss diverges."""
@@ -169,8 +170,8 @@ class Fit:
         examples = int(self._train.labels.shape[0])
         indices = batch_indices([seed], examples, self._batch_size, start, count)
         key, horizon = tf.constant([seed, start], tf.int64), tf.constant(self._horizon)
-        record, done, *held = self._steps(tf.constant(indices), key, horizon, *held)
-        return record.numpy()[: int(done)].T, tuple(held)
+        record, done, held = self._steps(tf.constant(indices), key, horizon, held)
+        return record.numpy()[: int(done)].T, held
 
     def _scores(self, held) -> list[float]:
         """Losses and accuracies of validation and test."""
@@ -180,28 +181,25 @@ class Fit:
                   for x in self._score(parameters, carried, k)]  # fmt: skip
         return scores + [np.nan] * (4 - len(scores))
 
-    def _run_steps(self, indices, key, horizon, parameters, carried, state):
-        layout, horizon = self._task.layout, Horizon(*tf.unstack(horizon))
-        steps = tf.shape(indices)[0]
+    def _run_steps(self, indices, key, horizon, held):
+        steps, horizon = tf.shape(indices)[0], Horizon(*tf.unstack(horizon))
 
         def proceed(i, loss, *_):
             return (i < steps) & tf.math.is_finite(loss)
 
-        def step(i, loss, record, parameters, carried, state):
+        def step(i, loss, record, held):
             batch = entry(self._train, indices[i])
             now = tf.stack([key[0], key[1] + tf.cast(i, key.dtype)])
-            seen = self._gradient(self._task, parameters, carried, batch, now)
-            loss, accuracy = (tf.cast(x, tf.float32) for x in (seen.loss, seen.accuracy))
-            record = record.write(i, tf.stack([loss, accuracy]))
-            move, state = self._rule.update(
-                self._weights, seen.gradient, parameters, state, layout, horizon
+            gradient_of = lambda *here: self._gradient(*here, now)  # noqa: E731
+            seen, held = inner_step(
+                self._task, self._rule, self._weights, held, batch, gradient_of, horizon
             )
-            return i + 1, loss, record, parameters - move, seen.carried, state
+            loss, accuracy = (tf.cast(x, tf.float32) for x in (seen.loss, seen.accuracy))
+            return i + 1, loss, record.write(i, tf.stack([loss, accuracy])), held
 
         record = tf.TensorArray(tf.float32, size=steps, element_shape=(2,))
-        loop = (0, 0.0, record, parameters, carried, state)
-        done, _, record, *held = tf.while_loop(proceed, step, loop)
-        return record.stack(), done, *held
+        done, _, record, held = tf.while_loop(proceed, step, (0, 0.0, record, held))
+        return record.stack(), done, held
 
     def _run_score(self, parameters, carried, which: int):
         """Mean loss and accuracy over all held-out examples, the last smaller batch included."""

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 
 import numpy as np
 import tensorflow as tf
 
 from l2o.problems.dataset import Batch
 
-TRAINING, VALIDATION, INITIAL = 0, 1, 2  # streams of random numbers of a phase
+
+class Stream(Enum):
+    """The streams of random numbers: whose, and the number that ends their key.
+
+    A phase's key is (run seed, phase); a trajectory's is its stream's in the phase and its index.
+    """
+
+    TRAINING = "phase", 0
+    VALIDATION = "phase", 1
+    INITIAL_WEIGHTS = "phase", 2
+    START = "trajectory", 0
+    BATCHES = "trajectory", 1
+    NOISE = "trajectory", 2
+    SPLIT = "trajectory", 3
+    HELD_OUT_BATCHES = "trajectory", 4
+
+    def key(self, *of: int) -> list[int]:
+        """The stream's key, from that of its phase or trajectory."""
+        return [*of, self.value[1]]
 
 
 def batches(
@@ -19,7 +38,7 @@ def batches(
     start: int,
     steps: int,
     among: np.ndarray | None = None,
-    stream: int = 1,
+    stream: Stream = Stream.BATCHES,
 ) -> Batch:
     """A trajectory's batches from step `start` on.
 
@@ -30,13 +49,13 @@ def batches(
         start: The first step, counted from the start of the trajectory, warm-up included.
         steps: S.
         among: Indices of the examples to draw from; all by default.
-        stream: Sequences with another number are drawn independently.
+        stream: Of the trajectory; another one is drawn independently.
 
     Returns:
         Inputs [S, B, ...], labels [S, B, ...] and so on.
     """
     examples = len(data.labels) if among is None else len(among)
-    indices = batch_indices([*key, stream], examples, batch_size, start, steps)
+    indices = batch_indices(stream.key(*key), examples, batch_size, start, steps)
     indices = indices if among is None else among[indices]
     return rows(data, indices)
 
@@ -69,7 +88,7 @@ def held_out(examples: int, key: Sequence[int]) -> tuple[np.ndarray, np.ndarray]
 
     Drawn anew for each trajectory, for the held-out meta loss (after Metz et al. 2019).
     """
-    order = np.random.default_rng([*key, 3]).permutation(examples)
+    order = np.random.default_rng(Stream.SPLIT.key(*key)).permutation(examples)
     kept, tenth = np.split(order, [examples - examples // 10])
     return kept, tenth
 

@@ -13,25 +13,14 @@ _plain_moments, _plain_max_pool = tf.nn.moments, tf.nn.max_pool
 
 
 @contextmanager
-def second_derivatives() -> Iterator[None]:
-    """Batch norm called within has the right ones, and max-pools have theirs in less time.
+def second_derivatives(model: keras.Model) -> Iterator[None]:
+    """A model called within has the right ones, and those of max-pools in less time.
 
     `tf.nn.moments`, which Keras calls, takes the mean in the variance for a constant: right for
     first derivatives only. Its kernel for a max-pool's second derivative is slow: on a CPU, a sixth
-    of the Train network's whole second-order part.
-    """
-    tf.nn.moments, tf.nn.max_pool = moments, max_pool
-    try:
-        yield
-    finally:
-        tf.nn.moments, tf.nn.max_pool = _plain_moments, _plain_max_pool
-
-
-@contextmanager
-def own_constants(model: keras.Model) -> Iterator[None]:
-    """Tensors that layers keep, such as the mean of `Normalization`, are the graph's own within.
-
-    TensorFlow has no gradient of a loop whose gradient needs a tensor from outside all graphs.
+    of the Train network's whole second-order part. Tensors that layers keep, such as the mean of
+    `Normalization`, are the graph's own within: TensorFlow has no gradient of a loop whose gradient
+    needs a tensor from outside all graphs.
     """
     kept = [
         (vars(layer), name, value)
@@ -43,9 +32,11 @@ def own_constants(model: keras.Model) -> Iterator[None]:
     ]
     for attributes, name, value in kept:
         attributes[name] = tf.constant(value.numpy())
+    tf.nn.moments, tf.nn.max_pool = moments, max_pool
     try:
         yield
     finally:
+        tf.nn.moments, tf.nn.max_pool = _plain_moments, _plain_max_pool
         for attributes, name, value in kept:
             attributes[name] = value
 

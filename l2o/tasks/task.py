@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -18,7 +19,7 @@ from l2o.rules.layout import Layout
 from l2o.tasks.batches import rows
 from l2o.tasks.examples import BATCH_SIZE, example_shape, in_one_line
 from l2o.tasks.keras_loss import per_example, takes_class_indices
-from l2o.tasks.second_order import own_constants, second_derivatives
+from l2o.tasks.second_order import second_derivatives
 
 # Here, where all comes through that trains and evaluates.
 if keras.backend.backend() != "tensorflow":
@@ -127,7 +128,7 @@ class Task:
 
     def outcome(self, tensors, carried: list, batch: Batch, training: bool) -> tuple:
         """As `loss`, of the layout's tensors, with the network's outputs [B, ...] as a third."""
-        with second_derivatives(), own_constants(self.model):
+        with second_derivatives(self.model):
             outputs, carried, penalties = self.model.stateless_call(
                 tensors,
                 carried,
@@ -185,22 +186,26 @@ def _build_on(model: keras.Model, inputs) -> None:
         ) from error
 
 
+@dataclass(frozen=True)
 class Scaled:
-    """Random scaling (Lv et al. 2017): an task in coordinates divided by `scale`.
+    """Random scaling (Lv et al. 2017): a task in coordinates divided by `scale`.
 
     Parameters become theta / s, so the gradient becomes s * g; the loss is the same.
 
-    Args:
+    Attributes:
         task: What is scaled.
         scale: [D], of either sign, not zero.
     """
 
-    def __init__(self, task: Task, scale):
-        self._task, self._scale = task, scale
-        self.layout = task.layout
+    task: Task
+    scale: Any
+
+    @property
+    def layout(self) -> Layout:
+        return self.task.layout
 
     def loss(self, parameters, carried, batch, training):
-        return self._task.loss(parameters * self._scale, carried, batch, training)
+        return self.task.loss(parameters * self.scale, carried, batch, training)
 
 
 def mode(model: keras.Model, training: bool) -> dict[str, bool]:
@@ -217,9 +222,19 @@ def as_inputs(inputs):
     return tf.nest.map_structure(seen, inputs)
 
 
-def loss_and_gradient(task: Task, parameters, carried: list, batch: Batch):
+class ValueAndGradient(NamedTuple):
+    """What a step sees of the network: the loss, its gradient [D], the new carried values."""
+
+    loss: Any
+    gradient: Any
+    carried: list
+
+
+def loss_and_gradient(
+    task: Task | Scaled, parameters, carried: list, batch: Batch
+) -> ValueAndGradient:
     """The training loss, its gradient [D], and the new carried values."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(parameters)
         loss, carried = task.loss(parameters, carried, batch, training=True)
-    return loss, tape.gradient(loss, parameters), carried
+    return ValueAndGradient(loss, tape.gradient(loss, parameters), carried)
