@@ -34,9 +34,8 @@ def gradient_of(function, inputs, upstream):
 def test_many_runners_take_the_steps_that_each_takes_alone(rule, float64):
     """Two of them, vectorized and compiled by XLA, each with weights and batches of its own."""
     layers, generator = keras.layers, np.random.default_rng(0)
-    task = Task(
-        lambda: keras.Sequential([layers.Input((6,)), layers.Dense(5, "relu"), layers.Dense(3)])
-    )
+    stack = lambda: [layers.Input((6,)), layers.Dense(5, "relu"), layers.Dense(3)]  # noqa: E731
+    task = Task(Problem(lambda: keras.Sequential(stack())))
     inputs = [
         (
             made_weights(rule, k),

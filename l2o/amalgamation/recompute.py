@@ -132,10 +132,10 @@ def recomputed_gradient(
 def _recomputed_value(task: Task) -> Callable:
     def evaluate(place, parameters, carried):
         scale, batch, judged = tf.nest.map_structure(tf.stop_gradient, place)
-        task = Scaled(task, scale)
-        value = loss_and_gradient(task, parameters, carried, batch)
+        scaled = Scaled(task, scale)
+        value = loss_and_gradient(scaled, parameters, carried, batch)
         if judged:
-            value = value._replace(loss=task.loss(parameters, carried, judged, training=True)[0])
+            value = value._replace(loss=scaled.loss(parameters, carried, judged, training=True)[0])
         return value
 
     return recomputed(evaluate)
