@@ -19,8 +19,9 @@ import tensorflow as tf
 from l2o import PolicyError
 from l2o.commands.problem import load_problem, problem_name
 from l2o.commands.report import counted
-from l2o.commands.terminal import Parser, UserError, count, run_command
-from l2o.evaluation.baselines import CandidateError, get_candidates
+from l2o.commands.terminal import Parser, count, run_command
+from l2o.errors import UserError
+from l2o.evaluation.baselines import get_candidates
 from l2o.evaluation.protocol import Plan, evaluate, missing, present, warmup_notes
 from l2o.evaluation.store import ResultsDirectory
 from l2o.evaluation.tables import TableError
@@ -59,7 +60,7 @@ def main() -> int:
         with ResultsDirectory(Path("results/figure-3")) as directory:
             todo = missing([task], candidates, plan, directory)
             evaluate(todo, plan, directory, announce)
-    except (CandidateError, PolicyError, DirectoryError, TableError, PrivacyError) as error:
+    except (UserError, PolicyError, DirectoryError, TableError, PrivacyError) as error:
         raise UserError(str(error)) from error
     cases = summarize(counted(present([task], candidates, plan, directory)))
     # Of the larger problems it is the paper's Figure 8.

@@ -19,7 +19,8 @@ import numpy as np
 from l2o.problems import datasets, networks
 
 import l2o
-from l2o.commands.terminal import Parser, UserError, count, run_command
+from l2o.commands.terminal import Parser, count, run_command
+from l2o.errors import UserError
 
 
 def transformer(shape: tuple[int, ...], classes: int) -> keras.Model:

@@ -17,7 +17,7 @@ import l2o
 from l2o import problems, save_policy
 from l2o.commands.evaluate import _run_one, main
 from l2o.commands.forecast import Forecast
-from l2o.commands.terminal import UserError
+from l2o.errors import UserError
 from l2o.evaluation import protocol as running
 from l2o.evaluation.baselines import get_candidates
 from l2o.evaluation.protocol import Plan, evaluate, missing

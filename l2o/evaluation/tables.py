@@ -10,6 +10,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from l2o.errors import UserError
 from l2o.runs.files import csv_lines, write_atomically
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ Row = TypeVar("Row", bound="DataclassInstance")
 _KINDS = {"str": str, "int": int, "float": float}
 
 
-class TableError(ValueError):
+class TableError(UserError):
     """A table that cannot be read; the message names file and fault in one line."""
 
 
