@@ -69,7 +69,7 @@ class Settings:
         """The policy that is trained."""
         if isinstance(self.policy, UpdateRule):
             return self.policy
-        if self.policy not in POLICIES:
+        if self.policy not in [*POLICIES]:
             raise _unknown("policy", POLICIES, self.policy)
         return POLICIES[self.policy]()
 

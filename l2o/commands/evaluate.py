@@ -49,9 +49,9 @@ DESCRIPTION = """\
 Fits the paper's problems with optimizers and compares them (Huang et al.,
 Optimizer Amalgamation, ICLR 2022, Section 5).
 
-  {prog} --problem mnist_dp        the shipped policy and Adam, with DP-SGD
-  {prog} --problem mnist_cnn fmnist_cnn --optimizer runs/choice-large oracle
-  {prog} --problem mine:tumours    your own (docs/amalgamate.md)
+  {prog} --problem mnist_dp       the shipped policy, and Adam
+  {prog} --optimizer runs/choice-large oracle
+  {prog} --problem mine:tumours   your own: docs/amalgamate.md
 
 In each repeat all optimizers start from the same weights and see the same
 batches. What is there is not run again: the same command goes on after Ctrl-C."""
@@ -61,7 +61,7 @@ optimizers:
   choice-large         a shipped policy; choice-large/3 is one of its replicates
   runs/choice-large    the policy of a run, or of all its replicates
   mine=runs/x/policy   a policy directory, under a name of your own
-  oracle               the six tuned teachers, each fitted; reports take the best
+  oracle               the six tuned teachers; reports take the best
   adam, adam@0.01      a teacher at its tuned rate, or at another
   keras:AdamW, keras:Adam@0.001
                        any Keras optimizer, at its default rate or at another

@@ -29,9 +29,9 @@ DESCRIPTION = """\
 Trains one optimizer from a pool of analytical ones (Huang et al., Optimizer
 Amalgamation, ICLR 2022).
 
-  {prog} --preset smoke --data digits        every stage, in three minutes
-  {prog} --strategy choice --pool large      the paper's best: hours
-  {prog} --problem mine:tumours              your own (docs/amalgamate.md)
+  {prog} --preset smoke --data digits     every stage, in minutes
+  {prog} --strategy choice --pool large   the paper's best, in hours
+  {prog} --problem mine:tumours           your own: docs/amalgamate.md
 
 Ctrl-C stops it, and the same command goes on. The result is a directory; use it
 as l2o.AmalgamatedOptimizer.load("runs/choice-large/policy")."""

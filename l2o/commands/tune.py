@@ -35,9 +35,9 @@ DESCRIPTION = """\
 Searches the teachers' learning rates: fits a problem with every teacher at
 every rate, writes the table and prints the best.
 
-  {prog}                                 the rates that the pools have
-  {prog} --problem digits_cnn --rates 0.001 0.01 0.1 --seeds 1
-  {prog} --problem mine:tumours          your own (docs/amalgamate.md)
+  {prog}                           as the pools' rates were found
+  {prog} --problem digits_cnn --epochs 15 --rates 0.001 0.01 0.1
+  {prog} --problem mine:tumours    your own: docs/amalgamate.md
 
 Ctrl-C stops it, and the same command goes on."""
 
