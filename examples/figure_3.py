@@ -4,7 +4,7 @@
     python examples/figure_3.py runs/digits --problem digits_cnn --epochs 25
 
 Fits the problem with the policy and the teachers and writes results/figure-3/figure-3.png. Fits
-that are there are not run again. `evaluate.py --report` draws all the figures there are.
+that are there are not run again. `l2o report` draws all the figures there are.
 """
 
 from __future__ import annotations

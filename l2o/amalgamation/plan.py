@@ -41,7 +41,9 @@ class Meta:
             unroll never trains on (after Metz et al. 2019).
         meta_loss: "log": of log loss; "difference": of the loss itself, which may then be zero or
             negative.
-        perturbation: Of the policy while it is trained.
+        perturbation: Of the policy while it is trained: "gaussian": noise on the weights;
+            "adversarial", "pgd" or "fgsm": weights moved to where the loss is higher; "input":
+            noise on the gradients that it sees.
     """
 
     seed: int = 0
