@@ -61,7 +61,8 @@ def read_table(path: Path | str, kind: type[Row], version: int | None = None) ->
                 )
     names = [f.name for f in fields(kind)]
     if columns != names:
-        raise TableError(f"{path} needs the columns {', '.join(names)}. {_other(columns, names)}")
+        found = " ".join(_other(columns, names).split())  # a column's name may have line breaks
+        raise TableError(f"{path} needs the columns {', '.join(names)}. {found}")
     if not text.endswith("\n"):
         raise TableError(f"{path} is cut off: its last line, number {lines[-1][0]}, has no end")
     return [_row(f"{path}, line {number}", line, kind) for number, line in rows]
