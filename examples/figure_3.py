@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tensorflow as tf
 
-from l2o import PolicyError
 from l2o.commands.problem import load_problem, problem_name
 from l2o.commands.report import counted
 from l2o.commands.terminal import Parser, count, run_command
@@ -24,12 +23,10 @@ from l2o.errors import UserError
 from l2o.evaluation.baselines import get_candidates
 from l2o.evaluation.protocol import Plan, evaluate, missing, present, warmup_notes
 from l2o.evaluation.store import ResultsDirectory
-from l2o.evaluation.tables import TableError
 from l2o.reports.comparison import summarize
 from l2o.reports.figures import drawings
 from l2o.reports.plots import png
 from l2o.runs.files import write_atomically
-from l2o.runs.lock import DirectoryError
 from l2o.tasks.privacy import PrivacyError
 from l2o.tasks.task import Task
 
@@ -60,7 +57,7 @@ def main() -> int:
         with ResultsDirectory(Path("results/figure-3")) as directory:
             todo = missing([task], candidates, plan, directory)
             evaluate(todo, plan, directory, announce)
-    except (UserError, PolicyError, DirectoryError, TableError, PrivacyError) as error:
+    except PrivacyError as error:
         raise UserError(str(error)) from error
     cases = summarize(counted(present([task], candidates, plan, directory)))
     # Of the larger problems it is the paper's Figure 8.

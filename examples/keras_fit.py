@@ -69,10 +69,7 @@ def main() -> int:
     parser.add_argument("--batch", type=count, default=128, help="examples a step")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     arguments = parser.parse_args()
-    try:
-        policy = l2o.AmalgamatedOptimizer.load(arguments.policy).policy
-    except l2o.PolicyError as error:
-        raise UserError(str(error)) from error
+    policy = l2o.AmalgamatedOptimizer.load(arguments.policy).policy
     try:
         data = datasets.load_dataset("mnist")
     except datasets.DatasetUnavailable as error:

@@ -279,7 +279,7 @@ def _scaled(rule: UpdateRule, scale: float) -> UpdateRule:
         raise ValueError(f"output_scale is for rnnprop and original. Received: {rule.name}")
     if not 0 < scale < inf:
         raise ValueError(f"output_scale must be a number above 0. Received: {scale}")
-    return replace(rule, scale=scale)
+    return replace(rule, **{"scale": scale})
 
 
 def _unknown(what: str, allowed: Any, received: Any) -> ValueError:

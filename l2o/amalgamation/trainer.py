@@ -86,8 +86,7 @@ class Trainer:
         self._phases, self._meta = phases, meta
         self._optimizee, self._data, self._batch_size = optimizee, data, batch_size
         self._strategy, self._directory = strategy, directory
-        self._card, self._callback = card, callback
-        self._stopping = False
+        self._card, self._callback, self._stopping = card, callback, False
         self._run = self._restore()
         self.resumed = self._run is not None
 
