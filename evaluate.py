@@ -1,4 +1,4 @@
-"""Compares optimizers on the paper's problems, or reports results; see --help."""
+"""Compares optimizers on the paper's problems: `l2o evaluate`; see --help."""
 
 import os
 

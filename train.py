@@ -1,4 +1,4 @@
-"""Meta-trains an optimizer, or searches the teachers' learning rates; see --help."""
+"""Meta-trains an optimizer: `l2o train`; see --help."""
 
 import os
 

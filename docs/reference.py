@@ -1,4 +1,4 @@
-"""Writes docs/commands.md from the commands' own parsers.
+"""Writes docs/commands.md from the commands' own parsers and the settings' docstrings.
 
     python docs/reference.py
 
@@ -8,54 +8,99 @@ The page is kept in the repository, so that it can be read there; a test fails w
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import inspect
 import os
+import re
 import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from l2o.amalgamation.curriculum import PRESETS
-from l2o.commands import evaluate, train_options
+from l2o.amalgamation.curriculum import CURRICULA, Curriculum
+from l2o.amalgamation.perturbation import Perturbation
+from l2o.amalgamation.plan import Meta
+from l2o.amalgamation.settings import CHOICES, Settings, Shorthands
+from l2o.commands import evaluate, report, train_options, tune
 
 PAGE = Path(__file__).parent / "commands.md"
 HEAD = """\
 # Commands
 
-<!-- Written by docs/reference.py from the parsers: change those, then run it again. -->
+<!-- Written by docs/reference.py from parsers and docstrings: change those, then run it again. -->
 
-What `python train.py --help` and `python evaluate.py --help` say. Both exit with status 0, with 2
-for something you can mend (one line on stderr says what), and with 130 when stopped by Ctrl-C;
-`train.py` with 1 where training diverged for good.
+What `l2o train --help` and so on say, and every setting of a training. `python -m l2o` is `l2o`; in
+a checkout `python train.py` is `l2o train`, and `python evaluate.py` is `l2o evaluate`. All exit
+with status 0, with 2 for something you can mend (one line on stderr says what), and with 130 when
+stopped by Ctrl-C; `l2o train` with 1 where training diverged for good.
 """
-SCHEDULE = ("truncation", "meta_batch", "period", "min_periods", "max_periods", "patience",
-            "max_repeats", "tolerance", "validation_trajectories")  # fmt: skip
-STAGES = ("unrolls", "alphas", "last_validation", "choice_unrolls", "choice_validation")
+SETTINGS = """\
+## Settings of a training
+
+Each by its flag of `l2o train`, where it has one, by `--set NAME=VALUE` otherwise, and by its name
+in `l2o.amalgamate`, which takes `scheme` as `strategy` and `teachers` as `pool`. Values are
+separated by spaces after a flag and by commas after `--set`. A preset is a whole set of them; the
+defaults are those of `paper`, with what `cpu` and `smoke` have in their place.
+
+| setting | flag | default | meaning |
+|---|---|---|---|
+"""
 
 
 def page() -> str:
     """The whole page."""
-    train, compare = map(_command, (train_options.parser(), evaluate.parser()))
-    return "\n".join([HEAD, train, _presets(), compare])
+    train, *others = (module.parser() for module in (train_options, tune, evaluate, report))
+    return "\n".join([HEAD, _command(train), _settings(train), *map(_command, others)])
 
 
-def _presets() -> str:
-    """The values of train.py's presets."""
+def _settings(parser: argparse.ArgumentParser) -> str:
+    """All settings, in the order of their dataclasses."""
+    flags = {action.dest: action.option_strings[-1] for action in parser._actions}
     rows = []
-    for field in SCHEDULE + STAGES:
-        of = [p.schedule if field in SCHEDULE else p for p in PRESETS.values()]
-        values = [getattr(preset, field) for preset in of]
-        shown = (" ".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values)
-        rows.append(f"| `--{field.replace('_', '-')}` | {' | '.join(shown)} |")
-    head = f"| option | {' | '.join(PRESETS)} |\n|---|{'---|' * len(PRESETS)}"
-    return "\n".join(["**What the presets of train.py stand for**\n", head, *rows]) + "\n"
+    for part in (Settings, Shorthands, Curriculum, Meta, Perturbation):
+        meanings = _attributes(part)
+        for field in dataclasses.fields(part):
+            if field.name in CHOICES:
+                name = field.name
+                flag = f"`{flags[name]}`" if name in flags else ""
+                default = _default(part, field)
+                rows.append(f"| `{name}` | {flag} | {default} | {_cell(meanings[name])} |")
+    return SETTINGS + "\n".join(rows) + "\n"
+
+
+def _attributes(part: type) -> dict[str, str]:
+    """What the docstrings of a dataclass and its bases say of each field."""
+    found: dict[str, str] = {}
+    for kind in part.__mro__[:-1]:
+        text = inspect.getdoc(kind) or ""
+        section = re.search(r"Attributes:\n(.*?)(?=\n\n|\Z)", text, re.DOTALL)
+        for entry in re.split(r"\n {4}(?=\w)", f"\n{section[1]}")[1:] if section else []:
+            name, meaning = entry.split(":", 1)
+            found.setdefault(name, " ".join(meaning.split()))
+    return found
+
+
+def _default(part: type, field: dataclasses.Field) -> str:
+    """A field's default, and where presets have others, theirs."""
+    if part is not Curriculum:
+        unset = field.default in (None, dataclasses.MISSING)
+        return "" if unset else _shown(field.default)
+    paper, *others = CURRICULA.items()
+    own = getattr(paper[1], field.name)
+    differing = [(n, value) for n, c in others if (value := getattr(c, field.name)) != own]
+    return "; ".join([_shown(own), *(f"{name} {_shown(value)}" for name, value in differing)])
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(_shown, value)) if isinstance(value, tuple) else f"{value}"
 
 
 def _command(parser: argparse.ArgumentParser) -> str:
     groups = [g for g in parser._action_groups if g.title != "options" and g._group_actions]
     parts = [f"## {parser.prog}", _literal(parser.description)]
     parts += [_group(group) for group in groups]
-    return "\n\n".join([*parts, _literal(parser.epilog)]) + "\n"
+    return "\n\n".join(parts + [_literal(parser.epilog)] * bool(parser.epilog)) + "\n"
 
 
 def _literal(text: str | None) -> str:
@@ -71,7 +116,8 @@ def _group(group: argparse._ArgumentGroup) -> str:
 
 def _flag(action: argparse.Action) -> str:
     value = "" if action.nargs == 0 else f" {action.metavar}"
-    return f"`{action.option_strings[-1]}{value}{' ...' * (action.nargs == '+')}`"
+    name = "".join(action.option_strings[-1:])
+    return f"`{f'{name}{value}'.strip()}{' ...' * (action.nargs == '+')}`"
 
 
 def _cell(text: str | None) -> str:

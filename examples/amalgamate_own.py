@@ -23,7 +23,8 @@ import numpy as np
 from sklearn.datasets import load_diabetes
 
 import l2o
-from l2o.commands.terminal import Parser, UserError, run_command
+from l2o.commands.terminal import Parser, run_command
+from l2o.errors import UserError
 
 SEEDS, EPOCHS = 3, 10
 # Two stages, unrolls of 50 and of 100 steps, each of two periods of eight trajectories.

@@ -4,7 +4,7 @@
     python examples/figure_3.py runs/digits --problem digits_cnn --epochs 25
 
 Fits the problem with the policy and the teachers and writes results/figure-3/figure-3.png. Fits
-that are there are not run again. `evaluate.py --report` draws all the figures there are.
+that are there are not run again. `l2o report` draws all the figures there are.
 """
 
 from __future__ import annotations
@@ -16,19 +16,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tensorflow as tf
 
-from l2o import PolicyError
 from l2o.commands.problem import named_task, problem_name
 from l2o.commands.report import counted
-from l2o.commands.terminal import Parser, UserError, count, run_command
-from l2o.evaluation.baselines import CandidateError, get_candidates
+from l2o.commands.terminal import Parser, count, run_command
+from l2o.evaluation.baselines import get_candidates
 from l2o.evaluation.protocol import Plan, evaluate, missing, present, warmup_notes
 from l2o.evaluation.store import ResultsDirectory
-from l2o.evaluation.tables import TableError
 from l2o.reports.comparison import summarize
 from l2o.reports.figures import drawings
 from l2o.reports.plots import png
 from l2o.runs.files import write_atomically
-from l2o.runs.lock import DirectoryError
 
 
 def announce(task, candidate, repeat: int, steps: int) -> None:
@@ -48,17 +45,14 @@ def main() -> int:
         parser.error(f"--epochs must be at least 2. Received: {arguments.epochs}")
     tf.get_logger().setLevel("ERROR")  # each optimizer is traced anew, which it warns of
     plan = Plan(arguments.repeats, arguments.epochs)
-    try:
-        named = [c for name in (arguments.policy, "oracle") for c in get_candidates(name)]
-        candidates = list({(c.name, c.replicate): c for c in named}.values())
-        task = named_task(arguments.problem, None, None)
-        for note in warmup_notes([task], candidates, plan):
-            print(f"Note: {note}")
-        with ResultsDirectory(Path("results/figure-3")) as directory:
-            todo = missing([task], candidates, plan, directory)
-            evaluate(todo, plan, directory, announce)
-    except (CandidateError, PolicyError, DirectoryError, TableError) as error:
-        raise UserError(str(error)) from error
+    named = [c for name in (arguments.policy, "oracle") for c in get_candidates(name)]
+    candidates = list({(c.name, c.replicate): c for c in named}.values())
+    task = named_task(arguments.problem, None, None)
+    for note in warmup_notes([task], candidates, plan):
+        print(f"Note: {note}")
+    with ResultsDirectory(Path("results/figure-3")) as directory:
+        todo = missing([task], candidates, plan, directory)
+        evaluate(todo, plan, directory, announce)
     cases = summarize(counted(present([task], candidates, plan, directory)))
     # Of the larger problems it is the paper's Figure 8.
     figure, draw = next((d, d.draw) for d in drawings(cases)

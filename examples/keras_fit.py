@@ -18,8 +18,8 @@ import keras
 import numpy as np
 
 import l2o
-from l2o.commands.terminal import Parser, UserError, count, run_command
-from l2o.problems import datasets, networks
+from l2o.commands.terminal import Parser, count, run_command
+from l2o.problems import Dataset, load_dataset, networks
 
 
 def transformer(shape: tuple[int, ...], classes: int) -> keras.Model:
@@ -46,7 +46,7 @@ def _floats(images: np.ndarray) -> np.ndarray:
     return images.astype("float32") / 255
 
 
-def train(name: str, optimizer, data: datasets.Dataset, settings) -> list[float]:
+def train(name: str, optimizer, data: Dataset, settings) -> list[float]:
     """Last epoch's mean training loss, validation loss and accuracy, and seconds of one `fit`."""
     keras.utils.set_random_seed(0)
     model = NETWORKS[name](data.shape, data.classes)
@@ -68,15 +68,9 @@ def main() -> int:
     parser.add_argument("--batch", type=count, default=128, help="examples a step")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     arguments = parser.parse_args()
-    try:
-        policy = l2o.AmalgamatedOptimizer.load(arguments.policy).policy
-    except l2o.PolicyError as error:
-        raise UserError(str(error)) from error
-    try:
-        data = datasets.load_dataset("mnist")
-    except datasets.DatasetUnavailable as error:
-        raise UserError(str(error)) from error
-    examples = min(arguments.examples, len(data.train))
+    policy = l2o.AmalgamatedOptimizer.load(arguments.policy).policy
+    data = load_dataset("mnist")
+    examples = min(arguments.examples, data.sizes[0])
     steps = -(-examples // arguments.batch) * arguments.epochs
     print(f"{data.name}, {data.source}: {steps} steps of {arguments.batch} examples")
     if steps <= l2o.AmalgamatedOptimizer(policy).warmup_steps:

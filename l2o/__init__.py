@@ -5,10 +5,15 @@
 """
 
 import os
+import sys
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from l2o.runs.quiet import quiet
+
+# The command, as `l2o` and as `python -m l2o`, asks for silence here: afterwards it is too late.
+if os.path.basename("".join(sys.argv[:1])) in ("l2o", "-m"):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # Imported, not loaded on demand: `import l2o` alone must make Keras know the optimizer's name, so
 # that a saved model with it can be loaded. TensorFlow greets whoever imports it even at the level

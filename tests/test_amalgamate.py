@@ -14,7 +14,8 @@ import pytest
 import tensorflow as tf
 
 import l2o
-from l2o.rules import core
+from l2o.policies.checkpoint import fingerprint
+from l2o.rules import Adam, RNNProp, core
 from l2o.runs.lock import DirectoryError
 from l2o.tasks.examples import ProblemError
 
@@ -79,17 +80,21 @@ def test_a_run_that_is_kept_and_one_that_is_not(tmp_path, monkeypatch, capsys):
 
 def test_wrong_calls_touch_nothing(tmp_path):
     output = tmp_path / "run"
-    with pytest.raises(TypeError, match="Unknown settings: truncations. Allowed.* truncation,"):
+    with pytest.raises(TypeError, match="truncations. Did you mean truncation\\? Allowed"):
         amalgamate(truncations=2, output=output)
     for settings, message in (
-        ({"strategy": "best"}, "Unknown strategy. Allowed: choice, mean"),
+        ({"strategy": "best"}, "Unknown scheme. Allowed: choice, mean"),
+        ({"pool": "huge"}, "Unknown pool. Allowed: adam, small, large. Received: huge"),
+        ({"pool": ()}, "teachers must be a pool's name, or rules and names. Received: \\(\\)"),
+        ({"pool": ("adam", RNNProp())}, "Rules with weights are no teachers. Received: rnnprop"),
+        ({"policy": 3}, "Unknown policy. Allowed: rnnprop, original, scale. Received: 3"),
         ({"unrolls": (3,)}, "multiple of the truncation, 2. Received: 3"),
         ({"unrolls": "all"}, "unrolls must be whole numbers. Received: \\('all',\\)"),
         ({"magnitude": (1e-3, 1e-4)}, "magnitude must be a number. Received: \\(0.001"),
         ({"first_order": "no"}, "first_order must be True or False. Received: 'no'"),
         ({"updates": True}, "updates must be a whole number. Received: True"),
         ({"recipe": "best"}, "Unknown recipe. Allowed: original, scale, rnnprop, stronger"),
-        ({"recipe": "scale", "pool": "small"}, "so strategy, pool cannot be set"),
+        ({"recipe": "scale", "pool": "small"}, "so scheme, teachers cannot be set"),
         ({"devices": 0}, "Received: 0"),
         ({"devices": 3}, "multiple of the devices. Received: 3"),
         ({"batch_size": 0}, "batch_size must be a whole number"),
@@ -131,6 +136,21 @@ def test_a_recipe_and_single_values_where_several_may_be():
     assert (core(policy.rule).name, policy.card["strategy"]) == ("original", "none")
     assert policy.card["pool"] == "none"
     assert policy.card["schedule"]["stages"][0]["unrolls"] == [2]
+
+
+def test_objects_in_place_of_names(tmp_path):
+    first = amalgamate(policy=RNNProp(units=3), output=tmp_path / "first")
+    assert core(first.rule) == RNNProp(units=3)
+    for begin in (first, tmp_path / "first" / "policy"):
+        policy = amalgamate(
+            policy=RNNProp(units=3), finetune=begin, pool=(Adam(0.1), "sgd"), strategy="mean"
+        )
+        (phase,) = policy.card["phases"]
+        assert phase["start"] == fingerprint(first.weights)
+        assert [(t["rule"], t["learning_rate"]) for t in phase["teachers"]] == [
+            ("adam", 0.1), ("sgd", 0.2),
+        ]  # fmt: skip
+        assert policy.card["pool"] == "adam, sgd"
 
 
 def test_stopped(tmp_path, monkeypatch):

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_tasks import task_of
 
+from l2o.amalgamation.curriculum import CURRICULA
 from l2o.amalgamation.plan import Meta, Phase
 from l2o.amalgamation.state import pack
 from l2o.amalgamation.trainer import Trainer
 from l2o.commands import evaluate
-from l2o.commands import train_options as options
 from l2o.policies import checkpoint
 from l2o.policies.checkpoint import Policy, PolicyError, load_policy, save_policy
 from l2o.problems import Batch
@@ -163,7 +163,7 @@ def test_a_rule_of_huge_sizes_is_not_made(settings, tmp_path):
 
 # --- runs ---------------------------------------------------------------------------------------
 
-_PHASES = (Phase("policy", _RULE, "none", options.PRESETS["smoke"].schedule),)
+_PHASES = (Phase("policy", _RULE, "none", CURRICULA["smoke"].schedule),)
 
 
 def trainer(directory: RunDirectory) -> Trainer:

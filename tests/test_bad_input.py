@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from made_results import made_evaluation
 
 from l2o import problems
-from l2o.commands import evaluate, train
+from l2o.commands import evaluate, report, train, tune
 from l2o.commands import train_options as options
 from l2o.evaluation.results import Result, read_results, write_results
 from l2o.evaluation.store import ResultsDirectory, read_cards, read_samples
@@ -28,7 +28,8 @@ from l2o.problems import Batch, Dataset, DatasetUnavailable, datasets
 _WORDS = [
     "", " ", "0", "-1", "1", "3", "100", "2.5", "1e400", "1e-400", "nan", "inf", "-inf", "9" * 30,
     "0x10", "١", "a\nb", "é", "..", "/", "x" * 5000, "all", "digits", "none", "small", "--", "@",
-    "foreign", "foreign/thesis.tex", "\udcff",
+    "foreign", "foreign/thesis.tex", "\udcff", "clip_ratio=x", "scaling=[1, {}]", "patience=",
+    "recompute=" + "(" * 5000, "teachers=adam,sgd", "seed=3", "tolerance=1e999", "=",
 ]  # fmt: skip
 
 
@@ -37,11 +38,11 @@ def command_lines(draw, parser):
     """One to four flags of a command with words that may not suit them."""
     flags = [
         action for action in parser._actions
-        if action.dest not in ("help", "list", "devices", "tune")
+        if action.dest not in ("help", "list", "devices")
     ]  # fmt: skip
     line = []
     for action in draw(st.lists(st.sampled_from(flags), min_size=1, max_size=4)):
-        line += [action.option_strings[0]]
+        line += action.option_strings[:1]
         line += draw(st.lists(st.sampled_from(_WORDS), max_size=2))
     return line
 
@@ -65,6 +66,22 @@ def here(tmp_path, monkeypatch):
 def test_train_command_lines(line, here):
     before = files_of(here)
     assert_refused(train.main, *line)
+    assert files_of(here) == before
+
+
+@cases(30)
+@given(line=command_lines(tune.parser()))
+def test_tune_command_lines(line, here):
+    before = files_of(here)
+    assert_refused(tune.main, *line)
+    assert files_of(here) == before
+
+
+@cases(30)
+@given(line=command_lines(report.parser()))
+def test_report_command_lines(line, here):
+    before = files_of(here)
+    assert_refused(report.main, "nowhere", *line)
     assert files_of(here) == before
 
 
@@ -115,7 +132,7 @@ def test_results_with_other_bytes_or_cells(mutate, tmp_path_factory):
         rows = read_results(path)
     except TableError as error:
         assert str(table) in str(error) and "\n" not in str(error)
-        assert "results.csv" in assert_refused(evaluate.main, "--report", str(path))
+        assert "results.csv" in assert_refused(report.main, str(path))
         with pytest.raises(TableError):
             ResultsDirectory(path)
         assert {k: v for k, v in files_of(path).items() if k != ".lock"} == before
@@ -145,7 +162,7 @@ def test_what_belongs_to_results(file, content, tmp_path):
     (path / file).parent.mkdir()
     (path / file).write_bytes(content)
     before = files_of(path)
-    assert file in assert_refused(evaluate.main, "--report", str(path))
+    assert file in assert_refused(report.main, str(path))
     assert files_of(path) == before
 
 

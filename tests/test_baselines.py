@@ -6,7 +6,8 @@ import pytest
 from made_weights import make_policy
 
 from l2o import AmalgamatedOptimizer, PolicyError, save_policy
-from l2o.evaluation.baselines import CandidateError, get_candidates
+from l2o.errors import UserError
+from l2o.evaluation.baselines import get_candidates
 from l2o.policies.checkpoint import fingerprint
 from l2o.policies.shipped import pretrained_path
 from l2o.rules import (
@@ -82,17 +83,17 @@ def test_a_run_in_its_first_phase_says_what_there_is(tmp_path):
 def test_a_directory_of_a_policy_and_of_replicates_is_neither(tmp_path):
     run = make_run(tmp_path / "mine")
     make_run(run / "1", seed=1)
-    with pytest.raises(CandidateError, match=r"both a policy and .*: name .*mine/policy, or .*/1$"):
+    with pytest.raises(UserError, match=r"both a policy and .*: name .*mine/policy, or .*/1$"):
         get_candidates(str(run))
     assert get_candidates(str(run / "policy"))[0].origin != get_candidates(str(run / "1"))[0].origin
 
 
 def test_a_policy_does_not_pass_for_a_teacher(tmp_path):
-    with pytest.raises(CandidateError, match="cannot be called adam"):
+    with pytest.raises(UserError, match="cannot be called adam"):
         get_candidates(str(make_policy(tmp_path / "adam")))
     assert get_candidates(f"x={tmp_path / 'adam'}")[0].name == "x"
     save_policy(tmp_path / "adam", Decayed(SGD(0.1), 0.1), [], {})
-    with pytest.raises(CandidateError, match="cannot be called adam"):
+    with pytest.raises(UserError, match="cannot be called adam"):
         get_candidates(str(tmp_path / "adam"))
 
 
@@ -139,20 +140,20 @@ def test_a_shipped_replicate_is_the_same_by_its_directory():
 
 @pytest.mark.parametrize("text", ["adan", "keras:Adan", "adam@", "adam@-1", "keras:Adam@x", "no/x"])
 def test_a_wrong_name_is_told_in_one_line(text):
-    with pytest.raises(CandidateError) as error:
+    with pytest.raises(UserError) as error:
         get_candidates(text)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["a=adam", "a=oracle", "a=keras:Adam", "a=Keras:SGD@0.1"])
 def test_policies_alone_can_be_named(text):
-    with pytest.raises(CandidateError, match=f"Only a policy can be given a name.*'{text}'"):
+    with pytest.raises(UserError, match=f"Only a policy can be given a name.*'{text}'"):
         get_candidates(text)
 
 
 def test_the_nearest_name_is_suggested():
     for text, meant in (("adan", "adam"), ("orcale", "oracle"), ("choice_large", "choice-large")):
-        with pytest.raises(CandidateError, match=rf"no optimizer\. Did you mean {meant}\?"):
+        with pytest.raises(UserError, match=rf"no optimizer\. Did you mean {meant}\?"):
             get_candidates(text)
-    with pytest.raises(CandidateError, match="'no/x' is no optimizer. Allowed"):
+    with pytest.raises(UserError, match="'no/x' is no optimizer. Allowed"):
         get_candidates("no/x")

@@ -8,21 +8,18 @@ from math import inf, nan
 import pytest
 
 from l2o.amalgamation.curriculum import (
-    PRESETS,
+    CURRICULA,
+    Curriculum,
     Progress,
-    Schedule,
     Stage,
     Verdict,
-    amalgamation_stages,
-    choice_schedule,
     enter,
     judge,
     steps_left,
 )
 
-PAPER = Schedule(amalgamation_stages())
+PAPER, CPU, SMOKE = (CURRICULA[name].schedule for name in ("paper", "cpu", "smoke"))
 ONE_STAGE = replace(PAPER, stages=PAPER.stages[:1])
-CPU, SMOKE = PRESETS["cpu"].schedule, PRESETS["smoke"].schedule
 KEPT, BEST = Verdict(True), Verdict(True, best=True)
 UNDONE = Verdict(False, exploded=True)
 
@@ -72,7 +69,7 @@ def test_stages_are_the_papers():
 
 
 def test_presets():
-    assert PRESETS["paper"].schedule == PAPER
+    assert CURRICULA["paper"] == Curriculum()
     assert CPU.stages == PAPER.stages
     assert (CPU.meta_batch, CPU.period, CPU.min_periods, CPU.max_periods) == (1, 10, 6, 6)
     assert len(SMOKE.stages) == 4
@@ -80,10 +77,8 @@ def test_presets():
 
 def test_smoke_is_over_in_three_minutes():
     """At 40 ms a training step, 15 a validation and 10 a warm-up step, and 25 s to start."""
-    preset = PRESETS["smoke"]
-    choice = choice_schedule(SMOKE, preset.choice_unrolls, preset.choice_validation)
     seconds = 25
-    for schedule in (choice, SMOKE):
+    for schedule in (CURRICULA["smoke"].choice, SMOKE):
         trained, validated = map(sum, zip(*steps_left(schedule, Progress()), strict=True))
         periods = len(schedule.stages) * schedule.max_periods
         validations = periods + len(schedule.stages)
@@ -92,9 +87,9 @@ def test_smoke_is_over_in_three_minutes():
     assert seconds < 180
 
 
-@pytest.mark.parametrize("schedule", [PAPER, CPU])
-def test_choice_schedule(schedule):
-    choice = choice_schedule(schedule)
+@pytest.mark.parametrize("name", ["paper", "cpu"])
+def test_choice_schedule(name):
+    schedule, choice = CURRICULA[name].schedule, CURRICULA[name].choice
     (stage,) = choice.stages
     assert [stage.unroll(period) for period in range(5)] == [100, 200, 500, 500, 500]
     assert (stage.validation_unroll, stage.alpha, stage.cold_periods) == (1000, 0, 1)
@@ -249,7 +244,7 @@ def test_whole_run(schedule, loss, periods):
     assert seen == list(range(0, len(history) * schedule.period, schedule.period))
 
 
-@pytest.mark.parametrize("schedule", [PAPER, CPU, SMOKE, choice_schedule(PAPER)])
+@pytest.mark.parametrize("schedule", [PAPER, CPU, SMOKE, CURRICULA["paper"].choice])
 @pytest.mark.parametrize("seed", range(5))
 def test_resumed_run_decides_the_same(schedule, seed):
     def losses():
@@ -259,7 +254,7 @@ def test_resumed_run_decides_the_same(schedule, seed):
     assert simulate(schedule, losses(), through_json) == simulate(schedule, losses())
 
 
-@pytest.mark.parametrize("schedule", [PAPER, CPU, SMOKE, choice_schedule(CPU)])
+@pytest.mark.parametrize("schedule", [PAPER, CPU, SMOKE, CURRICULA["cpu"].choice])
 def test_steps_left_come_true_without_a_new_best(schedule):
     """What is announced at every point is what then happens, validation on entry included."""
     points, progress = [], Progress()
@@ -326,12 +321,12 @@ def test_refused(changes, message):
 
 def test_each_stage_needs_its_alpha():
     with pytest.raises(ValueError, match="2 unrolls and 1 alphas"):
-        amalgamation_stages((100, 200), (0.1,))
+        Curriculum(unrolls=(100, 200), alphas=(0.1,))
 
 
 def test_choice_unroll_is_checked_too():
-    with pytest.raises(ValueError, match="truncation, 100. Received: 150"):
-        choice_schedule(PAPER, unrolls=(150,))
+    with pytest.raises(ValueError, match="Choice policy: .* truncation, 100. Received: 150"):
+        Curriculum(choice_unrolls=(150,)).choice  # noqa: B018
 
 
 @pytest.mark.parametrize("progress", [Progress(), Progress(3, incoming=-1.0, finished=True)])

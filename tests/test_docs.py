@@ -19,7 +19,7 @@ import keras
 import pytest
 
 from l2o.amalgamation.losses import SCHEMES
-from l2o.commands import evaluate, train_options
+from l2o.commands import evaluate, report, train_options, tune
 from l2o.policies.checkpoint import save_policy
 from l2o.problems import PROBLEMS, load_dataset
 from l2o.rules import Choice, RNNProp, get_pool
@@ -101,14 +101,15 @@ def reader(tmp_path, monkeypatch):
 def test_the_commands_it_names_exist(name):
     """Those too that take too long to be run here, and those in a sentence."""
     text = re.sub(r"\\\\?\n *", " ", (ROOT / name).read_text())
-    for script, words in re.findall(
-        r"python (train|evaluate)\.py(?! --help)( [^\n`\"#|;&>)]*)", text
+    parsers = {"train": train_options, "tune": tune, "evaluate": evaluate, "report": report}
+    for script, command, words in re.findall(
+        r"python (?:(train|evaluate)\.py|-m l2o (train|tune|evaluate|report))"
+        r"(?! --help)( [^\n`\"#|;&>)]*)",
+        text,
     ):
-        if script == "train":
-            parser = train_options.parser()
-            train_options.check(parser.parse_args(words.split()), parser)
-        else:
-            evaluate.parser().parse_args(words.split())
+        options = parsers[script or command].parser().parse_args(words.split())
+        if "train" in (script, command):
+            train_options.check(options)
 
 
 @pytest.mark.parametrize(

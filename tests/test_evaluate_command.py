@@ -16,7 +16,8 @@ import l2o
 from l2o import problems, save_policy
 from l2o.commands.evaluate import _run_one, main
 from l2o.commands.forecast import Forecast
-from l2o.commands.terminal import UserError
+from l2o.commands.report import main as report
+from l2o.errors import UserError
 from l2o.evaluation import protocol as running
 from l2o.evaluation.baselines import get_candidates
 from l2o.evaluation.protocol import Plan, evaluate, missing
@@ -50,15 +51,15 @@ def here(monkeypatch, tmp_path) -> Path:
     return tmp_path
 
 
-def call(*words: str) -> int:
+def call(*words: str, main=main) -> int:
     with pytest.raises(SystemExit) as exit:
         main(list(words))
     return exit.value.code or 0
 
 
-def error_of(capsys, *words: str) -> str:
+def error_of(capsys, *words: str, main=main) -> str:
     """The one line that a wrong command line gives, with exit status 2."""
-    assert call(*words) == 2
+    assert call(*words, main=main) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ")
     return lines[0]
@@ -220,7 +221,7 @@ def test_a_seed_is_one_fit_whichever_repeat_it_is(here, capsys):
     assert once[once.index("\nmnist_mlp, 1 epoch") :] == out[out.index("\nmnist_mlp, 1 epoch") :]
     assert read_results("results/smoke") == rows + again  # nothing that was found is thrown away
     write_results("again.csv", again)
-    assert call("--report", "results/smoke", "again.csv") == 0
+    assert call("results/smoke", "again.csv", main=report) == 0
     assert "as other repeats: 1\n" in capsys.readouterr().out
     assert "Evaluations: 3, of 1 optimizers" in Path("results/smoke/report/report.md").read_text()
 
@@ -361,7 +362,7 @@ def test_report_has_what_the_evaluation_kept(here, capsys, monkeypatch):
         return [output / "report.html"]
 
     monkeypatch.setattr("l2o.commands.report.write_report", write_report)
-    assert call("--report", "results/smoke") == 0
+    assert call("results/smoke", main=report) == 0
     assert "results/smoke/report/report.html" in capsys.readouterr().out
     assert given["results"] == read_results("results/smoke")
     assert given["cards"] == {given["results"][0].origin: {"updates": 7}}
@@ -381,7 +382,6 @@ def test_report_has_what_the_evaluation_kept(here, capsys, monkeypatch):
         (("--repeats", "0"), "at least 1"),
         (("--ema", "1"), "from 0 to below 1"),
         (("--weight-decay", "-1"), "from 0 to below 1"),
-        (("--report", "nowhere"), "nowhere"),
     ],
 )
 def test_a_wrong_word_is_one_line(here, capsys, words, said):
@@ -436,7 +436,7 @@ def test_a_damaged_table_is_one_line_and_left_alone(here, capsys, damage):
     }[damage].encode(errors="surrogateescape")
     table.write_bytes(broken)
     assert "results.csv" in error_of(capsys, *words)
-    assert "results.csv" in error_of(capsys, "--report", "results/smoke")
+    assert "results.csv" in error_of(capsys, "results/smoke", main=report)
     assert table.read_bytes() == broken
 
 
@@ -464,7 +464,7 @@ def test_results_do_not_go_on_with_other_data_of_the_same_name(here, capsys, mon
     assert files_of(here) == before
     assert call(*_ADAM, "--problem", "fmnist_cnn") == 0  # of other data nothing is known yet
     assert call(*_ADAM, "--output", "new") == 0
-    said = error_of(capsys, "--report", "results/smoke", "new")
+    said = error_of(capsys, "results/smoke", "new", main=report)
     assert "new was made with mnist " in said and said.endswith("Report them apart")
     monkeypatch.setattr(problems, "load_dataset", tiny)
     assert call(*_ADAM, "sgd") == 0
@@ -484,7 +484,7 @@ def test_results_do_not_go_on_with_another_release(here, capsys, monkeypatch):
     )
     assert files_of(here) == before
     assert call(*_ADAM, "--output", "new") == 0
-    said = error_of(capsys, "--report", "results/smoke", "new")
+    said = error_of(capsys, "results/smoke", "new", main=report)
     assert "new was made with l2o 0.5, not 0.4; " in said
 
 
@@ -493,15 +493,15 @@ def test_results_that_do_not_say_what_they_were_made_with_go_on_and_say_it_then(
     made = here / "results" / "smoke" / "made.json"
     said = json.loads(made.read_text())
     made.unlink()
-    assert call("--report", "results/smoke") == 0
+    assert call("results/smoke", main=report) == 0
     assert call(*_ADAM) == 0 and not made.exists()  # nothing was added
     assert call(*_ADAM, "sgd") == 0
     assert json.loads(made.read_text()) == said and set(said) == {"l2o", "mnist"}
     for broken in ("[]", '{"l2o": ', "\ufeff{}", "[" * 100_000):
         made.write_text(broken)
         before = files_of(here)
-        for words in ((*_ADAM, "rmsprop"), ("--report", "results/smoke")):
-            assert "made.json cannot be read: " in error_of(capsys, *words)
+        for command, words in ((main, (*_ADAM, "rmsprop")), (report, ("results/smoke",))):
+            assert "made.json cannot be read: " in error_of(capsys, *words, main=command)
         assert files_of(here) == before
 
 
@@ -520,7 +520,7 @@ def test_a_policy_trained_anew_is_another_and_both_are_told_apart(here, capsys, 
     assert rows[1][: len(rows[0])] == rows[0]
     first, second = {r.origin: None for r in rows[1] if r.optimizer == "mine"}
     monkeypatch.setattr("l2o.reports.contents.png", lambda draw: b"")
-    assert call("--report", "results/smoke") == 0
+    assert call("results/smoke", main=report) == 0
     page = (here / "results" / "smoke" / "report" / "report.md").read_text()
     both = sorted([f"mine [{first[:6]}]", f"mine [{second[:6]}]"], key=page.index)
     assert f"{', '.join(both)} were all called mine: a policy that was trained anew" in page

@@ -7,6 +7,7 @@ import pytest
 
 import l2o
 from l2o.commands.evaluate import main as evaluate
+from l2o.commands.report import main as report
 from l2o.commands.train import main as train
 from l2o.evaluation.results import read_results
 
@@ -173,7 +174,7 @@ def test_train_and_evaluate(capfd):
         assert np.isnan([r.test_accuracy for r in rows]).all()
     assert call(evaluate, *line, "--problem", *problems) == 0
     assert "12 of 12 evaluations are there" in capfd.readouterr().out
-    assert call(evaluate, "--report", "out") == 0
-    report = Path("out/report/report.md").read_text()
-    assert "Appendix E.3: validation accuracy by epoch" in report
+    assert call(report, "out") == 0
+    page = Path("out/report/report.md").read_text()
+    assert "Appendix E.3: validation accuracy by epoch" in page
     assert "mine_own:regression" in report and "nan" not in report

@@ -25,8 +25,8 @@ _TRAIN = (
 _SHORT = [*_TRAIN, *"--strategy none --unrolls 2 --alphas 0.2".split()]
 _LONG = [
     *_TRAIN,
-    *"--unrolls 2 4 --alphas 0.2 0.1 --min-periods 14 --max-periods 14 --patience 14".split(),
-    *"--choice-unrolls 2 4 --choice-validation 4".split(),
+    *"--unrolls 2 4 --alphas 0.2 0.1 --choice-unrolls 2 4 --choice-validation 4".split(),
+    *"--set min_periods=14 max_periods=14 patience=14".split(),
 ]
 _EVALUATE = (  # so many repeats that a fast machine is not through before the last stop
     "evaluate.py --data digits --problem mnist_mlp --optimizer adam sgd --repeats 64 --epochs 1"

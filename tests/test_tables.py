@@ -9,7 +9,7 @@ import pytest
 from bad_input import assert_refused
 from made_results import made_evaluation
 
-from l2o.commands.evaluate import main
+from l2o.commands.report import main
 from l2o.evaluation.fit import History
 from l2o.evaluation.results import TABLE, Result, read_results, write_results
 from l2o.evaluation.store import ResultsDirectory
@@ -128,7 +128,7 @@ def refused(path) -> str:
     """What is said of a directory of results, by those who add to it and who report it."""
     with pytest.raises(TableError) as error:
         ResultsDirectory(path)
-    assert assert_refused(main, "--report", str(path)) == f"error: {error.value}\n"
+    assert assert_refused(main, str(path)) == f"error: {error.value}\n"
     return str(error.value)
 
 

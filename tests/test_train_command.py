@@ -1,7 +1,8 @@
 """`train.py`: wrong command lines, what a run leaves and prints."""
 
+import importlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +10,14 @@ import pytest
 import tensorflow as tf
 
 import l2o
-from l2o.amalgamation.curriculum import PRESETS
+from l2o.__main__ import main as l2o_main
+from l2o.amalgamation.curriculum import CURRICULA
 from l2o.amalgamation.perturbation import Perturbation
-from l2o.amalgamation.plan import Meta
-from l2o.amalgamation.settings import Settings
+from l2o.amalgamation.settings import PRESETS, with_choices
 from l2o.amalgamation.trainer import Stopped
 from l2o.commands import train as command
+from l2o.commands import tune
 from l2o.commands.train_options import parser, settings
-from l2o.commands.tune import Search
 from l2o.policies.checkpoint import fingerprint
 from l2o.rules import RNNProp, WarmUp, averaged
 
@@ -34,20 +35,16 @@ _SHORT = (
 
 
 def run(*arguments) -> int:
-    """The command's exit status, in this process."""
+    """The exit status of `train`, or of `tune` where that is the first word, in this process."""
+    words = [str(a) for a in arguments]
     with pytest.raises(SystemExit) as end:
-        command.main([str(a) for a in arguments])
+        tune.main(words[1:]) if words[:1] == ["tune"] else command.main(words)
     return end.value.code
 
 
 def chosen(line: str, preset: str = "cpu") -> list:
     """Directories and settings that a command line asks for."""
     return settings(parser().parse_args(line.split()), preset)
-
-
-def schedules(line: str, preset: str) -> tuple:
-    ((_, one),) = chosen(line, preset)
-    return one.schedules()
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +60,7 @@ def untouched(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("data was read")
 
-    monkeypatch.setattr("problems.load_dataset", refuse)
+    monkeypatch.setattr("l2o.problems.load_dataset", refuse)
     (Path.cwd() / "foreign").mkdir()
     (Path.cwd() / "foreign" / "thesis.tex").write_text("years of work")
     (Path.cwd() / "file").write_text("mine")
@@ -84,16 +81,16 @@ _WRONG = {
     "--truncation 1000000 --unrolls 1000000 --alphas 1": "at most 100,000 inner steps",
     "--warmup-steps 1000000": "warmup_steps must be at most 100000",
     "--last-validation 150": "unroll of a validation must be a positive multiple",
-    "--policy scale --output-scale 1": "output_scale is for rnnprop and original",
-    "--output-scale 0": "--output-scale: must be a number above 0, not '0'",
+    "--policy scale --set output_scale=1": "output_scale is for rnnprop and original",
+    "--set output_scale=0": "output_scale must be a number above 0. Received: 0",
     "--perturbation noise --magnitude 1": "allowed: none, gaussian, adversarial, pgd, fgsm, input",
     "--perturbation gaussian --magnitude 1e-3 1.0000001e-3": "values of --magnitude are 0.001 in",
     "--perturbation gaussian": "perturbation gaussian needs a magnitude",
     "--perturbation gaussian --magnitude -1": "--magnitude: must be a number of at least 0",
-    "--perturbation fgsm --magnitude 1 --attack-steps 2": "Only 'adversarial' and 'pgd'",
-    "--perturbation pgd --magnitude 1 --absolute": "Only 'gaussian' can be absolute",
+    "--perturbation fgsm --magnitude 1 --set attack_steps=2": "Only 'adversarial' and 'pgd'",
+    "--perturbation pgd --magnitude 1 --set absolute=True": "Only 'gaussian' can be absolute",
     "--magnitude 0.1": "magnitude, absolute and attack_steps need a perturbation",
-    "--meta-loss linear": "'linear'; allowed: log, difference",
+    "--set meta_loss=linear": "Unknown meta_loss. Allowed: log, difference. Received: linear",
     "--finetune nowhere": "'nowhere' is neither a policy directory nor a shipped policy",
     "--strategy best": "'best'; allowed: choice, mean, minmax, none",
     "--pool huge": "'huge'; allowed: adam, small, large",
@@ -110,8 +107,8 @@ _WRONG = {
     "--replicates 0": "--replicates: must be",
     "--learning-rate 0": "--learning-rate: must be a number above 0, not '0'",
     "--learning-rate nan": "must be a number above 0, not 'nan'",
-    "--clip-ratio -0.1": "--clip-ratio: must be a number above 0, not '-0.1'",
-    "--scale-limit inf": "--scale-limit: must be a number above 0, not 'inf'",
+    "--set clip_ratio=-0.1": "clip_ratio must be a number above 0. Received: -0.1",
+    "--set scale_limit=inf": "scale_limit must be a number. Received: 'inf'",
     "--alphas 0.2 nan": "--alphas: must be a number of at least 0, not 'nan'",
     "--alphas -1": "--alphas: must be a number of at least 0, not '-1'",
     "--alphas 0.2 0.1": "one unroll and one alpha. Received: 4 unrolls and 2 alphas",
@@ -119,9 +116,9 @@ _WRONG = {
     "--truncation 60": "multiple of the truncation, 60. Received: 100",
     "--choice-unrolls 30": "Choice policy: Every unroll N must be a positive multiple",
     "--preset paper --meta-batch 3": "multiple of the meta-batch. Received: 40 and 3",
-    "--max-periods 3": "max_periods must be at least min_periods, 6. Received: 3",
+    "--set max_periods=3": "max_periods must be at least min_periods, 6. Received: 3",
     "--updates 201 --unrolls 200": "multiple of the 2 updates of an unroll of 200 steps",
-    "--updates 10 --period 4 --patience 1": "so period, patience cannot be set",
+    "--updates 10 --period 4 --set patience=1": "so period, patience cannot be set",
     "--devices 64": "must be a multiple of the devices. Received: 64",
     "--devices 1000": "--devices: at most 64 logical ones. Received: 1000",
     "--devices gpu:0,gpu:9": "--devices: there is no GPU. Received: gpu:0, gpu:9",
@@ -131,24 +128,33 @@ _WRONG = {
     "--output foreign": "foreign is not empty and holds no config.json",
     "--output foreign --fresh": "thesis.tex",
     "--output . --fresh": ". cannot be moved aside from within",
-    "--tune --output .. --fresh": ".. cannot be moved aside from within",
+    "--set clip_ration=0.2": "Unknown settings: clip_ration. Did you mean clip_ratio? Allowed: ab",
+    "--set clip_ratio": "--set: must be NAME=VALUE, not 'clip_ratio'",
+    "--set clip_ratio=much": "clip_ratio must be a number. Received: 'much'",
+    "--set learning_rate=1": "--set: learning_rate is set by --learning-rate",
+    "--set recompute=1,2": "recompute must be a whole number. Received: (1, 2)",
+    "--set first_order=1 scaling=no": "--set: first_order is set by --first-order",
+    "--set scaling=no": "scaling must be True or False. Received: 'no'",
+    "tune --output .. --fresh": ".. cannot be moved aside from within",
     "--output file": "Cannot write file: file is not a directory",
     "--output file/run": "Cannot write file/run",
     "--output file/run --replicates 2": "Cannot write file/run/1",
-    "--tune --output foreign": "foreign is not empty and holds no trials.csv",
-    "--tune --output file": "Cannot write file",
-    "--tune --rates 0.1 -1": "--rates: must be a number above 0, not '-1'",
-    "--tune --epochs 0": "--epochs: must be a whole number of at least 1, not '0'",
-    "--tune --jobs none": "--jobs: must be",
-    "--tune --strategy mean --no-scaling": "no policy: no use for --strategy, --no-scaling",
-    "--epochs 7 --rates 0.1": "Without --tune there is no use for --epochs, --rates",
-    "--strategy mean --choice-unrolls 100": "choice_unrolls cannot be set with strategy mean",
+    "tune --output foreign": "foreign is not empty and holds no trials.csv",
+    "tune --output file": "Cannot write file",
+    "tune --rates 0.1 -1": "--rates: must be a number above 0, not '-1'",
+    "tune --epochs 0": "--epochs: must be a whole number of at least 1, not '0'",
+    "tune --jobs none": "--jobs: must be",
+    "tune --problem mnist_dp": "mnist_dp is trained with DP-SGD",
+    "tune --seed 4294967295": "--seed must be at most 4294967293. Received: 4294967295",
+    "tune --strategy mean": "unrecognized arguments: --strategy mean",
+    "--epochs 7 --rates 0.1": "unrecognized arguments: --epochs 7 --rates 0.1",
+    "--strategy mean --choice-unrolls 100": "choice_unrolls cannot be set with scheme mean",
 }
 
 
 @pytest.mark.parametrize("line", _WRONG)
 def test_wrong_command_line(line, untouched, capfd):
-    preset = () if "--preset" in line or "--tune " in line else ("--preset", "cpu")
+    preset = () if "--preset" in line or "tune " in line else ("--preset", "cpu")
     assert run(*preset, *line.split()) == 2
     out, error = capfd.readouterr()
     assert error.startswith("error: ") and error.count("\n") == 1
@@ -196,14 +202,14 @@ def test_all_runs_are_moved_aside_before_the_first_begins(capfd, monkeypatch):
 def test_jobs_do_not_share_a_gpu(monkeypatch, capfd):
     tuned = []
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
-    monkeypatch.setattr(command, "tune", lambda *words: tuned.append(words))
-    for line in ("--replicates 2", "--tune"):
+    monkeypatch.setattr(tune, "tune", lambda *words: tuned.append(words))
+    for line in ("--replicates 2", "tune"):
         assert run(*line.split(), "--jobs", 2) == 2
-        said = "error: --jobs spreads runs over the cores of a machine without a GPU\n"
+        said = "error: --jobs spreads work over the cores of a machine without a GPU\n"
         assert capfd.readouterr().err == said
-    line = "--tune --data digits --data-dir x --rates 0.1 0.1 --tune-seeds 2 --seed 7 --epochs 12"
+    line = "tune --data digits --data-dir x --rates 0.1 0.1 --seeds 2 --seed 7 --epochs 12"
     assert run(*line.split()) == 0
-    search = Search("mnist_cnn", "digits", "x", rates=(0.1,), seeds=2, first_seed=7, epochs=12)
+    search = tune.Search("mnist_cnn", "digits", "x", rates=(0.1,), seeds=2, first_seed=7, epochs=12)
     ((found, _, output, jobs, fresh),) = tuned
     assert (found, output, jobs, fresh) == (search, Path("runs/tuning"), 1, False)
 
@@ -217,73 +223,11 @@ def test_data_that_cannot_be_had(capfd, monkeypatch):
         asked.append(args[:3])
         raise DatasetUnavailable("mnist is not at hand")
 
-    monkeypatch.setattr("problems.load_dataset", missing)
-    for line in ("--data tfds --data-dir there", "--data tfds --data-dir there --tune"):
+    monkeypatch.setattr("l2o.problems.load_dataset", missing)
+    for line in ("--data tfds --data-dir there", "tune --data tfds --data-dir there"):
         assert run(*line.split()) == 2
         assert capfd.readouterr().err == "error: mnist is not at hand\n"
     assert files() == {} and asked == [("mnist", "tfds", "there")] * 2
-
-
-def test_every_setting_of_the_schedule_is_a_flag():
-    line = (
-        "--truncation 50 --meta-batch 2 --period 6 --min-periods 3 --max-periods 7 --patience 4 "
-        "--max-repeats 0 --tolerance 0.25 --validation-trajectories 5 --unrolls 50 100 "
-        "--alphas 1 0 "
-        "--last-validation 150 --choice-unrolls 50 100 150 --choice-validation 200 "
-        "--choice-cold-periods 2"
-    )
-    schedule, choice = schedules(line, "paper")
-    expected = {
-        "truncation": 50, "meta_batch": 2, "period": 6, "min_periods": 3, "max_periods": 7,
-        "patience": 4, "max_repeats": 0, "tolerance": 0.25, "validation_trajectories": 5,
-    }  # fmt: skip
-    assert {name: getattr(schedule, name) for name in expected} == expected
-    stages = [(s.unrolls, s.validation_unroll, s.alpha) for s in schedule.stages]
-    assert stages == [((50,), 100, 1.0), ((100,), 150, 0.0)]
-    (stage,) = choice.stages
-    assert (stage.unrolls, stage.validation_unroll, stage.cold_periods) == ((50, 100, 150), 200, 2)
-    assert choice.max_periods == 3 and choice.truncation == 50
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_preset_alone(preset):
-    schedule, choice = schedules("", preset)
-    assert schedule == PRESETS[preset].schedule
-    assert choice.stages[0].unrolls == PRESETS[preset].choice_unrolls
-
-
-def test_updates_are_one_period():
-    schedule, _ = schedules("--updates 6 --unrolls 200 --alphas 0.3 --meta-batch 2", "paper")
-    assert [(s.unrolls, s.alpha) for s in schedule.stages] == [((200,), 0.3)]
-    assert (schedule.period, schedule.min_periods, schedule.max_periods) == (6, 1, 1)
-    _, choice = schedules("--updates 6 --unrolls 100 --alphas 0.3", "cpu")
-    assert [(s.unrolls, s.validation_unroll) for s in choice.stages] == [((100,), 1000)]
-    assert (choice.period, choice.min_periods, choice.max_periods) == (6, 1, 1)
-
-
-@pytest.mark.parametrize("name", ["updates", "last_validation", "choice_validation", "truncation"])
-def test_a_zero_is_not_taken_for_the_presets_value(name):
-    with pytest.raises(ValueError, match="must be"):
-        Settings(**{name: 0})
-
-
-@pytest.mark.parametrize("name", ["unrolls", "alphas", "choice_unrolls"])
-def test_nothing_is_not_taken_for_the_presets_values(name):
-    with pytest.raises(ValueError, match=r"Received: (none|0|4 unrolls and 0)\b"):
-        Settings(**{name: ()})
-
-
-def test_numbers_of_numpy_are_numbers():
-    settings = Settings.of(
-        {"seed": np.int64(3), "alphas": [np.float32(0.5)], "unrolls": np.array([100])}
-    )
-    assert json.loads(json.dumps(asdict(settings.meta())))["seed"] == 3
-    assert (settings.seed, settings.alphas, settings.unrolls) == (3, (0.5,), (100,))
-
-
-def test_choice_schedule_is_only_for_choice():
-    line = "--strategy mean --truncation 30 --updates 2 --unrolls 30"
-    assert schedules(line, "cpu")[1] is None
 
 
 @pytest.mark.parametrize("recipe", ["original", "scale", "rnnprop", "stronger"])
@@ -294,14 +238,14 @@ def test_recipes(recipe):
     assert phase.rule.name == {"stronger": "rnnprop"}.get(recipe, recipe)
     teachers = [teacher.rule.name for teacher in phase.teachers]
     assert teachers == (["adam"] if recipe == "stronger" else [])
-    assert phase.schedule == PRESETS["cpu"].schedule  # the curriculum is for all
+    assert phase.schedule == CURRICULA["cpu"].schedule  # the curriculum is for all
 
 
 def test_every_policy_can_be_distilled():
     ((directory, one),) = chosen("--policy scale --perturbation pgd --magnitude 1e-3")
     assert directory == Path("runs/choice-large-scale-pgd-0.001")
     assert [phase.rule.name for phase in one.phases()] == ["choice", "scale"]
-    assert one.meta().perturbation == Perturbation("pgd", 1e-3)
+    assert one.meta.perturbation == Perturbation("pgd", 1e-3)
 
 
 def test_a_shipped_policy_can_be_where_a_run_begins():
@@ -319,7 +263,7 @@ def test_the_smoke_preset_is_not_in_the_real_runs_way():
 
 def test_a_sweep_is_a_run_for_each_magnitude_and_seed():
     line = "--perturbation gaussian --magnitude 5e-4 1e-3 --replicates 2 --seed 7 --output out"
-    found = [(str(d), s.meta().perturbation.magnitude, s.seed) for d, s in chosen(line)]
+    found = [(str(d), s.meta.perturbation.magnitude, s.meta.seed) for d, s in chosen(line)]
     assert found == [
         ("out/magnitude-0.0005/1", 5e-4, 7), ("out/magnitude-0.0005/2", 5e-4, 8),
         ("out/magnitude-0.001/1", 1e-3, 7), ("out/magnitude-0.001/2", 1e-3, 8),
@@ -328,25 +272,13 @@ def test_a_sweep_is_a_run_for_each_magnitude_and_seed():
 
 def test_a_magnitude_that_is_named_twice_is_one_run():
     runs = chosen("--perturbation gaussian --magnitude 1e-3 0.001 2e-3")
-    assert [one.magnitude for _, one in runs] == [1e-3, 2e-3]
-
-
-def test_every_flag_of_the_settings_arrives():
-    line = (
-        "--first-order --held-out --meta-loss difference --no-scaling --recompute 5 --seed 5 "
-        "--learning-rate 2 --clip-ratio 3 --clip-floor 4 --warmup-steps 5 --warmup-rate 6 "
-        "--scale-limit 7 --perturbation adversarial --magnitude 8 --attack-steps 9"
-    )
-    ((_, one),) = chosen(line)
-    assert one.meta() == Meta(
-        seed=5, learning_rate=2, clip_ratio=3, clip_floor=4, warmup_steps=5, warmup_rate=6,
-        scaling=False, scale_limit=7, first_order=True, recompute=5, held_out=True,
-        meta_loss="difference", perturbation=Perturbation("adversarial", 8, attack_steps=9),
-    )  # fmt: skip
+    assert [one.meta.perturbation.magnitude for _, one in runs] == [1e-3, 2e-3]
 
 
 def test_a_policy_that_makes_the_loss_grow_is_not_handed_over_in_silence(capfd):
-    assert run(*_SHORT, "--output-scale", "1000", "--learning-rate", "1", "--output", "out") == 0
+    assert (
+        run(*_SHORT, "--set", "output_scale=1000", "--learning-rate", "1", "--output", "out") == 0
+    )
     loss = l2o.load_policy("out/policy").card["validation"]["validation_loss"]
     assert loss > 0
     warning = f"Warning: with this policy the loss grows (validation meta loss {loss:+.3f})"
@@ -355,17 +287,58 @@ def test_a_policy_that_makes_the_loss_grow_is_not_handed_over_in_silence(capfd):
 
 @pytest.mark.parametrize("policy", ["rnnprop", "original"])
 def test_output_scale(policy):
-    ((_, one),) = chosen(f"--strategy none --policy {policy} --output-scale 0.5")
+    ((_, one),) = chosen(f"--strategy none --policy {policy} --set output_scale=0.5")
     (phase,) = one.phases()
     assert phase.rule.scale == 0.5
 
 
-def test_help_fits_the_screen(capfd, monkeypatch):
+def test_flags_and_set_are_one_set_of_choices():
+    """Every setting has one place on the command line; what is given arrives, and no more."""
+    line = (
+        "--first-order --held-out --seed 5 --learning-rate 2 --warmup-steps 5 --updates 4 "
+        "--perturbation adversarial --magnitude 8 --set attack_steps=9 meta_loss=difference "
+        "--set scaling=False choice_cold_periods=0 tolerance=1e-1"
+    )
+    ((_, one),) = chosen(line, "paper")
+    assert one == with_choices(
+        PRESETS["paper"],
+        {
+            "first_order": True, "held_out": True, "seed": 5, "learning_rate": 2.0,
+            "warmup_steps": 5, "updates": 4, "perturbation": "adversarial", "magnitude": 8,
+            "attack_steps": 9, "meta_loss": "difference", "scaling": False,
+            "choice_cold_periods": 0, "tolerance": 0.1,
+        },
+    )  # fmt: skip
+    ((_, one),) = chosen("", "smoke")
+    assert one == PRESETS["smoke"]
+
+
+@pytest.mark.parametrize("name", ["train", "tune", "evaluate", "report"])
+@pytest.mark.parametrize("called", ["l2o", "script"])
+def test_help_is_two_screens_that_begin_with_what_is_typed_first(name, called, capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    assert run("--help") == 0
+    prog = f"l2o {name}" if called == "l2o" else f"python {name}.py"
+    with pytest.raises(SystemExit) as end:
+        if called == "l2o":
+            l2o_main([name, "--help"])
+        else:
+            importlib.import_module(f"l2o.commands.{name}").main(["--help"], prog)
+    assert end.value.code == 0
     lines = capfd.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 80
-    assert "examples:" in lines
+    assert len(lines) <= 100 and max(map(len, lines)) <= 80
+    assert lines[0] == f"usage: {prog} [OPTION ...]"
+    assert sum(line.startswith(f"  {prog}") for line in lines[:10]) == 3
+
+
+def test_the_command_without_a_command(capfd):
+    l2o_main(["--help"])
+    said = capfd.readouterr().out
+    assert all(f"l2o {name} " in said for name in ("train", "tune", "evaluate", "report"))
+    with pytest.raises(SystemExit) as end:
+        l2o_main(["trian"])
+    assert end.value.code == 2
+    error = capfd.readouterr().err
+    assert error == "error: unknown command 'trian'; allowed: train, tune, evaluate, report\n"
 
 
 def summaries(path: Path) -> dict[str, list[int]]:
@@ -397,7 +370,7 @@ def test_a_run_and_the_same_command_again(capfd):
     assert run(*line[:-1]) == 0
     assert "gone on with" in capfd.readouterr().out
     assert files() == before
-    assert run(*line, "--validation-trajectories", "3") == 2
+    assert run(*line, "--set", "validation_trajectories=3") == 2
     error = capfd.readouterr().err
     assert "validation_trajectories: 2 there, 3 asked for" in error and error.count("\n") == 1
     assert files() == before
@@ -405,7 +378,7 @@ def test_a_run_and_the_same_command_again(capfd):
 
 @pytest.mark.slow
 def test_perturbed_from_another_policy_and_held_out(capfd):
-    line = [*_SHORT, "--validation-trajectories", "1"]
+    line = [*_SHORT, "--set", "validation_trajectories=1"]
     assert run(*line, "--held-out") == 2
     assert "batch of 128 from the held-out tenth. Received: 1250" in capfd.readouterr().err
     line += ["--problem", "mnist_small_batch"]
@@ -413,7 +386,7 @@ def test_perturbed_from_another_policy_and_held_out(capfd):
     first = l2o.load_policy("first/policy")
     assert first.rule == WarmUp(RNNProp(), 2, 0.01)  # as it was trained
     replace(first, rule=averaged(first.rule, 0.8)).save("first/policy")
-    line += ["--finetune", "first/policy", "--held-out", "--meta-loss", "difference"]
+    line += ["--finetune", "first/policy", "--held-out", "--set", "meta_loss=difference"]
     assert run(*line, "--perturbation", "gaussian", "--magnitude", "0.1", "--output", "out") == 0
     before, after = (l2o.load_policy(f"{name}/policy") for name in ("first", "out"))
     assert after.card["perturbation"]["kind"] == "gaussian"
@@ -426,7 +399,7 @@ def test_perturbed_from_another_policy_and_held_out(capfd):
     assert run(*line, "--policy", "original", "--output", "other") == 2
     error = capfd.readouterr().err
     assert "trains original; it cannot begin with the policy in first/policy, which is rnn" in error
-    assert run(*line, "--output-scale", "0.5", "--output", "other") == 2
+    assert run(*line, "--set", "output_scale=0.5", "--output", "other") == 2
     assert "which is rnnprop with scale: 0.1 there, 0.5 asked for" in capfd.readouterr().err
 
 
@@ -442,7 +415,7 @@ def test_replicates():
 def test_run_that_cannot_recover(capfd, monkeypatch):
     """Every meta-update is left out, in every try; the next replicate is tried."""
     monkeypatch.setattr("l2o.amalgamation.meta.all_finite", lambda structure: False)
-    line = [*_SHORT, "--output", "out", "--max-repeats", "1", "--replicates", "2"]
+    line = [*_SHORT, "--output", "out", "--set", "max_repeats=1", "--replicates", "2"]
     assert run(*line) == 1
     first, second = capfd.readouterr().err.splitlines()
     assert first == second and "period 1 were not finite in the last of 2 tries" in first

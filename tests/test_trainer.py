@@ -17,10 +17,10 @@ from made_weights import made_weights
 
 from l2o.amalgamation import meta
 from l2o.amalgamation import trainer as module
-from l2o.amalgamation.curriculum import Schedule, Stage, choice_schedule
+from l2o.amalgamation.curriculum import Schedule, Stage
 from l2o.amalgamation.meta import MetaTraining, initial_state
 from l2o.amalgamation.perturbation import Perturbation
-from l2o.amalgamation.plan import Meta, Phase, plan
+from l2o.amalgamation.plan import Meta, Phase
 from l2o.amalgamation.trainer import Diverged, Stopped, Trainer
 from l2o.amalgamation.unroll import Amalgamation
 from l2o.policies.checkpoint import load_policy
@@ -41,8 +41,9 @@ _SCHEDULE = Schedule(
     validation_trajectories=2,
 )
 _CHOICE = Choice((Adam(0.01), RMSProp(0.01)), units=3)
+_MIXING = replace(_SCHEDULE, stages=(Stage((2, 4), 2, cold_periods=1),))
 _PHASES = (
-    Phase("choice", _CHOICE, "none", choice_schedule(_SCHEDULE, (2, 4), 2)),
+    Phase("choice", _CHOICE, "none", _MIXING),
     Phase("policy", RNNProp(units=3), "mean", _SCHEDULE, teachers=None),
 )
 _ALONE = (Phase("policy", RNNProp(units=3), "none", _SCHEDULE),)
@@ -512,15 +513,3 @@ def test_phases_train_by_the_settings(data, tmp_path):
     assert (first.job.rule, first.job.teachers, first.job.scheme) == (_CHOICE, (), "none")
     (teacher,) = second.job.teachers
     assert (teacher.rule, teacher.weights, second.job.scheme) == (_CHOICE, ["taught"], "mean")
-
-
-def test_plans():
-    choice = choice_schedule(_SCHEDULE)
-    phases = plan("choice", "large", _SCHEDULE, choice)
-    assert [(p.name, p.scheme, p.teachers) for p in phases] == [
-        ("choice", "none", ()), ("policy", "mean", None),
-    ]  # fmt: skip
-    assert len(phases[0].rule.teachers) == 6 and phases[0].schedule is choice
-    for scheme, teachers in (("none", 0), ("mean", 2), ("minmax", 2)):
-        (phase,) = plan(scheme, "small", _SCHEDULE)
-        assert (phase.scheme, len(phase.teachers), phase.name) == (scheme, teachers, "policy")

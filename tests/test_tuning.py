@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from bad_input import files_of
 
-from l2o.commands.terminal import UserError
 from l2o.commands.tune import TRIALS, Search, search, tune
+from l2o.errors import UserError
 from l2o.evaluation.made import keep_made, made_with, read_made
 from l2o.evaluation.tables import TableError, read_table
 from l2o.evaluation.tuning import (

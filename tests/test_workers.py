@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from ports import free_ports
 
+from l2o.errors import RunError
 from l2o.policies.checkpoint import load_policy
-from l2o.runs.cluster import ClusterError, check_place, workers
+from l2o.runs.cluster import check_place, workers
 from l2o.runs.lock import DirectoryError
 
 _ROOT = Path(__file__).parent.parent
@@ -100,7 +101,7 @@ def test_two_workers_train_as_one_and_go_on_after_a_death(tmp_path):
 )  # fmt: skip
 def test_a_wrong_tf_config_is_one_line(text, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(ClusterError, match="TF_CONFIG must be as") as error:
+    with pytest.raises(RunError, match="TF_CONFIG must be as") as error:
         workers()
     assert "\n" not in str(error.value)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,17 @@ import tensorflow as tf
 
 import l2o
 from l2o.amalgamation.plan import Meta, Phase, inner_steps_left
-from l2o.amalgamation.settings import RECIPES, Settings
+from l2o.amalgamation.settings import CHOICES, Settings, check_names, get_preset, with_choices
 from l2o.amalgamation.trainer import Diverged, Stopped, Trainer
+from l2o.errors import RunError
 from l2o.policies.checkpoint import Policy, fingerprint, load_policy
 from l2o.problems.problem import Problem
-from l2o.runs.cluster import ClusterError, check_place, open_directory, workers
-from l2o.runs.devices import RunError, make_strategy
+from l2o.rules import UpdateRule, get_pool
+from l2o.runs.cluster import check_place, open_directory, workers
+from l2o.runs.devices import make_strategy
 from l2o.runs.directory import CONFIG
 from l2o.runs.display import Display
-from l2o.runs.lock import DirectoryError, move_aside
+from l2o.runs.lock import move_aside
 from l2o.tasks.keras_loss import Loss
 from l2o.tasks.load import load_task
 from l2o.tasks.task import Task
@@ -57,8 +59,7 @@ def meta_train(
         DirectoryError: If the directory cannot be used, or holds another run.
         Stopped: After SIGINT or SIGTERM, once what there is has been saved.
         Diverged: If it cannot recover.
-        ClusterError: If another worker is gone.
-        RunError: If there are not examples enough.
+        RunError: If there are not examples enough, or another worker is gone.
     """
     config = origin | {"meta": asdict(meta), "phases": [_described(p) for p in phases]}
     versions = {"l2o": l2o.__version__, "tensorflow": tf.__version__, "keras": keras.__version__}
@@ -73,14 +74,7 @@ def meta_train(
     ):
         keras.utils.set_random_seed(meta.seed)
         tf.config.experimental.enable_op_determinism()
-        try:
-            trainer = Trainer(
-                phases, meta, task, strategy, run, card, display
-            )  # fmt: skip
-        except DirectoryError:
-            raise
-        except ValueError as error:
-            raise RunError(str(error)) from error
+        trainer = Trainer(phases, meta, task, strategy, run, card, display)
         if named:
             again = ", which is gone on with" * trainer.resumed
             print(f"Run directory: {directory}{again}", flush=True)
@@ -89,7 +83,7 @@ def meta_train(
         except tf.errors.OpError as error:
             if not workers():
                 raise
-            raise ClusterError(
+            raise RunError(
                 "A worker is gone, so this one ends too. The same commands go on from the last "
                 "checkpoint"
             ) from error
@@ -115,9 +109,12 @@ def origin_of(settings: Settings, task: Task, strategy: tf.distribute.Strategy) 
         strategy: The devices.
     """
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+    pool = settings.teachers
+    if not isinstance(pool, str):
+        pool = ", ".join(rule.name for rule in get_pool(pool))
     origin = {
-        "strategy": settings.strategy,
-        "pool": settings.pool if settings.strategy != "none" else "none",
+        "strategy": settings.scheme,
+        "pool": pool if settings.scheme != "none" else "none",
         "problem": task.name,
         "data": task.dataset.description,
         "preset": settings.preset,
@@ -145,7 +142,7 @@ def amalgamate(
     model_fn: Callable[[], keras.Model],
     data: Any,
     loss: Loss = None,
-    pool: str = "large",
+    pool: str | Sequence[str | UpdateRule] = "large",
     strategy: str = "choice",
     preset: str | None = None,
     seed: int = 0,
@@ -169,7 +166,8 @@ def amalgamate(
         loss: The name of a Keras loss, a `keras.losses.Loss`, or a function (labels, outputs) ->
             one loss an example, as for `compile`; softmax cross-entropy of class indices, from
             logits, by default.
-        pool: The teachers: "large" (six), "small" or "adam".
+        pool: The teachers: "large" (six), "small" or "adam"; or some, each by its name or as a
+            rule.
         strategy: "choice", "mean", "minmax" or "none".
         preset: "paper", "cpu" or "smoke"; by default "paper" where there is a GPU, else "cpu".
         seed: Fixes everything random.
@@ -180,8 +178,7 @@ def amalgamate(
         batch_size: Examples a step, for arrays; 128 by default.
         devices: Replicas: how many, or which GPUs ("gpu:0"); all GPUs, or one, by default.
         fresh: Whether a run that is in `output` is moved aside.
-        **settings: The other fields of `l2o.amalgamation.settings.Settings`, most of
-                `train.py`'s flags.
+        **settings: The other settings by name, as docs/commands.md has them.
 
     Returns:
         The policy; `l2o.AmalgamatedOptimizer(policy)` takes it.
@@ -195,15 +192,13 @@ def amalgamate(
     problem = Problem(model_fn, data, validation=(), loss=loss, batch_size=batch_size)
     if preset is None:
         preset = "paper" if tf.config.list_physical_devices("GPU") else "cpu"
-    chosen = {"pool": pool, "strategy": strategy, "preset": preset, "seed": seed}
-    allowed = sorted({field.name for field in fields(Settings)} - set(chosen))
-    if unknown := sorted(set(settings) - set(allowed)):
-        raise TypeError(
-            f"Unknown settings: {', '.join(unknown)}. Allowed, beside the arguments: "
-            f"{', '.join(allowed)}"
-        )
-    choices = Settings.of(_with_recipe(chosen | settings, recipe))
-    phases, meta = choices.phases(), choices.meta()
+    chosen = {"teachers": pool, "scheme": strategy, "seed": seed, "recipe": recipe}
+    if recipe is not None:  # where these are their defaults, they are not chosen
+        chosen |= {"teachers": None if pool == "large" else pool}
+        chosen |= {"scheme": None if strategy == "choice" else strategy}
+    check_names(settings, CHOICES.keys() - chosen)
+    choices = with_choices(get_preset(preset), chosen | settings)
+    phases, meta = choices.phases(), choices.meta
     replicas = make_strategy(devices, phases[-1].schedule.meta_batch)
     if output is not None:
         check_place(Path(output), fresh)
@@ -223,17 +218,6 @@ def amalgamate(
             again = "the same call" + " without fresh=True" * fresh
             kept = f"; the run is kept in {output}, and {again} goes on with it"
             raise KeyboardInterrupt("Stopped" + kept * (output is not None)) from None
-
-
-def _with_recipe(choices: dict[str, Any], recipe: str | None) -> dict[str, Any]:
-    if recipe is None:
-        return choices
-    if recipe not in RECIPES:
-        raise ValueError(f"Unknown recipe. Allowed: {', '.join(RECIPES)}. Received: {recipe}")
-    names = ("strategy", "pool", "policy")
-    if given := [n for n in names if choices.get(n, getattr(Settings, n)) != getattr(Settings, n)]:
-        raise ValueError(f"recipe says what is trained, so {', '.join(given)} cannot be set")
-    return choices | RECIPES[recipe]
 
 
 @contextmanager

@@ -8,15 +8,12 @@ whether to undo it, and whether the stage is over.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
 from math import inf, isfinite
 
 import numpy as np
 
-UNROLLS, LAST_VALIDATION = (100, 200, 500, 1000), 2000
-ALPHAS = (0.2, 0.1, 0.05, 0.02)
-CHOICE_UNROLLS, CHOICE_VALIDATION = (100, 200, 500, 500, 500), 1000
 MOST_STEPS = 100_000
 MOST_SKIPPED = 0.5  # of a period's meta-updates
 
@@ -42,18 +39,19 @@ class Stage:
         return self.unrolls[min(period, len(self.unrolls) - 1)]
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Stages, and the rules by which they end.
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """The rules by which periods and stages end.
 
     Attributes:
-        stages: In order.
         truncation: T, inner steps a meta-update.
         meta_batch: Trajectories a meta-update.
-        period: Trajectories a period (the paper's meta-epochs).
-        min_periods, max_periods: Bounds on the periods of a stage.
+        period: Trajectories a period (the paper's meta-epochs), after which the policy is
+            validated.
+        min_periods: Fewest periods of a stage.
+        max_periods: Most periods of a stage.
         patience: A stage ends after so many periods without a new best.
-        max_repeats: How often a period may be undone and repeated.
+        max_repeats: How often a period that made things worse is undone and repeated.
         tolerance: A validation loss worse than the reference by more than this share of the
             reference's size undoes the period.
         validation_trajectories: Fixed trajectories that a validation averages over.
@@ -62,7 +60,6 @@ class Schedule:
         ValueError: For values that cannot be.
     """
 
-    stages: tuple[Stage, ...]
     truncation: int = 100
     meta_batch: int = 4
     period: int = 40
@@ -99,6 +96,20 @@ class Schedule:
                 "A period's trajectories must be a multiple of the meta-batch. "
                 f"Received: {self.period} and {self.meta_batch}"
             )
+
+
+@dataclass(frozen=True)
+class Schedule(Pace):
+    """The curriculum of one policy: its stages, in order, and the rules by which they end.
+
+    Raises:
+        ValueError: For values that cannot be.
+    """
+
+    stages: tuple[Stage, ...]
+
+    def __post_init__(self):
+        super().__post_init__()
         if not self.stages:
             raise ValueError("A schedule needs at least one stage. Received: none")
         for stage in self.stages:
@@ -117,82 +128,81 @@ class Schedule:
                 raise ValueError(f"cold_periods must be at least 0. Received: {stage.cold_periods}")
 
 
-def amalgamation_stages(
-    unrolls: tuple[int, ...] = UNROLLS,
-    alphas: tuple[float, ...] = ALPHAS,
-    last_validation: int = LAST_VALIDATION,
-) -> tuple[Stage, ...]:
-    """One stage an unroll, each validated on the next one's.
-
-    Raises:
-        ValueError: If there are not as many alphas as unrolls.
-    """
-    if len(unrolls) != len(alphas):
-        raise ValueError(
-            f"Each stage needs one unroll and one alpha. Received: {len(unrolls)} unrolls and "
-            f"{len(alphas)} alphas"
-        )
-    validations = (*unrolls[1:], last_validation)
-    return tuple(
-        Stage((n,), validation, alpha)
-        for n, validation, alpha in zip(unrolls, validations, alphas, strict=True)
-    )
-
-
-def choice_schedule(
-    schedule: Schedule,
-    unrolls: tuple[int, ...] = CHOICE_UNROLLS,
-    validation_unroll: int = CHOICE_VALIDATION,
-    cold_periods: int = 1,
-) -> Schedule:
-    """The schedule of the Choice policy: as many periods as unrolls, the first cold."""
-    stage = Stage(tuple(unrolls), validation_unroll, cold_periods=cold_periods)
-    count = len(unrolls)
-    return replace(schedule, stages=(stage,), min_periods=count, max_periods=count, patience=count)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A named schedule: what of it departs from the paper's.
+@dataclass(frozen=True, kw_only=True)
+class Curriculum(Pace):
+    """What may be chosen about the schedules of a run; the paper's by default.
 
     Attributes:
-        numbers: Fields of a `Schedule`.
-        unrolls, alphas, last_validation: See `amalgamation_stages`.
-        choice_unrolls, choice_validation: See `choice_schedule`.
+        unrolls: Inner steps of an unroll, one value a stage.
+        alphas: Weight of the distance to the teachers, one value a stage.
+        last_validation: Inner steps of the last stage's validation; the others have the next
+            stage's unroll.
+        choice_unrolls: Inner steps of the Choice policy's unrolls, one value a period.
+        choice_validation: Inner steps of the Choice policy's validation.
+        choice_cold_periods: First periods of the Choice policy without warm-up.
+
+    Raises:
+        ValueError: For values that cannot be.
     """
 
-    numbers: Mapping[str, int] = field(default_factory=dict)
-    unrolls: tuple[int, ...] = UNROLLS
-    alphas: tuple[float, ...] = ALPHAS
-    last_validation: int = LAST_VALIDATION
-    choice_unrolls: tuple[int, ...] = CHOICE_UNROLLS
-    choice_validation: int = CHOICE_VALIDATION
+    unrolls: tuple[int, ...] = (100, 200, 500, 1000)
+    alphas: tuple[float, ...] = (0.2, 0.1, 0.05, 0.02)
+    last_validation: int = 2000
+    choice_unrolls: tuple[int, ...] = (100, 200, 500, 500, 500)
+    choice_validation: int = 1000
+    choice_cold_periods: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.schedule  # noqa: B018  its own checks
 
     @property
     def schedule(self) -> Schedule:
-        """The policy's."""
-        stages = amalgamation_stages(self.unrolls, self.alphas, self.last_validation)
-        return Schedule(stages, **self.numbers)
+        """The policy's: one stage an unroll, each validated on the next one's."""
+        if len(self.unrolls) != len(self.alphas):
+            raise ValueError(
+                f"Each stage needs one unroll and one alpha. Received: {len(self.unrolls)} unrolls "
+                f"and {len(self.alphas)} alphas"
+            )
+        validations = (*self.unrolls[1:], self.last_validation)
+        return self._paced(
+            Stage((n,), validation, alpha)
+            for n, validation, alpha in zip(self.unrolls, validations, self.alphas, strict=True)
+        )
+
+    @property
+    def choice(self) -> Schedule:
+        """The Choice policy's: as many periods as unrolls.
+
+        Raises:
+            ValueError: If its unrolls cannot be.
+        """
+        stage = Stage(
+            self.choice_unrolls, self.choice_validation, cold_periods=self.choice_cold_periods
+        )
+        count = len(stage.unrolls)
+        try:
+            lone = {"min_periods": count, "max_periods": count, "patience": count}
+            return self._paced([stage], **lone)
+        except ValueError as error:
+            raise ValueError(f"Schedule of the Choice policy: {error}") from error
+
+    def _paced(self, stages: Iterable[Stage], **changes: int) -> Schedule:
+        pace = {f.name: getattr(self, f.name) for f in fields(Pace)}
+        return Schedule(tuple(stages), **(pace | changes))
 
 
 # cpu has the paper's stages and about its number of meta-updates, with one trajectory in each.
 # smoke goes through everything there is and learns nothing to speak of.
-_CPU = {"meta_batch": 1, "period": 10, "min_periods": 6, "max_periods": 6, "patience": 6}
-_SMOKE = {
-    "truncation": 20, "meta_batch": 1, "period": 2, "min_periods": 2, "max_periods": 2,
-    "patience": 2, "validation_trajectories": 2,
-}  # fmt: skip
-PRESETS = {
-    "paper": Preset(),
-    "cpu": Preset(_CPU),
-    "smoke": Preset(
-        _SMOKE,
-        unrolls=(20, 40, 60, 80),
-        last_validation=100,
-        choice_unrolls=(20, 40, 60),
-        choice_validation=80,
+CURRICULA = {
+    "paper": Curriculum(),
+    "cpu": Curriculum(meta_batch=1, period=10, min_periods=6, max_periods=6, patience=6),
+    "smoke": Curriculum(
+        truncation=20, meta_batch=1, period=2, min_periods=2, max_periods=2, patience=2,
+        validation_trajectories=2, unrolls=(20, 40, 60, 80), last_validation=100,
+        choice_unrolls=(20, 40, 60), choice_validation=80,
     ),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -51,10 +51,11 @@ class Perturbation:
             steps relative to each weight tensor's norm (Algorithm 2, Equation 6). "pgd" and
             "fgsm": the same with projected gradients and with the gradient's sign. "input": noise
             on the gradients that the policy sees (Equation 11).
-        magnitude: Of "gaussian", the standard deviation in units of a weight tensor's root mean
-            square (Equation 5), or simply the standard deviation if `absolute`; of "adversarial",
-            epsilon in units of a tensor's norm; of "pgd" and "fgsm", the largest change of a
-            weight; of "input", the standard deviation.
+        magnitude: How much. Of "gaussian", the standard deviation in units of a weight tensor's
+            root mean square (Equation 5), or simply the standard deviation if `absolute`; of
+            "adversarial", epsilon in units of a tensor's norm; of "pgd" and "fgsm", the largest
+            change of a weight; of "input", the standard deviation. For "gaussian" and
+            "adversarial" try 0.001.
         absolute: For "gaussian" alone.
         attack_steps: Ascent steps of "adversarial" and "pgd"; A of them cost A meta-gradients.
     """

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from l2o.amalgamation.curriculum import MOST_STEPS, Progress, Schedule, steps_left
+from l2o.amalgamation.losses import META_LOSSES
 from l2o.amalgamation.meta import CLIP_FLOOR, CLIP_RATIO
 from l2o.amalgamation.perturbation import Perturbation
 from l2o.amalgamation.unroll import SCALE_LIMIT, Teacher
-from l2o.rules import Choice, Original, RNNProp, Scale, UpdateRule, get_pool
+from l2o.rules import Original, RNNProp, Scale, UpdateRule
 
 MOST_SEED = 2**32 - 1  # NumPy's global generator takes no larger one
 POLICIES: dict[str, type[UpdateRule]] = {p.name: p for p in (RNNProp, Original, Scale)}
@@ -24,16 +25,25 @@ class Meta:
     Attributes:
         seed: Everything random derives from it.
         learning_rate: Of the meta-optimizer, Adam.
-        clip_ratio, clip_floor: Of the meta-gradient; see `meta.clip`.
-        warmup_steps, warmup_rate: Plain SGD before an unroll.
+        clip_ratio: Longest meta-gradient of a weight tensor, in lengths of the tensor; see
+            `meta.clip`.
+        clip_floor: A shorter tensor counts as this long.
+        warmup_steps: Steps of plain SGD before an unroll. A fit with the policy begins with as
+            many, but 20 at most.
+        warmup_rate: Their learning rate.
         scaling: Random scaling, for RNNProp.
-        scale_limit: Largest logarithm of a scale.
-        first_order: No meta-gradient through the network's gradient.
+        scale_limit: Largest logarithm of a scale: coordinates are scaled by exp(U(-S, S)) with a
+            random sign (after Lv et al. 2017, where S is 3).
+        first_order: No meta-gradient through the network's gradient: faster, less exact.
         recompute: The policy's memory is kept for the backward pass every so many steps at most,
-            and computed again between; 0 keeps it at every step.
-        held_out: The meta loss is measured on examples that its unroll never trains on.
-        meta_loss: "log", or "difference" for a loss that need not be positive.
-        perturbation: Of the policy while it is trained.
+            and computed again between; 0 keeps it at every step: a little faster, more memory.
+        held_out: The meta loss is measured on a tenth of the data, drawn for each unroll, that the
+            unroll never trains on (after Metz et al. 2019).
+        meta_loss: "log": of log loss; "difference": of the loss itself, which may then be zero or
+            negative.
+        perturbation: Of the policy while it is trained: "gaussian": noise on the weights;
+            "adversarial", "pgd" or "fgsm": weights moved to where the loss is higher; "input":
+            noise on the gradients that it sees.
     """
 
     seed: int = 0
@@ -63,6 +73,10 @@ class Meta:
             raise ValueError(
                 f"warmup_steps must be at most {MOST_STEPS}. Received: {self.warmup_steps}"
             )
+        if self.meta_loss not in META_LOSSES:
+            raise ValueError(
+                f"Unknown meta_loss. Allowed: {', '.join(META_LOSSES)}. Received: {self.meta_loss}"
+            )
         if self.seed > MOST_SEED:
             raise ValueError(f"seed must be at most {MOST_SEED}. Received: {self.seed}")
 
@@ -86,32 +100,6 @@ class Phase:
     schedule: Schedule
     teachers: tuple[Teacher, ...] | None = ()
     start: tuple[np.ndarray, ...] | None = None
-
-
-def plan(
-    strategy: str,
-    pool: str,
-    schedule: Schedule,
-    choice: Schedule | None = None,
-    rule: UpdateRule | None = None,
-) -> tuple[Phase, ...]:
-    """The phases of an amalgamation strategy.
-
-    Args:
-        strategy: "none", "mean", "minmax" or "choice".
-        pool: Name of the pool of teachers.
-        schedule: Curriculum of the policy.
-        choice: Curriculum of the Choice policy, for "choice" only.
-        rule: The policy; RNNProp by default.
-    """
-    teachers, rule = get_pool(pool), rule or RNNProp()
-    if strategy == "choice":
-        return (
-            Phase("choice", Choice(teachers), "none", choice),
-            Phase("policy", rule, "mean", schedule, teachers=None),
-        )
-    imitated = () if strategy == "none" else tuple(Teacher(teacher, []) for teacher in teachers)
-    return (Phase("policy", rule, strategy, schedule, imitated),)
 
 
 def inner_steps_left(phases: tuple[Phase, ...], number: int, progress: Progress):

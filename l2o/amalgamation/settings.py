@@ -1,7 +1,9 @@
-"""Everything a person may choose about an amalgamation, under the names of `train.py`'s flags."""
+"""Everything a person may choose about an amalgamation, and the phases that it comes to."""
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from math import inf
 from numbers import Integral, Real
@@ -10,191 +12,66 @@ from typing import Any
 
 import numpy as np
 
-from l2o.amalgamation.curriculum import PRESETS, Schedule, amalgamation_stages, choice_schedule
-from l2o.amalgamation.losses import META_LOSSES
+from l2o.amalgamation.curriculum import CURRICULA, Curriculum
 from l2o.amalgamation.perturbation import KINDS, Perturbation
-from l2o.amalgamation.plan import POLICIES, Meta, Phase, plan
-from l2o.policies.checkpoint import load_policy
-from l2o.policies.shipped import policy_path
-from l2o.rules import POOLS, UpdateRule, core
+from l2o.amalgamation.plan import POLICIES, Meta, Phase
+from l2o.amalgamation.unroll import Teacher
+from l2o.policies.checkpoint import Policy, load_policy
+from l2o.policies.shipped import did_you_mean, policy_path
+from l2o.rules import Choice, UpdateRule, core, get_pool
 from l2o.runs.directory import differences
 
 STRATEGIES = ("choice", "mean", "minmax", "none")
 # The learned optimizers that the paper compares with (Section 5).
 RECIPES = {
-    "original": {"policy": "original", "strategy": "none", "pool": "adam"},
-    "scale": {"policy": "scale", "strategy": "none", "pool": "adam"},
-    "rnnprop": {"policy": "rnnprop", "strategy": "none", "pool": "adam"},
-    "stronger": {"policy": "rnnprop", "strategy": "mean", "pool": "adam"},
+    "original": {"policy": "original", "scheme": "none", "teachers": "adam"},
+    "scale": {"policy": "scale", "scheme": "none", "teachers": "adam"},
+    "rnnprop": {"policy": "rnnprop", "scheme": "none", "teachers": "adam"},
+    "stronger": {"policy": "rnnprop", "scheme": "mean", "teachers": "adam"},
 }
-# What a field's values may be, by its annotation.
-_KINDS: dict[str, tuple[Any, str]] = {
-    "str": (str, "a name"),
-    "bool": (bool, "True or False"),
-    "int": (Integral, "a whole number"),
-    "float": (Real, "a number"),
-    "Path": ((str, Path), "a directory"),
-    "tuple[int, ...]": (Integral, "whole numbers"),
-    "tuple[float, ...]": (Real, "numbers"),
-}
-_STAGES = ("unrolls", "alphas", "last_validation", "choice_unrolls", "choice_validation")
-_OF_CHOICE = ("choice_unrolls", "choice_validation", "choice_cold_periods")
-_LONE_PERIOD = ("period", "min_periods", "max_periods", "patience")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The choices; where one is `None`, the preset decides.
+    """All of them; the paper's by default.
 
     Attributes:
-        preset: A name in `PRESETS`.
-        strategy: "choice", "mean", "minmax" or "none".
-        pool: A name in `POOLS`.
-        policy: A name in `POLICIES`: what is trained, and what "choice" distils into.
-        output_scale: The policy's largest step for RNNProp, the factor of its output for Original;
-            their own by default.
-        finetune: Directory of a policy to begin with, or a shipped policy's name: a Choice policy
-            is where that phase begins, any other where the last one does.
-        unrolls, alphas, last_validation: See `amalgamation_stages`.
-        choice_unrolls, choice_validation, choice_cold_periods: See `choice_schedule`.
-        updates: One stage of so many meta-updates in a single period, of as many trajectories for
-            the Choice policy.
-        truncation, period, meta_batch, min_periods, max_periods, patience: See `Schedule`.
-        max_repeats, tolerance, validation_trajectories: See `Schedule`.
-        perturbation: "none" or a name in `perturbation.KINDS`, in every phase.
-        magnitude, absolute, attack_steps: Its.
-        seed, learning_rate, clip_ratio, clip_floor, warmup_steps, warmup_rate: See `Meta`.
-        scale_limit, scaling, first_order, recompute, held_out, meta_loss: See `Meta`.
+        preset: The name of those in `PRESETS` that they began as.
+        scheme: How teachers are amalgamated: "choice" (train a policy that mixes them, then distil
+            it), "mean" or "minmax" (imitate the mean or the worst-imitated of them), "none" (meta
+            loss alone).
+        teachers: A pool's name, or some teachers, each by its name or as a rule.
+        policy: What is trained, and what "choice" distils into: a name in `POLICIES`, or a rule.
+        finetune: A policy to begin with, its directory, or a shipped one's name, in the phase that
+            trains its kind; its averaging and weight decay stay behind.
+        curriculum: How long, and on what unrolls.
+        meta: The rest.
 
     Raises:
         ValueError: For values that cannot be or do not go together.
     """
 
-    preset: str = "cpu"
-    strategy: str = "choice"
-    pool: str = "large"
-    policy: str = "rnnprop"
-    output_scale: float | None = None
-    finetune: Path | None = None
-    unrolls: tuple[int, ...] | None = None
-    alphas: tuple[float, ...] | None = None
-    last_validation: int | None = None
-    choice_unrolls: tuple[int, ...] | None = None
-    choice_validation: int | None = None
-    choice_cold_periods: int = 1
-    updates: int | None = None
-    truncation: int | None = None
-    period: int | None = None
-    meta_batch: int | None = None
-    min_periods: int | None = None
-    max_periods: int | None = None
-    patience: int | None = None
-    max_repeats: int | None = None
-    tolerance: float | None = None
-    validation_trajectories: int | None = None
-    perturbation: str = "none"
-    magnitude: float | None = None
-    absolute: bool = False
-    attack_steps: int = 1
-    scaling: bool = Meta.scaling
-    seed: int = Meta.seed
-    learning_rate: float = Meta.learning_rate
-    clip_ratio: float = Meta.clip_ratio
-    clip_floor: float = Meta.clip_floor
-    warmup_steps: int = Meta.warmup_steps
-    warmup_rate: float = Meta.warmup_rate
-    scale_limit: float = Meta.scale_limit
-    first_order: bool = Meta.first_order
-    recompute: int = Meta.recompute
-    held_out: bool = Meta.held_out
-    meta_loss: str = Meta.meta_loss
+    preset: str = "paper"
+    scheme: str = "choice"
+    teachers: str | tuple[str | UpdateRule, ...] = "large"
+    policy: str | UpdateRule = "rnnprop"
+    finetune: str | Path | Policy | None = None
+    curriculum: Curriculum = Curriculum()
+    meta: Meta = Meta()
 
     def __post_init__(self):
-        self._check_kinds()
-        for name, allowed in (
-            ("preset", PRESETS),
-            ("strategy", STRATEGIES),
-            ("pool", POOLS),
-            ("policy", POLICIES),
-            ("perturbation", ("none", *KINDS)),
-            ("meta_loss", META_LOSSES),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"Unknown {name}. Allowed: {', '.join(allowed)}. "
-                    f"Received: {getattr(self, name)}"
-                )
-        given = [name for name in _LONE_PERIOD if getattr(self, name) is not None]
-        if self.updates is not None:
-            if self.updates < 1:
-                raise ValueError(f"updates must be at least 1. Received: {self.updates}")
-            if given:
-                raise ValueError(
-                    f"updates makes one period of all, so {', '.join(given)} cannot be set"
-                )
-        given = [n for n in _OF_CHOICE if getattr(self, n) != getattr(Settings, n)]
-        if self.strategy != "choice" and given:
-            raise ValueError(
-                f"{', '.join(given)} cannot be set with strategy {self.strategy}: there is no "
-                "Choice policy"
-            )
-        if self.output_scale is not None:
-            if self.policy == "scale":
-                raise ValueError("output_scale is for rnnprop and original. Received: scale")
-            if not 0 < self.output_scale < inf:
-                raise ValueError(
-                    f"output_scale must be a number above 0. Received: {self.output_scale}"
-                )
-        self.schedules()
-        self.meta()
+        if self.scheme not in STRATEGIES:
+            raise _unknown("scheme", STRATEGIES, self.scheme)
+        self._phases()
 
-    @classmethod
-    def of(cls, choices: dict[str, Any]) -> Settings:
-        """Settings from a dictionary that may hold more.
-
-        Where several values may be, a list or a single one will do.
-        """
-        plain = {}
-        for f in fields(cls):
-            if f.name in choices:
-                value = _without_numpy(choices[f.name])
-                if f.type.startswith("tuple") and value is not None:
-                    several = value if isinstance(value, (list, tuple)) else (value,)
-                    value = tuple(map(_without_numpy, several))
-                plain[f.name] = value
-        return cls(**plain)
-
-    def meta(self) -> Meta:
-        """The settings of the meta-training."""
-        names = {f.name for f in fields(Meta)} & {f.name for f in fields(self)} - {"perturbation"}
-        shared = {name: getattr(self, name) for name in names}
-        return Meta(**shared, perturbation=self._perturbation())
-
-    def schedules(self) -> tuple[Schedule, Schedule | None]:
-        """The curricula of the policy and, where there is one, of the Choice policy."""
-        preset = PRESETS[self.preset]
-        names = {f.name for f in fields(Schedule)} & {f.name for f in fields(self)}
-        changes = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        unrolls, alphas, last, choice_unrolls, choice_validation = (
-            getattr(preset if getattr(self, name) is None else self, name) for name in _STAGES
-        )
-        if self.updates is not None and unrolls:
-            unrolls, alphas, choice_unrolls = unrolls[:1], alphas[:1], choice_unrolls[:1]
-            last = unrolls[0] if self.last_validation is None else last
-            changes |= self._one_period(unrolls[0])
-        stages = amalgamation_stages(unrolls, alphas, last)
-        schedule = replace(preset.schedule, stages=stages, **changes)
-        if self.strategy != "choice":
-            return schedule, None
-        try:
-            return schedule, choice_schedule(
-                schedule,
-                choice_unrolls,
-                choice_validation,
-                self.choice_cold_periods,
-            )
-        except ValueError as error:
-            raise ValueError(f"Schedule of the Choice policy: {error}") from error
+    @property
+    def rule(self) -> UpdateRule:
+        """The policy that is trained."""
+        if isinstance(self.policy, UpdateRule):
+            return self.policy
+        if self.policy not in [*POLICIES]:
+            raise _unknown("policy", POLICIES, self.policy)
+        return POLICIES[self.policy]()
 
     def phases(self) -> tuple[Phase, ...]:
         """What is trained, in order.
@@ -203,55 +80,210 @@ class Settings:
             PolicyError: If the policy to begin with cannot be read.
             ValueError: If this run trains no such policy.
         """
-        scale = {} if self.output_scale is None else {"scale": self.output_scale}
-        rule = POLICIES[self.policy](**scale)
-        phases = plan(self.strategy, self.pool, *self.schedules(), rule)
-        if self.finetune is None:
+        phases, policy, where = self._phases(), self.finetune, ""
+        if policy is None:
             return phases
-        policy = load_policy(policy_path(self.finetune))
+        if not isinstance(policy, Policy):
+            policy, where = load_policy(policy_path(policy)), f" in {policy}"
         own = core(policy.rule)
         if not any(phase.rule == own for phase in phases):
             kinds = [p.rule for p in phases if p.rule.name == own.name]
             trained = " and ".join(p.rule.name for p in phases)
             raise ValueError(
-                f"This run trains {trained}; it cannot begin with the policy in {self.finetune}, "
+                f"This run trains {trained}; it cannot begin with the policy{where}, "
                 f"which is {own.name}" + "".join(f" with {_differing(own, kind)}" for kind in kinds)
             )
         start = tuple(policy.weights)
         return tuple(replace(p, start=start) if p.rule == own else p for p in phases)
 
-    def _check_kinds(self) -> None:
-        for f in fields(self):
-            value, (kind, _, optional) = getattr(self, f.name), f.type.partition(" | ")
-            if value is None and optional:
-                continue
-            several = kind.startswith("tuple")
-            allowed, words = _KINDS[kind]
-            entries = value if several and isinstance(value, tuple) else (value,)
-            for entry in entries:
-                if not isinstance(entry, allowed) or (isinstance(entry, bool) and kind != "bool"):
-                    raise ValueError(f"{f.name} must be {words}. Received: {value!r}")
+    def _phases(self) -> tuple[Phase, ...]:
+        rule, teachers, schedule = self.rule, get_pool(self.teachers), self.curriculum.schedule
+        if self.scheme == "choice":
+            return (
+                Phase("choice", Choice(teachers), "none", self.curriculum.choice),
+                Phase("policy", rule, "mean", schedule, teachers=None),
+            )
+        imitated = () if self.scheme == "none" else tuple(Teacher(t, []) for t in teachers)
+        return (Phase("policy", rule, self.scheme, schedule, imitated),)
 
-    def _perturbation(self) -> Perturbation | None:
-        if self.perturbation != "none":
-            if self.magnitude is None:
-                raise ValueError(f"perturbation {self.perturbation} needs a magnitude")
-            return Perturbation(self.perturbation, self.magnitude, self.absolute, self.attack_steps)
-        if self.magnitude is not None or self.absolute or self.attack_steps != 1:
+
+PRESETS = {name: Settings(name, curriculum=c) for name, c in CURRICULA.items()}
+
+
+@dataclass(frozen=True)
+class Shorthands:
+    """Choices that stand for others.
+
+    Attributes:
+        recipe: In place of policy, scheme and teachers, a learned optimizer that the paper compares
+            with: "original", "scale" or "rnnprop" on the meta loss alone, or "stronger", rnnprop
+            that also imitates Adam (Chen et al. 2020).
+        output_scale: Factor of the policy's output, which for rnnprop is its largest step; scale
+            has none.
+        updates: One stage of so many meta-updates in a single period, of as many trajectories for
+            the Choice policy, with the first of unrolls, alphas and choice_unrolls; validated on
+            that unroll unless last_validation is chosen. The Choice policy's period has no warm-up,
+            unless choice_cold_periods is 0.
+    """
+
+    recipe: str | None = None
+    output_scale: float | None = None
+    updates: int | None = None
+
+
+# Of every choice, what it may be.
+CHOICES = {
+    f.name: str(f.type).partition(" | None")[0]
+    for part in (Settings, Shorthands, Curriculum, Meta, Perturbation)
+    for f in fields(part)
+    if f.name not in ("preset", "curriculum", "meta", "kind")
+}
+_WORDS: dict[str, tuple[Any, str]] = {
+    "str": (str, "a name"),
+    "bool": (bool, "True or False"),
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "tuple[int, ...]": (Integral, "whole numbers"),
+    "tuple[float, ...]": (Real, "numbers"),
+}
+_OF_PERTURBATION = ("magnitude", "absolute", "attack_steps")
+_LONE_PERIOD = ("period", "min_periods", "max_periods", "patience")
+
+
+def get_preset(name: str) -> Settings:
+    """The settings of that name: "paper", "cpu" or "smoke".
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if name not in PRESETS:
+        raise _unknown("preset", PRESETS, name)
+    return PRESETS[name]
+
+
+def with_choices(settings: Settings, choices: Mapping[str, Any]) -> Settings:
+    """Settings with those that are chosen, at whatever depth they lie.
+
+    Args:
+        settings: To begin with.
+        choices: By name, one in `CHOICES`; `None` leaves what there is. Where several values may
+            be, a list or a single one will do; NumPy's numbers are numbers.
+
+    Raises:
+        TypeError: For a name that does not exist.
+        ValueError: For values that cannot be or do not go together.
+    """
+    check_names(choices, CHOICES)
+    chosen = {k: _checked(k, value) for k, value in choices.items() if value is not None}
+    if recipe := chosen.pop("recipe", None):
+        if recipe not in RECIPES:
+            raise _unknown("recipe", RECIPES, recipe)
+        if given := [name for name in RECIPES[recipe] if name in chosen]:
+            raise ValueError(f"recipe says what is trained, so {', '.join(given)} cannot be set")
+        chosen |= RECIPES[recipe]
+    scheme = chosen.get("scheme", settings.scheme)
+    given = [name for name in chosen if name.startswith("choice_")]
+    if given and scheme != "choice":
+        raise ValueError(
+            f"{', '.join(given)} cannot be set with scheme {scheme}: there is no Choice policy"
+        )
+    if "updates" in chosen:
+        chosen |= _one_period(settings.curriculum, chosen)
+    chosen["perturbation"] = _perturbation(settings.meta.perturbation, chosen)
+    scale, settings = chosen.pop("output_scale", None), _replaced(settings, chosen)
+    return settings if scale is None else replace(settings, policy=_scaled(settings.rule, scale))
+
+
+def check_names(choices: Iterable[str], allowed: Collection[str]) -> None:
+    """Raises TypeError if there is a choice that is not allowed."""
+    if unknown := sorted(set(choices) - set(allowed)):
+        near = "".join(did_you_mean(name, allowed) for name in unknown)
+        raise TypeError(
+            f"Unknown settings: {', '.join(unknown)}. {near}Allowed: {', '.join(sorted(allowed))}"
+        )
+
+
+def parsed(text: str) -> Any:
+    """The value that a word of a command line means: 3, 0.5, True, a name; several after commas."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return tuple(map(parsed, text.split(","))) if "," in text else text
+
+
+def _checked(name: str, value: Any) -> Any:
+    """A value that is of its setting's kind, in Python's own types, which JSON has."""
+    kind, value = CHOICES[name], _without_numpy(value)
+    if kind not in _WORDS:
+        return value
+    several = kind.startswith("tuple")
+    if several:
+        entries = value if isinstance(value, (list, tuple)) else (value,)
+        value = tuple(map(_without_numpy, entries))
+    allowed, words = _WORDS[kind]
+    for entry in value if several else (value,):
+        if not isinstance(entry, allowed) or (isinstance(entry, bool) and kind != "bool"):
+            raise ValueError(f"{name} must be {words}. Received: {value!r}")
+    return value
+
+
+def _replaced(part: Any, chosen: dict[str, Any]) -> Any:
+    """A dataclass of settings with those that are chosen, its parts' too."""
+    changes = {f.name: chosen[f.name] for f in fields(part) if f.name in chosen}
+    for f in fields(part):
+        if isinstance(inner := getattr(part, f.name), (Curriculum, Meta)):
+            changes[f.name] = _replaced(inner, chosen)
+    return replace(part, **changes)
+
+
+def _one_period(curriculum: Curriculum, chosen: dict[str, Any]) -> dict[str, Any]:
+    """The choices that `updates` stands for."""
+    updates = chosen["updates"]
+    if updates < 1:
+        raise ValueError(f"updates must be at least 1. Received: {updates}")
+    if given := [name for name in _LONE_PERIOD if name in chosen]:
+        raise ValueError(f"updates makes one period of all, so {', '.join(given)} cannot be set")
+    now = {f.name: chosen.get(f.name, getattr(curriculum, f.name)) for f in fields(curriculum)}
+    first = {name: now[name][:1] for name in ("unrolls", "alphas", "choice_unrolls")}
+    unroll = sum(first["unrolls"])
+    each = max(unroll // max(now["truncation"], 1), 1)
+    if updates % each:
+        raise ValueError(
+            f"updates must be a multiple of the {each} updates of an unroll of {unroll} "
+            f"steps. Received: {updates}"
+        )
+    lone = {"min_periods": 1, "max_periods": 1, "patience": 1}
+    last = {"last_validation": chosen.get("last_validation", unroll)}
+    return first | last | lone | {"period": updates // each * now["meta_batch"]}
+
+
+def _perturbation(there: Perturbation | None, chosen: dict[str, Any]) -> Perturbation | None:
+    """The perturbation that its parts make."""
+    kind = chosen.get("perturbation", there)
+    parts = {name: chosen[name] for name in _OF_PERTURBATION if name in chosen}
+    if isinstance(kind, Perturbation):
+        return replace(kind, **parts)
+    if kind in (None, "none"):
+        if parts:
             raise ValueError("magnitude, absolute and attack_steps need a perturbation")
         return None
+    if kind not in KINDS:
+        raise _unknown("perturbation", ("none", *KINDS), kind)
+    if "magnitude" not in parts:
+        raise ValueError(f"perturbation {kind} needs a magnitude")
+    return Perturbation(kind, **parts)
 
-    def _one_period(self, unroll: int) -> dict[str, int]:
-        schedule = PRESETS[self.preset].schedule
-        truncation = self.truncation or schedule.truncation
-        each = max(unroll // truncation, 1)
-        if self.updates % each:
-            raise ValueError(
-                f"updates must be a multiple of the {each} updates of an unroll of {unroll} "
-                f"steps. Received: {self.updates}"
-            )
-        period = self.updates // each * (self.meta_batch or schedule.meta_batch)
-        return {"period": period, "min_periods": 1, "max_periods": 1, "patience": 1}
+
+def _scaled(rule: UpdateRule, scale: float) -> UpdateRule:
+    if "scale" not in {f.name for f in fields(rule)}:
+        raise ValueError(f"output_scale is for rnnprop and original. Received: {rule.name}")
+    if not 0 < scale < inf:
+        raise ValueError(f"output_scale must be a number above 0. Received: {scale}")
+    return replace(rule, **{"scale": scale})
+
+
+def _unknown(what: str, allowed: Any, received: Any) -> ValueError:
+    return ValueError(f"Unknown {what}. Allowed: {', '.join(allowed)}. Received: {received}")
 
 
 def _without_numpy(value: Any) -> Any:

@@ -22,6 +22,7 @@ from l2o.amalgamation.meta import MetaState, MetaTraining, initial_state
 from l2o.amalgamation.plan import Meta, Phase
 from l2o.amalgamation.state import RunState, pack, unpack
 from l2o.amalgamation.unroll import Amalgamation, Teacher
+from l2o.errors import RunError
 from l2o.policies.checkpoint import Policy, save_policy
 from l2o.rules import UpdateRule, warmed_up
 from l2o.rules.warmup import SHORT
@@ -61,7 +62,7 @@ class Trainer:
 
     Raises:
         DirectoryError: If the directory's checkpoints cannot be read.
-        ValueError: If there are not examples enough.
+        RunError: If there are not examples enough.
     """
 
     def __init__(
@@ -77,12 +78,11 @@ class Trainer:
         examples, batch_size = len(task.dataset.train.labels), task.batch_size
         if (examples // 10 if meta.held_out else examples) < batch_size:
             need = f"a batch of {batch_size}" + " from the held-out tenth" * meta.held_out
-            raise ValueError(f"There are not examples enough for {need}. Received: {examples}")
+            raise RunError(f"There are not examples enough for {need}. Received: {examples}")
         self._phases, self._meta = phases, meta
         self._task = task
         self._strategy, self._directory = strategy, directory
-        self._card, self._callback = card, callback
-        self._stopping = False
+        self._card, self._callback, self._stopping = card, callback, False
         self._run = self._restore()
         self.resumed = self._run is not None
 

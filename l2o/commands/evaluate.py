@@ -1,4 +1,4 @@
-"""`python evaluate.py`: how good an optimizer is, on the paper's problems."""
+"""`l2o evaluate`: how good an optimizer is, on the paper's problems."""
 
 from __future__ import annotations
 
@@ -11,44 +11,33 @@ from textwrap import fill
 
 import tensorflow as tf
 
-from l2o import PolicyError, pretrained
+from l2o import pretrained
 from l2o.amalgamation.plan import MOST_SEED
 from l2o.commands.forecast import Forecast
-from l2o.commands.jobs import spread
+from l2o.commands.jobs import gpus_for, spread
 from l2o.commands.problem import (
     ALL,
     OWN,
+    add_data_flags,
     check_data_flags,
     named_task,
     problem_name,
 )
-from l2o.commands.report import counted, report
-from l2o.commands.terminal import (
-    Parser,
-    UserError,
-    count,
-    fraction,
-    known,
-    run_command,
-    whole,
-)
-from l2o.evaluation.baselines import (
-    CandidateError,
-    get_candidates,
-    keras_optimizers,
-)
+from l2o.commands.report import counted
+from l2o.commands.terminal import STOPPED, Parser, count, fraction, known, run_command, whole
+from l2o.errors import UserError
+from l2o.evaluation.baselines import get_candidates, keras_optimizers
 from l2o.evaluation.made import MADE, made_with
 from l2o.evaluation.protocol import Bench, Plan, evaluate, keep, missing, present, warmup_notes
 from l2o.evaluation.results import TABLE, describe
 from l2o.evaluation.store import ResultsDirectory
-from l2o.evaluation.tables import TableError
 from l2o.optimizer import WEIGHT_DECAY_LIMIT
 from l2o.policies.checkpoint import doubts
 from l2o.problems import PROBLEMS, Dataset
 from l2o.reports.comparison import summary_table
 from l2o.rules import TUNED_RATES
 from l2o.runs.devices import take_cores
-from l2o.runs.lock import DirectoryError, check_free
+from l2o.runs.lock import check_free
 from l2o.runs.progress import ProgressBar, duration
 from l2o.tasks.examples import BATCH_SIZE
 
@@ -58,48 +47,40 @@ DESCRIPTION = """\
 Fits the paper's problems with optimizers and compares them (Huang et al.,
 Optimizer Amalgamation, ICLR 2022, Section 5).
 
+  {prog} --problem mnist_dp       the shipped policy, and Adam
+  {prog} --optimizer runs/choice-large oracle
+  {prog} --problem mine:tumours   your own: docs/amalgamate.md
+
 In each repeat all optimizers start from the same weights and see the same
-batches. What is there is not run again: a stopped evaluation goes on when the
-same command is given again."""
+batches. What is there is not run again: the same command goes on after Ctrl-C."""
 ADDED = ("averaging", "weight_decay")  # what a policy can bring and a flag can set
-EXAMPLES = """\
+OPTIMIZERS = """\
 optimizers:
   choice-large         a shipped policy; choice-large/3 is one of its replicates
   runs/choice-large    the policy of a run, or of all its replicates
   mine=runs/x/policy   a policy directory, under a name of your own
-  oracle               the six tuned teachers, each fitted; reports take the best
+  oracle               the six tuned teachers; reports take the best
   adam, adam@0.01      a teacher at its tuned rate, or at another
   keras:AdamW, keras:Adam@0.001
                        any Keras optimizer, at its default rate or at another
-
-examples:
-  the shipped policy and Adam, with DP-SGD
-    python evaluate.py --problem mnist_dp
-  two problems, and the teachers beside the policy
-    python evaluate.py --problem mnist_cnn fmnist_cnn \\
-        --optimizer runs/choice-large oracle
-  everything, but not for as long as the preset says
-    python evaluate.py --problem all --repeats 3 --epochs 10
-  your own problem, from a function in mine.py (docs/amalgamate.md)
-    python evaluate.py --problem mine:tumours
-  all problems and optimizers by name
-    python evaluate.py --list
-  tables, figures and a page, of everything or of some
-    python evaluate.py --report results/cpu
-    python evaluate.py --report results/cpu --optimizer choice-large adam"""
+"""
 
 
-def parser() -> Parser:
-    """The command line."""
+def parser(prog: str = "l2o evaluate") -> Parser:
+    """The command line.
+
+    Args:
+        prog: How the command was called.
+    """
     # fmt: off
-    p = Parser(prog="evaluate.py", usage="evaluate.py [OPTION ...]", description=DESCRIPTION,
-               epilog=EXAMPLES)
+    p = Parser(prog, DESCRIPTION, OPTIMIZERS)
     g = p.add_argument_group("what is evaluated")
     g.add_argument("--problem", type=lambda text: text if text == ALL else problem_name(text),
-                   nargs="+", metavar="NAME",
+                   nargs="+", metavar="NAME", default=["mnist_cnn"],
                    help=f"default mnist_cnn. {ALL}, or some of {', '.join(PROBLEMS)}; or your own "
                    f"as {OWN}, which returns an l2o.Problem")
     g.add_argument("--optimizer", nargs="+", metavar="WHAT",
+                   default=["choice-large", "adam"],
                    help="see below; default the shipped policy choice-large, and adam")
     g.add_argument("--averaging", type=fraction, metavar="S",
                    help="keep all networks at 1 - S times where their optimizer has led and S "
@@ -131,51 +112,30 @@ def parser() -> Parser:
                    help="processes of one thread each that evaluations are spread over; default 1, "
                    "which uses all cores")
     g.add_argument("--list", action="store_true", help="name all problems and optimizers")
-    g = p.add_argument_group("data")
-    g.add_argument("--data", type=known(("auto", "tfds", "digits")), metavar="HOW",
-                   help="auto: the embedded digits stand in where a dataset cannot be had, and "
-                   "that is said; tfds: that is an error; digits: use them. Default auto")
-    g.add_argument("--data-dir", metavar="DIR", help="prepared TFDS data or raw official files")
+    add_data_flags(p)
     g = p.add_argument_group("results")
     g.add_argument("--output", type=Path, metavar="DIR",
                    help=f"where results.csv and steps/ are kept; default {RESULTS}/PRESET")
-    g.add_argument("--report", nargs="+", type=Path, metavar="RESULTS",
-                   help="write tables, figures and a page of these results (tables, or directories "
-                   "with one) instead of evaluating; --output is then where, default report/ in "
-                   "the first one's directory, and files there of the same names are replaced. "
-                   "--problem, --optimizer and --epochs say what it is of, by the names in its "
-                   "tables (a replicate as NAME/3, and NAME alone where all of it are "
-                   "NAME+wd0.0003 and so on); default everything. Of a part it goes to selection/")
     # fmt: on
     return p
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, prog: str = "python evaluate.py") -> None:
     """Runs the command; exits with status 0, 2 for a user's error, 130 when stopped."""
-    run_command(lambda: _main(arguments))
+    run_command(lambda: _main(parser(prog).parse_args(arguments)))
 
 
-def _main(arguments: list[str] | None) -> int:
-    command = parser()
-    options = command.parse_args(arguments)
-    if options.report:
-        return report(options, command)
+def _main(options: argparse.Namespace) -> int:
     tf.get_logger().setLevel("ERROR")
-    if options.list:
-        return _list()
-    options.problem = options.problem or ["mnist_cnn"]
-    options.optimizer = options.optimizer or ["choice-large", "adam"]
-    return _evaluate(options)
+    return _list() if options.list else _evaluate(options)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
     take_cores()
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = gpus_for(options.jobs)
     preset = options.preset or ("paper" if gpus else "cpu")
     reason = "" if options.preset else f", because there is {'a' if gpus else 'no'} GPU"
     repeats, epochs = PRESETS[preset]
-    if gpus and options.jobs > 1:
-        raise UserError("--jobs spreads evaluations over the cores of a machine without a GPU")
     plan = Plan(options.repeats or repeats, options.epochs or epochs, options.seed)
     for name, value, most in (("repeats", plan.repeats, 10_000), ("jobs", options.jobs, 1_000)):
         if value > most:
@@ -183,13 +143,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     if plan.seed > (most := MOST_SEED - plan.repeats + 1):
         raise UserError(f"--seed must be at most {most}. Received: {plan.seed}")
     candidates, output = _candidates(options), options.output or RESULTS / preset
-    try:
-        check_free(output, TABLE)
-        tasks = _tasks(options)
-        directory = ResultsDirectory(output, made_with(task.dataset for task in tasks))
-    except (DirectoryError, TableError) as error:
-        raise UserError(str(error)) from error
-    with directory:
+    check_free(output, TABLE)
+    tasks = _tasks(options)
+    with ResultsDirectory(output, made_with(task.dataset for task in tasks)) as directory:
         print(f"Preset: {preset}{reason}")
         return _fill(directory, options, plan, tasks, candidates, len(gpus))
 
@@ -243,7 +199,7 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, candidates, gpus:
         except KeyboardInterrupt:
             bar.close()
             print(f"Stopped. What was over is kept in {directory.path}; the same command goes on.")
-            return 130
+            return STOPPED
         bar.close()
     print(f"\n{summary_table(counted(present(tasks, candidates, plan, directory)))}")
     print("Means over n evaluations. Test accuracy is at the epoch chosen on validation.")
@@ -251,7 +207,7 @@ def _fill(directory, options: argparse.Namespace, plan, tasks, candidates, gpus:
         print("Log train is of the last epoch's mean loss, each batch's before its step.")
     if any(task.problem.private for task in tasks):
         print("ε is what privacy was spent.")
-    print(f"Figures and a page: python evaluate.py --report {directory.path}")
+    print(f"Figures and a page: python -m l2o report {directory.path}")
     return 0
 
 
@@ -319,12 +275,8 @@ def _run_one(held: tuple, key):
 
 def _candidates(options: argparse.Namespace) -> list:
     words = options.optimizer
-    try:
-        candidates = [candidate for word in words for candidate in get_candidates(word)]
-        given = options.averaging, options.weight_decay, options.ema
-        candidates = [c.using(*given) for c in candidates]
-    except (CandidateError, PolicyError) as error:
-        raise UserError(str(error)) from error
+    given = options.averaging, options.weight_decay, options.ema
+    candidates = [c.using(*given) for word in words for c in get_candidates(word)]
     different = {}
     for c in candidates:
         same = different.setdefault((c.name, c.replicate), c)
@@ -362,7 +314,3 @@ def _list() -> int:
     ):
         print(fill(line, 80, subsequent_indent="  ", break_on_hyphens=False))
     return 0
-
-
-if __name__ == "__main__":  # where only the wheel is installed: python -m l2o.commands.evaluate
-    main()

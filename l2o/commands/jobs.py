@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
-from l2o.commands.terminal import UserError
+from l2o.errors import UserError
 from l2o.runs.quiet import quiet
 
 _KILLED = (
@@ -66,6 +66,21 @@ def spread(
             if isinstance(error, BrokenProcessPool):
                 raise UserError(_KILLED) from error
             raise
+
+
+def gpus_for(jobs: int) -> list:
+    """The GPUs that there are, which several jobs do not share.
+
+    Raises:
+        UserError: If they would have to.
+    """
+    import tensorflow as tf
+
+    with quiet():
+        gpus = tf.config.list_physical_devices("GPU")
+    if gpus and jobs > 1:
+        raise UserError("--jobs spreads work over the cores of a machine without a GPU")
+    return gpus
 
 
 _held: list = []  # in a process of the pool: a function that gives what its start returned

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import keras
 
-from l2o.commands.terminal import UserError
+from l2o.commands.terminal import Parser, known
+from l2o.errors import UserError
 from l2o.problems import PROBLEMS, Dataset, ProblemError, is_own
 from l2o.problems.catalog import OWN
 from l2o.runs.quiet import quiet
@@ -30,6 +31,41 @@ def problem_name(text: str) -> str:
 def is_private(name: str) -> bool:
     """Whether a problem is trained with DP-SGD, so far as its name says."""
     return name in PROBLEMS and PROBLEMS[name].private
+
+
+def add_problem_flag(group: argparse._ArgumentGroup) -> None:
+    """--problem, where it is one."""
+    group.add_argument("--problem", type=problem_name, default="mnist_cnn", metavar="NAME",
+                       help=f"default mnist_cnn. One of {', '.join(PROBLEMS)}; or your "
+                       f"own as {OWN}")  # fmt: skip
+
+
+def add_data_flags(parser: Parser) -> None:
+    """--data and --data-dir."""
+    g = parser.add_argument_group("data")
+    g.add_argument(
+        "--data",
+        type=known(("auto", "tfds", "digits")),
+        metavar="HOW",
+        help="auto: the embedded digits stand in where the dataset cannot be had, and "
+        "that is said; tfds: that is an error; digits: use them. Default auto",
+    )
+    g.add_argument("--data-dir", metavar="DIR",
+                   help="prepared TFDS data or raw official files")  # fmt: skip
+
+
+def check_trainable(options: argparse.Namespace) -> None:
+    """Whether --problem is one that is trained on without privacy, and the data flags mean it.
+
+    Raises:
+        UserError: If not.
+    """
+    check_data_flags([options.problem], options)
+    if is_private(options.problem):
+        raise UserError(
+            f"--problem: {options.problem} is trained with DP-SGD, which is for l2o evaluate; "
+            "name the same problem without it"
+        )
 
 
 def check_data_flags(names: list[str], options: argparse.Namespace) -> None:

@@ -1,52 +1,72 @@
-"""`python evaluate.py --report`: what results say, all of them or some."""
+"""`l2o report`: what results say, all of them or some."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from l2o.commands.problem import ALL
-from l2o.commands.terminal import Parser, UserError, given_beside
+from l2o.commands.terminal import Parser, count, run_command
+from l2o.errors import UserError
 from l2o.evaluation.baselines import ORACLE
 from l2o.evaluation.made import read_made
 from l2o.evaluation.results import Result, distinct, read_results
 from l2o.evaluation.store import read_cards, read_samples
-from l2o.evaluation.tables import TableError
 from l2o.policies.shipped import did_you_mean
 from l2o.reports.comparison import evaluations
 from l2o.reports.contents import write_report
 from l2o.rules import TEACHERS
 
+DESCRIPTION = """\
+Writes tables, figures and a page of results, all of them or some.
 
-def report(options: argparse.Namespace, parser: Parser) -> int:
-    """Writes the report.
+  {prog} results/cpu
+  {prog} results/cpu --optimizer choice-large adam
+  {prog} results/cpu results/more --problem mnist_cnn --output page
+
+Names are those in its tables: a replicate is NAME/3, and NAME alone stands for
+all of it where they are NAME+wd0.0003 and so on."""
+
+
+def parser(prog: str = "l2o report") -> Parser:
+    """The command line.
 
     Args:
-        options: Of the command line.
-        parser: Theirs, for what they are when they are not given.
-
-    Raises:
-        UserError: If there are no such results, or a flag has no use here.
+        prog: How the command was called.
     """
-    folders = [path if path.is_dir() else path.parent for path in options.report]
-    own = ("report", "output", "problem", "optimizer", "epochs")
-    if useless := given_beside(options, parser, own):
-        raise UserError(
-            f"--report evaluates nothing: no use for {', '.join(useless)}; it takes --output, "
-            "--problem, --epochs and, by the names in its tables, --optimizer"
-        )
-    try:
-        read_made(*folders)  # first: it says why two tables differ
-        results = read_results(*options.report)
-        if not results:
-            raise UserError(f"{', '.join(map(str, options.report))}: no results yet")
-        results = counted(results)
-        chosen = _chosen(results, options)
-        selection = _selection(options) if chosen != results else ""
-        cards, samples = read_cards(folders), read_samples(folders)
-    except TableError as error:
-        raise UserError(str(error)) from error
+    # fmt: off
+    p = Parser(prog, DESCRIPTION)
+    g = p.add_argument_group("what it is of; default everything")
+    g.add_argument("results", nargs="+", type=Path, metavar="RESULTS",
+                   help="tables of results, or directories with one")
+    g.add_argument("--problem", nargs="+", metavar="NAME", help="results on these problems")
+    g.add_argument("--optimizer", nargs="+", metavar="NAME", help="results of these optimizers")
+    g.add_argument("--epochs", type=count, metavar="E", help="results of fits of this length")
+    g = p.add_argument_group("where it goes")
+    g.add_argument("--output", type=Path, metavar="DIR",
+                   help="default report/ in the first directory, or selection/ for a part; files "
+                   "there of the same names are replaced")
+    # fmt: on
+    return p
+
+
+def main(arguments: list[str] | None = None, prog: str = "l2o report") -> None:
+    """Runs the command; exits with status 0, 2 for a user's error."""
+    run_command(lambda: _main(parser(prog).parse_args(arguments)))
+
+
+def _main(options: argparse.Namespace) -> int:
+    folders = [path if path.is_dir() else path.parent for path in options.results]
+    read_made(*folders)  # first: it says why two tables differ
+    results = read_results(*options.results)
+    if not results:
+        raise UserError(f"{', '.join(map(str, options.results))}: no results yet")
+    results = counted(results)
+    chosen = _chosen(results, options)
+    selection = _selection(options) if chosen != results else ""
+    cards, samples = read_cards(folders), read_samples(folders)
     output = options.output or folders[0] / ("selection" if selection else "report")
     try:
         page, *files = write_report(chosen, output, cards, samples, selection)

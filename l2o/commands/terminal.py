@@ -7,13 +7,13 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
+from l2o.errors import UserError
+from l2o.problems.dataset import ProblemError
+
+STOPPED = 130  # the exit status of what a signal ended
 _MOST = 10**12  # of anything that is counted
-
-
-class UserError(Exception):
-    """Something the user can mend: printed as one line, exit status 2, no traceback."""
 
 
 def run_command(command: Callable[[], int]) -> None:
@@ -23,12 +23,12 @@ def run_command(command: Callable[[], int]) -> None:
             stream.reconfigure(errors="replace")
     try:
         status = command()
-    except UserError as error:
+    except (ProblemError, UserError) as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         print("\nStopped.", file=sys.stderr)
-        status = 130
+        status = STOPPED
     except BrokenPipeError:  # whoever read our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
@@ -39,25 +39,31 @@ def run_command(command: Callable[[], int]) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """Argparse with errors of one line, and examples kept as they are written."""
+    """Argparse with errors of one line, and examples kept as they are written.
 
-    def __init__(self, **settings):
+    Args:
+        prog: How the command is called, for which "{prog}" stands in the texts.
+        description: What it does.
+        epilog: Examples.
+    """
+
+    def __init__(self, prog: str | None = None, description: str = "", epilog: str = ""):
+        called = {"prog": prog, "usage": prog and f"{prog} [OPTION ...]"}
         super().__init__(
-            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **settings
+            description=description.replace("{prog}", str(prog)),
+            epilog=epilog.replace("{prog}", str(prog)),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **called,
         )
 
     def error(self, message: str):
         self.exit(2, f"error: {one_line(message)} (see --help)\n")
 
 
-def given_beside(options: argparse.Namespace, parser: Parser, names: Collection[str]) -> list[str]:
-    """The flags whose values are not their defaults, but for those of some names."""
-    return [
-        action.option_strings[-1]
-        for action in parser._actions
-        if action.dest not in names
-        and getattr(options, action.dest, action.default) != action.default
-    ]
+def again(fresh: bool) -> str:
+    """What goes on with something that was stopped."""
+    return "the same command" + " without --fresh" * fresh
 
 
 def one_line(text: str) -> str:

@@ -1,16 +1,19 @@
-"""`train.py --tune`: the grid search of the teachers' learning rates, in several processes."""
+"""`l2o tune`: the grid search of the teachers' learning rates, in several processes."""
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l2o.commands.jobs import spread
-from l2o.commands.problem import named_task
-from l2o.commands.terminal import UserError
+from l2o.amalgamation.plan import MOST_SEED
+from l2o.commands.jobs import gpus_for, spread
+from l2o.commands.problem import add_data_flags, add_problem_flag, check_trainable, named_task
+from l2o.commands.terminal import STOPPED, Parser, again, count, positive, run_command, whole
+from l2o.errors import UserError
 from l2o.evaluation.made import keep_made, made_with, read_made
 from l2o.evaluation.tables import TableError, read_table
 from l2o.evaluation.tuning import (
@@ -22,12 +25,82 @@ from l2o.evaluation.tuning import (
 )
 from l2o.rules import WarmUp
 from l2o.rules.pools import TEACHERS, TUNED_RATES, get_teacher
+from l2o.runs.devices import cores
 from l2o.runs.files import write_atomically
 from l2o.runs.lock import LockedDirectory, check_free, move_aside
 from l2o.runs.progress import ProgressBar, duration
 from l2o.tasks.task import Task
 
 TRIALS = "trials.csv"
+DESCRIPTION = """\
+Searches the teachers' learning rates: fits a problem with every teacher at
+every rate, writes the table and prints the best.
+
+  {prog}                           as the pools' rates were found
+  {prog} --problem digits_cnn --epochs 15 --rates 0.001 0.01 0.1
+  {prog} --problem mine:tumours    your own: docs/amalgamate.md
+
+Ctrl-C stops it, and the same command goes on."""
+
+
+def parser(prog: str = "l2o tune") -> Parser:
+    """The command line.
+
+    Args:
+        prog: How the command was called.
+    """
+    # fmt: off
+    p = Parser(prog, DESCRIPTION)
+    g = p.add_argument_group("what is tried")
+    add_problem_flag(g)
+    g.add_argument("--epochs", type=count, default=5, metavar="E", help="of a fit; default 5")
+    g.add_argument("--rates", type=positive, nargs="+", metavar="RATE", default=RATES,
+                   help="default the 1-2-5 series from 0.0005 to 1")
+    g.add_argument("--seeds", type=count, default=3, metavar="S", help="seeds a rate; default 3")
+    g.add_argument("--seed", type=whole, default=0, metavar="SEED",
+                   help="the first of them; default 0")
+    add_data_flags(p)
+    g = p.add_argument_group("run")
+    g.add_argument("--jobs", type=count, metavar="J",
+                   help="processes of one thread each, where there is no GPU; default one a core")
+    g.add_argument("--output", metavar="DIR", type=Path, default=Path("runs/tuning"),
+                   help=f"where {TRIALS} and table.md are kept; default runs/tuning")
+    g.add_argument("--fresh", action="store_true",
+                   help="move the search that is in the directory aside and begin anew")
+    # fmt: on
+    return p
+
+
+def main(arguments: list[str] | None = None, prog: str = "l2o tune") -> None:
+    """Runs the command; exits with status 0, 2 for a user's error, 130 when stopped."""
+    run_command(lambda: _main(parser(prog).parse_args(arguments)))
+
+
+def _main(options: argparse.Namespace) -> int:
+    check_trainable(options)
+    for name, most in (("seeds", 10_000), ("jobs", 1_000)):
+        if (value := getattr(options, name) or 1) > most:
+            raise UserError(f"--{name} must be at most {most}. Received: {value}")
+    if options.seed > (most := MOST_SEED - options.seeds + 1):
+        raise UserError(f"--seed must be at most {most}. Received: {options.seed}")
+    jobs = options.jobs or (1 if gpus_for(1) else cores())
+    gpus_for(jobs)
+    settings = Search(
+        problem=options.problem,
+        data=options.data or "auto",
+        data_dir=options.data_dir,
+        rates=tuple(dict.fromkeys(options.rates)),
+        seeds=options.seeds,
+        first_seed=options.seed,
+        epochs=options.epochs,
+    )
+    place = settings.problem, settings.data, settings.data_dir
+    try:
+        tune(settings, lambda: named_task(*place), options.output, jobs, options.fresh)
+    except KeyboardInterrupt:
+        print(f"\nStopped. The fits that ended are kept; {again(options.fresh)} goes on.")
+        return STOPPED
+    return 0
 
 
 @dataclass(frozen=True)
@@ -194,7 +267,7 @@ def _tune(settings: Search, data, output: Path, jobs: int) -> None:
     text = (
         f"# Teachers' learning rates\n\nValidation loss of {settings.problem} after "
         f"{settings.epochs} epochs, mean of {settings.seeds} seeds; each teacher's best is bold. "
-        f"Written by `train.py --tune`; every fit is in {TRIALS}.\n\n"
+        f"Written by `l2o tune`; every fit is in {TRIALS}.\n\n"
         f"Data: {data.description}\n\n{table(trials)}"
     )
     write_atomically(output / "table.md", text)

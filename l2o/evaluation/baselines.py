@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from l2o.errors import UserError
 from l2o.evaluation.keras_rule import KerasRule
 from l2o.policies.checkpoint import DESCRIPTION, PolicyError, fingerprint, load_policy
 from l2o.policies.shipped import check_trained, did_you_mean, policy_path, pretrained
@@ -35,10 +36,6 @@ from l2o.rules import (
 
 ORACLE = "oracle"
 _KERAS = "keras:"
-
-
-class CandidateError(ValueError):
-    """A name that stands for no optimizer; the message says in one line what would."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +117,11 @@ class Candidate:
             ema: The momentum of `l2o.rules.MovingAverage`; likewise.
 
         Raises:
-            CandidateError: If it is Keras' and is to be averaged.
+            UserError: If it is Keras' and is to be averaged.
         """
         rule = self.rule
         if averaging and isinstance(core(rule), KerasRule):
-            raise CandidateError(
+            raise UserError(
                 f"{self.bare_name} cannot be averaged, which is for teachers and policies"
             )
         if averaging is not None:
@@ -160,7 +157,7 @@ def get_candidates(text: str) -> list[Candidate]:
             also under a name of one's own ("mine=runs/choice-large").
 
     Raises:
-        CandidateError: If it stands for nothing.
+        UserError: If it stands for nothing.
         PolicyError: If the policy cannot be read.
     """
     if text == ORACLE:
@@ -173,15 +170,15 @@ def get_candidates(text: str) -> list[Candidate]:
     named = "=" in text and not Path(text).is_dir()
     name, path = text.split("=", 1) if named else ("", text)
     if not path or not re.fullmatch(r"[\w.+-]*", name):
-        raise CandidateError(
+        raise UserError(
             "A policy is named as NAME=POLICY, the name of letters, digits and . + - _. "
             f"Received: '{text}'"
         )
     if name and (path in (ORACLE, *TEACHERS) or path.lower().startswith(_KERAS)):
-        raise CandidateError(f"Only a policy can be given a name. Received: '{text}'")
+        raise UserError(f"Only a policy can be given a name. Received: '{text}'")
     candidates = _directory(name, policy_path(path) if path in pretrained() else Path(path))
     if (taken := candidates[0].bare_name) in (ORACLE, *TEACHERS):
-        raise CandidateError(f"A policy cannot be called {taken}; name it, as in other={path}")
+        raise UserError(f"A policy cannot be called {taken}; name it, as in other={path}")
     return candidates
 
 
@@ -194,7 +191,7 @@ def _split_rate(text: str) -> tuple[str, float | None]:
     except ValueError:
         rate = 0.0
     if not 0 < rate < float("inf"):
-        raise CandidateError(f"The rate of {head} must be a number above 0. Received: {tail!r}")
+        raise UserError(f"The rate of {head} must be a number above 0. Received: {tail!r}")
     return head, rate
 
 
@@ -209,7 +206,7 @@ def _keras(name: str, rate: float | None) -> Candidate:
     kinds = {kind.lower(): kind for kind in keras_optimizers()}
     if name.lower() not in kinds:
         allowed = ", ".join(keras_optimizers())
-        raise CandidateError(f"Keras has no optimizer '{name}'. Allowed: {allowed}")
+        raise UserError(f"Keras has no optimizer '{name}'. Allowed: {allowed}")
     kind = kinds[name.lower()]
     settings = {} if rate is None else {"learning_rate": rate}
 
@@ -237,17 +234,17 @@ def _directory(name: str, path: Path) -> list[Candidate]:
         check_trained(path)
         guess = did_you_mean(str(path), [ORACLE, *TEACHERS, *pretrained()])
         recipes = [name for name in pretrained() if "/" not in name]
-        raise CandidateError(
+        raise UserError(
             f"'{path}' is no optimizer. {guess}Allowed: the directory of a policy or a run; "
             f"oracle; the teachers {', '.join(TEACHERS)}, also NAME@RATE; Keras' own, as "
             "keras:Adam or keras:Adam@0.001; shipped policies: "
-            f"{', '.join(recipes) or 'none'}; evaluate.py --list names more"
+            f"{', '.join(recipes) or 'none'}; l2o evaluate --list names more"
         )
     path = path.resolve()
     replicates = _replicates(path)
     own = path if (path / DESCRIPTION).exists() else path / "policy"
     if replicates and own.exists():
-        raise CandidateError(
+        raise UserError(
             f"{path} holds both a policy and numbered replicates: name {own}, or {replicates[0]}"
         )
     if replicates:

@@ -10,6 +10,7 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from l2o.errors import UserError
 from l2o.runs.files import csv_lines, write_atomically
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ Row = TypeVar("Row", bound="DataclassInstance")
 _KINDS = {"str": str, "int": int, "float": float}
 
 
-class TableError(ValueError):
+class TableError(UserError):
     """A table that cannot be read; the message names file and fault in one line."""
 
 
@@ -60,7 +61,8 @@ def read_table(path: Path | str, kind: type[Row], version: int | None = None) ->
                 )
     names = [f.name for f in fields(kind)]
     if columns != names:
-        raise TableError(f"{path} needs the columns {', '.join(names)}. {_other(columns, names)}")
+        found = " ".join(_other(columns, names).split())  # a column's name may have line breaks
+        raise TableError(f"{path} needs the columns {', '.join(names)}. {found}")
     if not text.endswith("\n"):
         raise TableError(f"{path} is cut off: its last line, number {lines[-1][0]}, has no end")
     return [_row(f"{path}, line {number}", line, kind) for number, line in rows]

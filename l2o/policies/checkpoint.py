@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from l2o.errors import UserError
 from l2o.rules import UpdateRule, WarmUp, core, decayed, rule_from_config
 from l2o.runs.files import half_written, write_atomically
 
@@ -37,7 +38,7 @@ _TRIES = 5  # to read a policy that is being replaced
 _OVERHEAD = 2**20  # that HDF5 adds, at the very most
 
 
-class PolicyError(ValueError):
+class PolicyError(UserError):
     """A policy directory that cannot be read; the message says why in one line."""
 
 

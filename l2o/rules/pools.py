@@ -1,11 +1,13 @@
-"""Pools of teachers, with the learning rates found by `train.py --tune`."""
+"""Pools of teachers, with the learning rates found by `l2o tune`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Real
 
 from l2o.rules.analytical import SGD, Adam, AddSign, AnalyticalRule, Momentum, PowerSign, RMSProp
+from l2o.rules.base import UpdateRule
 
 TEACHERS: dict[str, type[AnalyticalRule]] = {
     rule.name: rule for rule in (Adam, RMSProp, SGD, Momentum, AddSign, PowerSign)
@@ -40,12 +42,23 @@ def get_teacher(name: str, learning_rate: float | None = None) -> AnalyticalRule
     return TEACHERS[name](rate)
 
 
-def get_pool(name: str) -> tuple[AnalyticalRule, ...]:
-    """The teachers of a pool, at their tuned rates.
+def get_pool(pool: str | Sequence[str | UpdateRule]) -> tuple[UpdateRule, ...]:
+    """The teachers of a pool, those that are named at their tuned rates.
+
+    Args:
+        pool: A name in `POOLS`; or some teachers, each by its name or as a rule.
 
     Raises:
-        ValueError: If there is no such pool.
+        ValueError: If there is no such pool or teacher, or a rule has weights, which are trained.
     """
-    if name not in POOLS:
-        raise ValueError(f"Unknown pool. Allowed: {', '.join(POOLS)}. Received: {name}")
-    return tuple(get_teacher(teacher) for teacher in POOLS[name])
+    if isinstance(pool, str):
+        if pool not in POOLS:
+            raise ValueError(f"Unknown pool. Allowed: {', '.join(POOLS)}. Received: {pool}")
+        pool = POOLS[pool]
+    teachers = isinstance(pool, (tuple, list)) and [isinstance(t, (str, UpdateRule)) for t in pool]
+    if not teachers or not all(teachers):
+        raise ValueError(f"teachers must be a pool's name, or rules and names. Received: {pool!r}")
+    rules = tuple(t if isinstance(t, UpdateRule) else get_teacher(t) for t in pool)
+    if trained := [rule.name for rule in rules if any(True for _ in rule.weight_shapes())]:
+        raise ValueError(f"Rules with weights are no teachers. Received: {', '.join(trained)}")
+    return rules

@@ -16,20 +16,17 @@ from typing import Any
 
 import tensorflow as tf
 
+from l2o.errors import RunError
 from l2o.runs.directory import CONFIG, RunDirectory, compare, load
 from l2o.runs.files import write_atomically
 from l2o.runs.lock import DirectoryError, check_free
-
-
-class ClusterError(ValueError):
-    """A TF_CONFIG that cannot be, or a process that is gone; the message says in one line."""
 
 
 def workers() -> tuple[int, int] | None:
     """This process's number among the workers, and how many there are; None if it is alone.
 
     Raises:
-        ClusterError: If TF_CONFIG is set and does not name them.
+        RunError: If TF_CONFIG is set and does not name them.
     """
     text = os.environ.get("TF_CONFIG", "")
     if not text:
@@ -44,7 +41,7 @@ def workers() -> tuple[int, int] | None:
     except (KeyError, TypeError, ValueError, AttributeError):
         good = False
     if not good:
-        raise ClusterError(
+        raise RunError(
             'TF_CONFIG must be as {"cluster": {"worker": ["HOST:PORT", ...]}, '
             f'"task": {{"type": "worker", "index": 0}}}}. Received: {text[:200]}'
         )
@@ -122,12 +119,12 @@ def make_cluster(meta_batch: int) -> tf.distribute.Strategy:
     """MultiWorkerMirroredStrategy; waits until all workers are there.
 
     Raises:
-        ClusterError: If they do not divide the meta-batch.
+        RunError: If they do not divide the meta-batch.
     """
     _, count = workers()
     replicas = count * max(len(tf.config.list_physical_devices("GPU")), 1)
     if meta_batch % replicas:
-        raise ClusterError(
+        raise RunError(
             f"The meta-batch, {meta_batch}, must be a multiple of all workers' devices. "
             f"Received: {replicas}"
         )

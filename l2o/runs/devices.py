@@ -10,13 +10,10 @@ from numbers import Integral
 import joblib
 import tensorflow as tf
 
+from l2o.errors import RunError
 from l2o.runs.cluster import make_cluster, workers
 
 MOST_LOGICAL = 64  # devices that one CPU is divided into
-
-
-class RunError(ValueError):
-    """A run that cannot be, or came to nothing; the message says why in one line."""
 
 
 def make_strategy(devices: int | Sequence[str] | None, meta_batch: int) -> tf.distribute.Strategy:
@@ -27,8 +24,8 @@ def make_strategy(devices: int | Sequence[str] | None, meta_batch: int) -> tf.di
         meta_batch: Trajectories a meta-update.
 
     Raises:
-        RunError: If there are no such devices, or they do not divide the meta-batch.
-        ClusterError: The same, where TF_CONFIG names several workers.
+        RunError: If there are no such devices, or they do not divide the meta-batch; or TF_CONFIG
+            cannot be.
     """
     take_cores()
     if workers():

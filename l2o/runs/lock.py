@@ -6,10 +6,11 @@ import fcntl
 import os
 from pathlib import Path
 
+from l2o.errors import UserError
 from l2o.runs.files import half_written
 
 
-class DirectoryError(ValueError):
+class DirectoryError(UserError):
     """A directory that cannot be used; the message says why in one line."""
 
 
