@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from l2o.extras import require
+
 from .dataset import Dataset, DatasetDamaged, DatasetUnavailable, Split
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def _line(error: Exception) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps TFDS' progress bars and warnings off the screen."""
+    require("train", "l2o.problems.load_dataset")
     import tensorflow_datasets as tfds
     from absl import logging
 
@@ -82,6 +85,7 @@ def load_dataset(
         ValueError: `data` is none of the three, or TFDS has no dataset of images called `name`.
         DatasetUnavailable: The dataset cannot be had, and `data` is "tfds"; or it is damaged; or
             `data_dir` is no folder.
+        ImportError: A package of the extra "train" is missing.
     """
     if data_dir is not None and not _expanded(data_dir).is_dir():
         raise DatasetUnavailable(f"There is no folder of data at {data_dir}")

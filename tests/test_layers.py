@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ _ROOMS = ("rules", "tasks", "runs", "policies", "amalgamation", "evaluation", "r
 # The Keras optimizer and its parts, beside the rooms: what each may see of these.
 _TO_POLICIES = _ROOMS.index("policies")
 _BESIDE = {"backends": -1, "step": 0, "slots": _TO_POLICIES, "optimizer": _TO_POLICIES}
+_EXTRAS = "extras"  # which packages there are, for everybody to ask; imports nothing of ours
 _FILES = [
     p.relative_to(_PACKAGE) for p in sorted(_PACKAGE.rglob("*.py")) if p.parent != _PACKAGE
 ] + [Path(f"{name}.py") for name in _BESIDE]
@@ -36,7 +38,16 @@ def imported(path: Path) -> set[str]:
 def test_every_file_has_a_room():
     there = {p.name.removesuffix(".py") for p in _PACKAGE.iterdir()}
     there = {name for name in there if not name.startswith("__")}
-    assert there - {"py.typed"} == {*_ROOMS, *_BESIDE}
+    assert there - {"py.typed"} == {*_ROOMS, *_BESIDE, _EXTRAS}
+    assert not imported(Path(f"{_EXTRAS}.py"))
+
+
+def test_the_wheel_has_every_room():
+    package = tomllib.loads((_PROBLEMS.parent / "pyproject.toml").read_text())
+    setuptools = package["tool"]["setuptools"]
+    rooms = {f"l2o.{p.parent.name}" for p in _PACKAGE.glob("*/__init__.py")}
+    assert set(setuptools["packages"]) == {"l2o", "l2o.problems", *rooms}
+    assert setuptools["package-dir"] == {"l2o.problems": _PROBLEMS.name}
 
 
 @pytest.mark.parametrize("path", _FILES, ids=str)
@@ -44,7 +55,7 @@ def test_imports_point_downwards(path):
     room = path.parts[0].removesuffix(".py")
     floor = _BESIDE[room] if room in _BESIDE else _ROOMS.index(room)
     for name in imported(path):
-        if name == "l2o":  # whose version anybody may tell
+        if name == "l2o" or name.startswith(f"l2o.{_EXTRAS}."):  # the version, anybody may tell
             continue
         part = name.split(".")[1] if "." in name else ""
         if part == "problems":
@@ -61,7 +72,9 @@ def test_imports_point_downwards(path):
 def test_problems_know_nothing_of_the_library(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
-            assert node.level <= 1 and not (node.module or "").startswith("l2o")
+            assert node.level <= 1
+            module = node.module or ""
+            assert module == f"l2o.{_EXTRAS}" or not module.startswith("l2o")
         elif isinstance(node, ast.Import):
             assert not any(alias.name.startswith("l2o") for alias in node.names)
 
