@@ -39,8 +39,7 @@ from l2o.problems import PROBLEMS, DatasetUnavailable, get_problem, load_dataset
 
 import l2o
 from benchmarks.measuring import count, parser, report
-from l2o.evaluation.baselines import get_candidates
-from l2o.evaluation.fit import Fit
+from l2o.evaluation import Fit, get_candidates
 from l2o.evaluation.tables import read_table, write_table
 from l2o.rules import Scheduled, UpdateRule, WarmUp, constant, core, rewrapped, warmed_up
 from l2o.tasks.gradient import plain_gradient

@@ -20,10 +20,17 @@ from l2o import PolicyError
 from l2o.commands.problem import load_problem, problem_name
 from l2o.commands.report import counted
 from l2o.commands.terminal import Parser, UserError, count, run_command
-from l2o.evaluation.baselines import CandidateError, get_candidates
-from l2o.evaluation.protocol import Plan, evaluate, missing, present, warmup_notes
-from l2o.evaluation.store import ResultsDirectory
-from l2o.evaluation.tables import TableError
+from l2o.evaluation import (
+    CandidateError,
+    Plan,
+    ResultsDirectory,
+    TableError,
+    evaluate,
+    get_candidates,
+    missing,
+    present,
+    warmup_notes,
+)
 from l2o.reports.comparison import summarize
 from l2o.reports.figures import drawings
 from l2o.reports.plots import png

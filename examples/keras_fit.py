@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import keras
 import numpy as np
-from l2o.problems import datasets, networks
+from l2o.problems import Dataset, DatasetUnavailable, load_dataset, networks
 
 import l2o
 from l2o.commands.terminal import Parser, UserError, count, run_command
@@ -46,7 +46,7 @@ def _floats(images: np.ndarray) -> np.ndarray:
     return images.astype("float32") / 255
 
 
-def train(name: str, optimizer, data: datasets.Dataset, settings) -> list[float]:
+def train(name: str, optimizer, data: Dataset, settings) -> list[float]:
     """Last epoch's mean training loss, validation loss and accuracy, and seconds of one `fit`."""
     keras.utils.set_random_seed(0)
     model = NETWORKS[name](data.shape, data.classes)
@@ -73,8 +73,8 @@ def main() -> int:
     except l2o.PolicyError as error:
         raise UserError(str(error)) from error
     try:
-        data = datasets.load_dataset("mnist")
-    except datasets.DatasetUnavailable as error:
+        data = load_dataset("mnist")
+    except DatasetUnavailable as error:
         raise UserError(str(error)) from error
     examples = min(arguments.examples, len(data.train))
     steps = -(-examples // arguments.batch) * arguments.epochs

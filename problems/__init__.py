@@ -1,5 +1,6 @@
 """What is optimized: datasets, networks, and the problems made of them. Light to import."""
 
+from . import networks
 from .catalog import PROBLEMS, get_problem
 from .dataset import Dataset, DatasetUnavailable, Split
 from .datasets import load_dataset
@@ -13,4 +14,5 @@ __all__ = [
     "Split",
     "get_problem",
     "load_dataset",
+    "networks",
 ]

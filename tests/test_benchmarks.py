@@ -257,7 +257,7 @@ def test_a_product_of_unknown_shape_is_refused():
 @pytest.mark.parametrize("name", ["mnist_cnn", "fmnist_cnn", "mnist_mlp"])
 def test_published_problems_train_on_all_images_and_choose_on_test(name, monkeypatch):
     digits = load_dataset("digits")
-    monkeypatch.setattr("problems.load_dataset", lambda dataset, data: digits)
+    monkeypatch.setattr("l2o.problems.load_dataset", lambda dataset, data: digits)
     own = runpy.run_path(str(FOLDER / "published.py"))[name]()
     train, held, test = digits.train, digits.validation, digits.test
     for part, kind in enumerate(("images", "labels")):

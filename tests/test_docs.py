@@ -19,8 +19,11 @@ import keras
 import pytest
 from l2o.problems import PROBLEMS, load_dataset
 
+import l2o
+from l2o import evaluation, problems, rules
 from l2o.amalgamation.losses import SCHEMES
-from l2o.commands import evaluate, train_options
+from l2o.commands import evaluate as evaluate_command
+from l2o.commands import train_options
 from l2o.policies.checkpoint import save_policy
 from l2o.rules import Choice, RNNProp, get_pool
 from l2o.rules.base import REGISTRY
@@ -108,7 +111,7 @@ def test_the_commands_it_names_exist(name):
             parser = train_options.parser()
             train_options.check(parser.parse_args(words.split()), parser)
         else:
-            evaluate.parser().parse_args(words.split())
+            evaluate_command.parser().parse_args(words.split())
 
 
 @pytest.mark.parametrize(
@@ -159,6 +162,15 @@ def test_links_to_files_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#]+)", page.read_text())
     files = [target for target in targets if "://" not in target]
     assert [f for f in files if not (page.parent / f).exists()] == []
+
+
+@pytest.mark.parametrize("room", [l2o, evaluation, problems, rules], ids=lambda room: room.__name__)
+def test_the_api_lists_what_is_public(room):
+    page = (ROOT / "docs/api.md").read_text()
+    listed = set(re.findall(r"\w+", " ".join(re.findall(r"::: .*|members:(?:.|\n {8})*", page))))
+    tables = {name for name in room.__all__ if isinstance(getattr(room, name), dict)}
+    assert {*room.__all__} - tables <= listed
+    assert len(room.__all__) == len({*room.__all__})
 
 
 def test_the_tables_of_results_are_fresh():
