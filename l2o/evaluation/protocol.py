@@ -127,7 +127,8 @@ class Bench:
                 check_network(self._optimizee.model)
             splits = task.dataset.train, task.dataset.validation, task.dataset.test
             self._examples: list[Any] = [as_batch(s) if len(s) else None for s in splits]
-            self._fits, self._task = {}, task
+            self._fits: dict[Candidate, Fit] = {}
+            self._task = task
         if candidate not in self._fits:
             train, validation, test = self._examples
             self._fits[candidate] = Fit(
