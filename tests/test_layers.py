@@ -16,8 +16,8 @@ _PROBLEMS = Path(problems.__file__).parent  # `l2o.problems`, at the top of the 
 _ROOMS = ("rules", "tasks", "runs", "policies", "amalgamation", "evaluation", "reports", "commands")
 # The Keras optimizer and its parts, beside the rooms: what each may see of these.
 _TO_POLICIES = _ROOMS.index("policies")
-_BESIDE = {"backends": -1, "step": 0, "slots": _TO_POLICIES, "optimizer": _TO_POLICIES}
-_EXTRAS = "extras"  # which packages there are, for everybody to ask; imports nothing of ours
+_BESIDE = {"extras": -1, "backends": -1, "step": 0}
+_BESIDE |= {"slots": _TO_POLICIES, "optimizer": _TO_POLICIES}
 _FILES = [
     p.relative_to(_PACKAGE) for p in sorted(_PACKAGE.rglob("*.py")) if p.parent != _PACKAGE
 ] + [Path(f"{name}.py") for name in _BESIDE]
@@ -38,8 +38,7 @@ def imported(path: Path) -> set[str]:
 def test_every_file_has_a_room():
     there = {p.name.removesuffix(".py") for p in _PACKAGE.iterdir()}
     there = {name for name in there if not name.startswith("__")}
-    assert there - {"py.typed"} == {*_ROOMS, *_BESIDE, _EXTRAS}
-    assert not imported(Path(f"{_EXTRAS}.py"))
+    assert there - {"py.typed"} == {*_ROOMS, *_BESIDE}
 
 
 def test_the_wheel_has_every_room():
@@ -55,7 +54,7 @@ def test_imports_point_downwards(path):
     room = path.parts[0].removesuffix(".py")
     floor = _BESIDE[room] if room in _BESIDE else _ROOMS.index(room)
     for name in imported(path):
-        if name == "l2o" or name.startswith(f"l2o.{_EXTRAS}."):  # the version, anybody may tell
+        if name == "l2o" or name.startswith("l2o.extras"):  # the version, and what is installed
             continue
         part = name.split(".")[1] if "." in name else ""
         if part == "problems":
@@ -74,7 +73,7 @@ def test_problems_know_nothing_of_the_library(path):
         if isinstance(node, ast.ImportFrom):
             assert node.level <= 1
             module = node.module or ""
-            assert module == f"l2o.{_EXTRAS}" or not module.startswith("l2o")
+            assert module == "l2o.extras" or not module.startswith("l2o")
         elif isinstance(node, ast.Import):
             assert not any(alias.name.startswith("l2o") for alias in node.names)
 

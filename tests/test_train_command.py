@@ -63,7 +63,7 @@ def untouched(monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("data was read")
 
-    monkeypatch.setattr("l2o.problems.load_dataset", refuse)
+    monkeypatch.setattr("problems.load_dataset", refuse)
     (Path.cwd() / "foreign").mkdir()
     (Path.cwd() / "foreign" / "thesis.tex").write_text("years of work")
     (Path.cwd() / "file").write_text("mine")
@@ -217,7 +217,7 @@ def test_data_that_cannot_be_had(capfd, monkeypatch):
         asked.append(args[:3])
         raise DatasetUnavailable("mnist is not at hand")
 
-    monkeypatch.setattr("l2o.problems.load_dataset", missing)
+    monkeypatch.setattr("problems.load_dataset", missing)
     for line in ("--data tfds --data-dir there", "--data tfds --data-dir there --tune"):
         assert run(*line.split()) == 2
         assert capfd.readouterr().err == "error: mnist is not at hand\n"
