@@ -23,8 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.measuring import CLASSES, SHAPE, count, parser, report, seconds, traced_gradient
-from l2o.evaluation.baselines import get_candidates
-from l2o.evaluation.fit import Fit
+from l2o.evaluation import Fit, get_candidates
 from l2o.problems import Batch, Problem, networks
 from l2o.rules import Choice, RNNProp, UpdateRule, core, get_pool
 from l2o.tasks.gradient import plain_gradient

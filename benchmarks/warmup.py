@@ -38,8 +38,7 @@ from keras import ops
 
 import l2o
 from benchmarks.measuring import count, parser, report
-from l2o.evaluation.baselines import get_candidates
-from l2o.evaluation.fit import Fit
+from l2o.evaluation import Fit, get_candidates
 from l2o.evaluation.tables import read_table, write_table
 from l2o.problems import PROBLEMS, Batch, Dataset, DatasetUnavailable, Problem, load_dataset
 from l2o.rules import Scheduled, UpdateRule, WarmUp, constant, core, rewrapped, warmed_up

@@ -21,7 +21,7 @@ import numpy as np
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from l2o.evaluation.results import read_results
+from l2o.evaluation import read_results
 from l2o.policies.shipped import pretrained, pretrained_path
 from l2o.reports.comparison import Evaluation, evaluations, log_loss
 from l2o.reports.stability import mixed_effects, paired_difference

@@ -19,9 +19,15 @@ import tensorflow as tf
 from l2o.commands.problem import named_task, problem_name
 from l2o.commands.report import counted
 from l2o.commands.terminal import Parser, count, run_command
-from l2o.evaluation.baselines import get_candidates
-from l2o.evaluation.protocol import Plan, evaluate, missing, present, warmup_notes
-from l2o.evaluation.store import ResultsDirectory
+from l2o.evaluation import (
+    Plan,
+    ResultsDirectory,
+    evaluate,
+    get_candidates,
+    missing,
+    present,
+    warmup_notes,
+)
 from l2o.reports.comparison import summarize
 from l2o.reports.figures import drawings
 from l2o.reports.plots import png

@@ -7,6 +7,7 @@
 import os
 import sys
 from contextlib import nullcontext
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from l2o.runs.quiet import quiet
@@ -19,15 +20,31 @@ if os.path.basename("".join(sys.argv[:1])) in ("l2o", "-m"):
 # that a saved model with it can be loaded. TensorFlow greets whoever imports it even at the level
 # that asks for silence, which the commands set.
 with quiet() if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "3" else nullcontext():
+    try:
+        import keras  # noqa: F401  (which imports its backend)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"Keras' backend is not installed ({error}): pip install 'l2o[train]' for TensorFlow, "
+            "or set KERAS_BACKEND to jax or torch"
+        ) from error
     from l2o.optimizer import AmalgamatedOptimizer
     from l2o.policies.checkpoint import Policy, PolicyError, load_policy, save_policy
     from l2o.policies.shipped import pretrained
 
 if TYPE_CHECKING:
+    from l2o import evaluation as evaluation
+    from l2o import problems as problems
     from l2o.amalgamation.amalgamate import amalgamate as amalgamate
     from l2o.problems import Problem as Problem
 
 __version__ = "0.1.0"
+
+# Loaded on demand, each from its module: a trained policy needs none of it, nor TensorFlow.
+_ON_DEMAND = {
+    "Problem": "l2o.problems",
+    "amalgamate": "l2o.amalgamation.amalgamate",
+}
+_ROOMS_ON_DEMAND = ("evaluation", "problems")
 
 # Without what is loaded on demand, so that `import *` works on every backend.
 __all__ = [
@@ -41,13 +58,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Loads on demand what meta-trains: a trained policy needs none of it, nor TensorFlow."""
-    if name == "Problem":
-        from l2o.problems import Problem
-
-        return Problem
-    if name == "amalgamate":
-        from l2o.amalgamation.amalgamate import amalgamate
-
-        return amalgamate
+    if name in _ON_DEMAND:
+        return getattr(import_module(_ON_DEMAND[name]), name)
+    if name in _ROOMS_ON_DEMAND:
+        return import_module(f"l2o.{name}")
     raise AttributeError(f"module 'l2o' has no attribute '{name}'")

@@ -96,6 +96,8 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         ValueError: If the weights do not fit the rule, or a setting is out of range.
     """
 
+    _slots: Slots  # from `build` on
+
     def __init__(
         self,
         policy: Policy | UpdateRule,
@@ -142,7 +144,6 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             )
         self._policy = replace(policy, rule=rule)
         self._start = initial_state(self._policy)
-        self._slots: Slots | None = None
         self._kept: tuple[np.ndarray, ...] = ()  # what was loaded before there was a state
         self._warned = False
 
@@ -182,7 +183,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
     @property
     def skipped_steps(self) -> int:
         """How many steps were skipped because a gradient was not finite."""
-        return 0 if self._slots is None else int(ops.convert_to_numpy(self._slots.skipped))
+        return int(ops.convert_to_numpy(self._slots.skipped)) if self.built else 0
 
     def build(self, variables: Sequence) -> None:
         """Creates the state of `variables`.
@@ -370,7 +371,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
 
     def save_own_variables(self, store) -> None:
         """Writes all state; see `keras.optimizers.Optimizer.save_own_variables`."""
-        if self._slots:
+        if self.built:
             values = self._slots.contents(self._own)
         else:
             values = [*map(ops.convert_to_numpy, self._variables), *self._kept]

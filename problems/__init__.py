@@ -1,5 +1,6 @@
 """What is optimized: datasets, networks, and the problems made of them. Light to import."""
 
+from . import networks
 from .catalog import PROBLEMS, get_problem, is_own
 from .dataset import Batch, Dataset, DatasetUnavailable, ProblemError
 from .datasets import load_dataset
@@ -15,4 +16,5 @@ __all__ = [
     "get_problem",
     "is_own",
     "load_dataset",
+    "networks",
 ]

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from l2o.extras import require
+
 from .dataset import Dataset, DatasetDamaged, DatasetUnavailable
 from .readers import DIGITS, TEXTS, damaged, read_images, read_text
 from .tables import TABLES
@@ -34,6 +36,7 @@ _PROBE_SECONDS = 1.2
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps TFDS' progress bars and warnings off the screen."""
+    require("train", "l2o.problems.load_dataset")
     import tensorflow_datasets as tfds
     from absl import logging
 
@@ -72,6 +75,7 @@ def load_dataset(
         ValueError: `data` is none of the three, or TFDS has no dataset of images called `name`.
         DatasetUnavailable: The dataset cannot be had, and `data` is "tfds"; or it is damaged; or
             `data_dir` is no folder.
+        ImportError: A package of the extra "train" is missing.
     """
     if data_dir is not None and not _expanded(data_dir).is_dir():
         raise DatasetUnavailable(f"There is no folder of data at {data_dir}")

@@ -18,6 +18,8 @@ from pathlib import Path
 import keras
 import pytest
 
+import l2o
+from l2o import evaluation, problems, rules
 from l2o.amalgamation.losses import SCHEMES
 from l2o.commands import evaluate, report, train_options, tune
 from l2o.policies.checkpoint import save_policy
@@ -160,6 +162,15 @@ def test_links_to_files_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#]+)", page.read_text())
     files = [target for target in targets if "://" not in target]
     assert [f for f in files if not (page.parent / f).exists()] == []
+
+
+@pytest.mark.parametrize("room", [l2o, evaluation, problems, rules], ids=lambda room: room.__name__)
+def test_the_api_lists_what_is_public(room):
+    page = (ROOT / "docs/api.md").read_text()
+    listed = set(re.findall(r"\w+", " ".join(re.findall(r"::: .*|members:(?:.|\n {8})*", page))))
+    tables = {name for name in room.__all__ if isinstance(getattr(room, name), dict)}
+    assert {*room.__all__} - tables <= listed
+    assert len(room.__all__) == len({*room.__all__})
 
 
 def test_the_tables_of_results_are_fresh():

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from made_results import made_evaluation
 
-from l2o import problems
-from l2o.evaluation import protocol
+from l2o import evaluation, problems
 from l2o.tasks.privacy import PrivacyError
 
 _EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -73,12 +72,12 @@ def made(todo, plan, directory, callback):
 
 
 def test_a_teacher_is_not_fitted_twice_for_figure_3(monkeypatch):
-    monkeypatch.setattr(protocol, "evaluate", made)
+    monkeypatch.setattr(evaluation, "evaluate", made)
     assert call(monkeypatch, _FIGURE.replace("choice-large", "adam")) == 0
 
 
 def test_of_larger_problems_figure_8_is_drawn(monkeypatch, capsys):
-    monkeypatch.setattr(protocol, "evaluate", made)
+    monkeypatch.setattr(evaluation, "evaluate", made)
     digits = problems.load_dataset("digits")
     monkeypatch.setattr(problems, "load_dataset", lambda *_: digits)
     assert call(monkeypatch, _FIGURE.replace("digits_cnn", "cifar10_resnet52")) == 0
@@ -86,7 +85,7 @@ def test_of_larger_problems_figure_8_is_drawn(monkeypatch, capsys):
 
 
 def test_figure_3_is_written_in_one_piece_or_not_at_all(here, monkeypatch, capsys):
-    monkeypatch.setattr(protocol, "evaluate", made)
+    monkeypatch.setattr(evaluation, "evaluate", made)
     figure = here / "results/figure-3/figure-3.png"
     assert call(monkeypatch, _FIGURE) == 0
     assert "steps of digits_cnn on digits are all warm-up" in capsys.readouterr().out
@@ -109,7 +108,7 @@ def test_data_or_privacy_that_cannot_be_had_is_one_line(here, monkeypatch, capsy
         raise error
 
     for place, name, error in (
-        (protocol, "evaluate", PrivacyError("not with this Python")),
+        (evaluation, "evaluate", PrivacyError("not with this Python")),
         (problems, "load_dataset", problems.DatasetUnavailable("not at hand")),
     ):
         monkeypatch.setattr(place, name, fails)

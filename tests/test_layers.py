@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ _ROOMS = ("rules", "problems", "tasks", "runs", "policies", "amalgamation", "eva
           "reports", "commands")  # fmt: skip
 # The Keras optimizer and its parts, beside the rooms: what each may see of these.
 _TO_POLICIES = _ROOMS.index("policies")
-_BESIDE = {"errors": -1, "backends": -1, "step": 0}
+_EVERYBODYS = ("l2o.errors", "l2o.extras")
+_BESIDE = {"errors": -1, "extras": -1, "backends": -1, "step": 0}
 _BESIDE |= {"slots": _TO_POLICIES, "optimizer": _TO_POLICIES}
 _FILES = [
     p.relative_to(_PACKAGE) for p in sorted(_PACKAGE.rglob("*.py")) if p.parent != _PACKAGE
@@ -41,12 +43,20 @@ def test_every_file_has_a_room():
     assert there - {"py.typed"} == {*_ROOMS, *_BESIDE} - {"problems"}
 
 
+def test_the_wheel_has_every_room():
+    package = tomllib.loads((_PROBLEMS.parent / "pyproject.toml").read_text())
+    setuptools = package["tool"]["setuptools"]
+    rooms = {f"l2o.{p.parent.name}" for p in _PACKAGE.glob("*/__init__.py")}
+    assert set(setuptools["packages"]) == {"l2o", "l2o.problems", *rooms}
+    assert setuptools["package-dir"] == {"l2o.problems": _PROBLEMS.name}
+
+
 @pytest.mark.parametrize("path", _FILES, ids=str)
 def test_imports_point_downwards(path):
     room = path.parts[0].removesuffix(".py")
     floor = _BESIDE[room] if room in _BESIDE else _ROOMS.index(room)
     for name in imported(path):
-        if name == "l2o" or name.startswith("l2o.errors"):  # version and errors are everybody's
+        if name == "l2o" or name.startswith(_EVERYBODYS):  # as the version is
             continue
         part = name.split(".")[1] if "." in name else ""
         if part in _ROOMS:
@@ -61,7 +71,9 @@ def test_imports_point_downwards(path):
 def test_problems_know_nothing_of_the_library(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
-            assert node.level <= 1 and not (node.module or "").startswith("l2o")
+            assert node.level <= 1
+            module = node.module or ""
+            assert module == "l2o.extras" or not module.startswith("l2o")
         elif isinstance(node, ast.Import):
             assert not any(alias.name.startswith("l2o") for alias in node.names)
 

@@ -1,0 +1,30 @@
+"""Fits with any optimizer, baselines by name, results on disk."""
+
+from l2o.extras import require
+
+require("train", "l2o.evaluation")
+
+from l2o.evaluation.baselines import Candidate, CandidateError, get_candidates
+from l2o.evaluation.fit import Epoch, Fit, History
+from l2o.evaluation.protocol import Plan, evaluate, missing, present, warmup_notes
+from l2o.evaluation.results import Result, read_results
+from l2o.evaluation.store import ResultsDirectory
+from l2o.evaluation.tables import TableError
+
+__all__ = [
+    "Candidate",
+    "CandidateError",
+    "Epoch",
+    "Fit",
+    "History",
+    "Plan",
+    "Result",
+    "ResultsDirectory",
+    "TableError",
+    "evaluate",
+    "get_candidates",
+    "missing",
+    "present",
+    "read_results",
+    "warmup_notes",
+]

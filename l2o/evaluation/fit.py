@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -88,7 +89,8 @@ class Fit:
         self._task, self._rule, self._weights = task, rule, list(weights)
         self._train, self._held_out = train, [validation] + ([test] if test else [])
         self._batch_size, self._gradient = batch_size, gradient
-        self._steps, self._pace = None, 0.0
+        self._steps: Any = None  # compiled by TensorFlow, which has no types
+        self._pace = 0.0
         self._score = tf.function(self._run_score, autograph=False)
 
     @property
@@ -117,15 +119,16 @@ class Fit:
             self._steps = self._compiled(held)
             self._call(held, seed, 0, 0)
         scores = self._scores(held)
-        rows, records, done, seconds = [], [np.zeros((2, 0), "float32")], 0, 0.0
+        rows: list[Epoch] = []
+        records, done, seconds = [np.zeros((2, 0), "float32")], 0, 0.0
         for epoch in range(epochs):
             begun = time.perf_counter()
             held, record = self._run_epoch(held, seed, epoch, report)
             seconds += time.perf_counter() - begun
             records.append(record)
             if not rows:
-                (loss, accuracy), (judged, *others) = map(float, record[:, 0]), scores
-                rows.append(Epoch(0, 0.0, _loss(loss), accuracy, _loss(judged), *others))
+                loss, accuracy = map(float, record[:, 0])
+                rows.append(Epoch(0, 0.0, _loss(loss), accuracy, _loss(scores[0]), *scores[1:]))
             done += record.shape[1]
             scores = self._scores(held)
             if not np.isfinite(record[0, -1]):
@@ -134,8 +137,8 @@ class Fit:
             if not np.isfinite(scores[: 2 * len(self._held_out) : 2]).all():
                 rows.append(self._diverged(done, seconds, done))  # the step that would be next
                 break
-            means = map(float, record.mean(1, dtype="float64"))
-            rows.append(Epoch(done, seconds, *means, *scores))
+            loss, accuracy = map(float, record.mean(1, dtype="float64"))
+            rows.append(Epoch(done, seconds, loss, accuracy, *scores))
         return History(rows, *np.concatenate(records, axis=1))
 
     def _compiled(self, held):
@@ -149,7 +152,7 @@ class Fit:
     def _run_epoch(self, held, seed: int, epoch: int, report) -> tuple:
         """The steps of an epoch, or as many as there are until the loss diverges."""
         done, stop = epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch
-        records = []
+        records: list[np.ndarray] = []
         while done < stop and (not records or np.isfinite(records[-1][0, -1])):
             count = int(_CALL_SECONDS / self._pace) if self._pace else _FIRST_CALL_STEPS
             begun = time.perf_counter()
@@ -173,13 +176,16 @@ class Fit:
         record, done, held = self._steps(tf.constant(indices), key, horizon, held)
         return record.numpy()[: int(done)].T, held
 
-    def _scores(self, held) -> list[float]:
-        """Losses and accuracies of validation and test."""
+    def _scores(self, held) -> tuple[float, float, float, float]:
+        """Loss and accuracy of validation, and of test."""
         parameters, carried, state = held
         parameters = self._rule.evaluated(parameters, state)
-        scores = [float(x) for k in range(len(self._held_out))
-                  for x in self._score(parameters, carried, k)]  # fmt: skip
-        return scores + [np.nan] * (4 - len(scores))
+
+        def score(k: int) -> tuple[float, float]:
+            loss, accuracy = self._score(parameters, carried, k)
+            return float(loss), float(accuracy)
+
+        return *score(0), *(score(1) if len(self._held_out) > 1 else (np.nan, np.nan))
 
     def _run_steps(self, indices, key, horizon, held):
         steps, horizon = tf.shape(indices)[0], Horizon(*tf.unstack(horizon))

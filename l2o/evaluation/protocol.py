@@ -130,7 +130,8 @@ class Bench:
                 tf.nest.map_structure(tf.constant, split) if len(split.labels) else None
                 for split in splits
             ]
-            self._fits, self._task = {}, task
+            self._fits: dict[Candidate, Fit] = {}
+            self._task = task
         if candidate not in self._fits:
             train, validation, test = self._examples
             self._fits[candidate] = Fit(

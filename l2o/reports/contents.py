@@ -280,7 +280,7 @@ def _stability(cases) -> list[Block]:
         "the log validation loss, from epoch 1, about its smoothed curve: its mean by the same "
         "model, with an interval. Lower is steadier everywhere.",
     ]
-    remarks = defaultdict(list)
+    remarks: dict[str, list[str]] = defaultdict(list)
     for case, found in cases.items():
         prefix = _prefix(case)
         rows = [[s.label, s.performance.replicates, s.performance.evaluations, s.performance.meta,

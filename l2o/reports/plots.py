@@ -10,6 +10,7 @@ import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from math import ceil, isfinite, isnan, log2
 from textwrap import fill
@@ -20,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from matplotlib.typing import LineStyleType
 from PIL import Image
 
 from l2o.reports.comparison import (
@@ -39,22 +41,25 @@ Cases = Mapping[Case, Sequence[Summary]]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 _GREYS = ("#444444", "#777777", "#999999")
 # Six or three colours, five lines, seven markers: pairs of them repeat late.
-_LINES: tuple[str | tuple, ...] = (
+_LINES: tuple[LineStyleType, ...] = (
     "-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 1, 1, 1, 1, 1)),
 )  # fmt: skip
 _MARKERS, _TEACHERS_MARKERS = "os^vDp*", "PX<>hd8"
-_RC = {
-    "font.size": 8.5,
-    "axes.titlesize": 9.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e3e3e3",
-    "legend.frameon": False,
-    "lines.markersize": 4.5,
-    "text.parse_math": False,  # names may have dollar signs
-}
+_rc = partial(
+    rc_context,
+    {
+        "font.size": 8.5,
+        "axes.titlesize": 9.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": "#e3e3e3",
+        "legend.frameon": False,
+        "lines.markersize": 4.5,
+        "text.parse_math": False,  # names may have dollar signs
+    },
+)
 _WIDTH = 4.3  # inches, of a panel
 
 
@@ -63,7 +68,7 @@ class Style:
     """How an optimizer is drawn everywhere."""
 
     color: str
-    linestyle: str | tuple
+    linestyle: LineStyleType
     marker: str
 
 
@@ -93,7 +98,8 @@ class Look:
 
 def look(cases: Cases) -> Look:
     """A style for each optimizer; teachers share greys. Who is seen most comes first."""
-    teachers, others = Counter(), Counter()
+    teachers: Counter[str] = Counter()
+    others: Counter[str] = Counter()
     for summaries in cases.values():
         for s in summaries:
             (teachers if s.teacher else others)[s.label] += 1
@@ -112,7 +118,7 @@ def look(cases: Cases) -> Look:
 def png(draw: Callable[[], Figure]) -> bytes:
     """A figure as PNG, of 256 colours: a quarter of the size, and no difference to see."""
     drawn, small = io.BytesIO(), io.BytesIO()
-    with rc_context(_RC):
+    with _rc():
         draw().savefig(drawn, format="png", dpi=150, facecolor="white")
     image = Image.open(drawn).convert("RGB")
     image.quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)

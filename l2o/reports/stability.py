@@ -89,34 +89,34 @@ def mixed_effects(
         replicates: The replicate each belongs to, [n]; anything that can be told apart.
         seeds: The seed of each, [n]; likewise.
     """
-    values = np.asarray(values, float)
-    kept = np.isfinite(values)
+    every = np.asarray(values, float)
+    kept = np.isfinite(every)
     excluded = int((~kept).sum())
     group = _numbered(replicates, kept)
     seed = np.zeros_like(group) if seeds is None else _numbered(seeds, kept)
-    values = values[kept]
+    y = every[kept]
     notes = [f"{excluded} of {len(kept)} values are not finite and left out"] if excluded else []
-    if not len(values):
+    if not len(y):
         return Stability(nan, nan, nan, nan, nan, 0, 0, excluded, (*notes, "no values"))
 
     counts = np.bincount(group)
     if len(counts) == 1:
-        mean, meta, evaluation = float(values.mean()), nan, _deviation(values)
+        mean, meta, evaluation = float(y.mean()), nan, _deviation(y)
         notes.append("one replicate: no meta-stability, and the interval speaks of it alone")
-        parts = [_of_the_mean(values)]
+        parts = [_of_the_mean(y)]
     elif counts.max() == 1:
-        mean, meta, evaluation = float(values.mean()), nan, nan
+        mean, meta, evaluation = float(y.mean()), nan, nan
         notes.append("one evaluation a replicate: meta- and evaluation stability not told apart")
-        parts = [_of_the_mean(values)]
+        parts = [_of_the_mean(y)]
     else:
-        mean, meta, evaluation, parts, found = _fit(values, group, seed)
+        mean, meta, evaluation, parts, found = _fit(y, group, seed)
         notes += found
-    if len(values) == 1:
+    if len(y) == 1:
         notes.append("one value: no interval")
-    elif np.ptp(values) == 0:
+    elif np.ptp(y) == 0:
         notes.append("all values are equal: no variance to estimate")
     half = _half_width(parts)
-    return Stability(mean, mean - half, mean + half, meta, evaluation, len(counts), len(values),
+    return Stability(mean, mean - half, mean + half, meta, evaluation, len(counts), len(y),
                      excluded, tuple(notes))  # fmt: skip
 
 
@@ -202,7 +202,8 @@ def _profile(z, design, group, ratio: float):
     means = np.equal.outer(np.arange(len(counts)), group) @ table / counts[:, None]
     # With the means shrunk by this the rows are uncorrelated, and least squares is likelihood.
     shrunk = means / np.sqrt(1 + ratio * counts)[:, None]
-    root = np.linalg.qr(table - (means - shrunk)[group], mode="r")
+    # NumPy's types have a pair here, whatever the mode.
+    root = np.asarray(np.linalg.qr(table - (means - shrunk)[group], mode="r"))
     inverse, free = np.linalg.inv(root[:-1, :-1]), len(z) - design.shape[1]
     within = root[-1, -1] ** 2 / free
     determinants = 2 * np.log(np.abs(np.diag(root)[:-1])).sum() + np.log1p(ratio * counts).sum()

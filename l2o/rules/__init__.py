@@ -1,6 +1,6 @@
 """Update rules: analytical teachers and learned policies, in one pure form."""
 
-from l2o.rules.analytical import SGD, Adam, AddSign, Momentum, PowerSign, RMSProp
+from l2o.rules.analytical import SGD, Adam, AddSign, AnalyticalRule, Momentum, PowerSign, RMSProp
 from l2o.rules.averaged import Averaged, averaged, averaging
 from l2o.rules.base import Horizon, State, UpdateRule, rule_from_config
 from l2o.rules.choice import Choice
@@ -10,6 +10,7 @@ from l2o.rules.modern import AdamW, Lion, Muon, NAdam
 from l2o.rules.moving_average import MovingAverage
 from l2o.rules.original import Original
 from l2o.rules.pools import POOLS, TEACHERS, TUNED_RATES, get_pool, get_teacher
+from l2o.rules.recurrent import GRU, CoordinateLSTM
 from l2o.rules.rnnprop import RNNProp
 from l2o.rules.scale import Scale
 from l2o.rules.scheduled import Schedule, Scheduled, constant, cosine, linear
@@ -17,6 +18,7 @@ from l2o.rules.warmup import WarmUp, warmed_up, warming
 from l2o.rules.wrapper import Wrapper, core, layer, layers, rewrapped
 
 __all__ = [
+    "GRU",
     "POOLS",
     "SGD",
     "TEACHERS",
@@ -24,8 +26,10 @@ __all__ = [
     "Adam",
     "AdamW",
     "AddSign",
+    "AnalyticalRule",
     "Averaged",
     "Choice",
+    "CoordinateLSTM",
     "Decayed",
     "Horizon",
     "Layout",

@@ -98,9 +98,8 @@ class Choice(UpdateRule):
 
     def _joined(self, states: list[State], memory: dict, count) -> State:
         """The teachers' states, each under its number, beside the LSTM's memory."""
-        coordinate, tensor, shared = dict(memory), {}, {"count": count}
+        joined = State(dict(memory), {}, {"count": count})
         for k, state in enumerate(states):
-            coordinate |= _prefixed(str(k), state.coordinate)
-            tensor |= _prefixed(str(k), state.tensor)
-            shared |= _prefixed(str(k), state.shared)
-        return State(coordinate, tensor, shared)
+            for whole, part in zip(joined, state, strict=True):
+                whole.update(_prefixed(str(k), part))
+        return joined

@@ -121,7 +121,7 @@ def make_cluster(meta_batch: int) -> tf.distribute.Strategy:
     Raises:
         RunError: If they do not divide the meta-batch.
     """
-    _, count = workers()
+    _, count = workers() or (0, 1)
     replicas = count * max(len(tf.config.list_physical_devices("GPU")), 1)
     if meta_batch % replicas:
         raise RunError(

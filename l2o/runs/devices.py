@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from numbers import Integral
 
 import joblib
 import tensorflow as tf
@@ -63,7 +62,7 @@ def chosen_devices(devices: int | Sequence[str] | None, gpus: int) -> list[str]:
     """
     named = [f"gpu:{k}" for k in range(gpus)]
     devices = [devices] if isinstance(devices, str) else devices
-    if devices is None or isinstance(devices, Integral):
+    if not isinstance(devices, Sequence):
         count = (gpus or 1) if devices is None else devices
         names = named or [f"cpu:{k}" for k in range(MOST_LOGICAL)]
         if not 1 <= count <= len(names):

@@ -147,9 +147,10 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises:
         Exception: If it is damaged, or no such file; there are a dozen kinds.
     """
+    size = path.stat().st_size
     with zipfile.ZipFile(path) as file:
         for member in file.infolist():
-            if member.compress_type != zipfile.ZIP_STORED or member.file_size > file.fp.seek(0, 2):
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > size:
                 raise ValueError(f"{member.filename} is not stored as it is")
     with np.load(path, allow_pickle=False) as file:
         return {key: file[key] for key in file.files}  # reading checks the CRCs

@@ -89,14 +89,13 @@ class Display:
         self._bar.show(facts["done"], facts["total"], text)
 
     def _time_left(self, run, event: str, facts: dict[str, Any]) -> str:
-        training, validation = (
-            self._speed(run.phase, "update"),
-            self._speed(run.phase, "validating"),
-        )
-        if training is None and validation is None:
-            return ""
-        training = training or validation / VALIDATION_STEPS
-        validation = validation or training * VALIDATION_STEPS
+        training, validation = (self._speed(run.phase, e) for e in ("update", "validating"))
+        if training is None:
+            if validation is None:
+                return ""
+            training = validation / VALIDATION_STEPS
+        if validation is None:
+            validation = training * VALIDATION_STEPS
         stage, whole = self._steps_left(run.phase, run.progress)
         phase = facts["phase"]
         if event == "update":

@@ -11,9 +11,8 @@ from contextlib import contextmanager
 @contextmanager
 def handling(handler: Callable) -> Iterator[None]:
     """SIGINT and SIGTERM go to `handler` within, and to whom they went before afterwards."""
-    before, numbers = {}, (signal.SIGINT, signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread():  # Python allows no other
-        numbers = ()
+    main = threading.current_thread() is threading.main_thread()  # Python allows no other
+    before, numbers = {}, (signal.SIGINT, signal.SIGTERM) if main else ()
     try:
         for number in numbers:
             before[number] = signal.signal(number, handler)

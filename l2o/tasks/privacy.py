@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from l2o.extras import require
 from l2o.problems.dataset import Batch, ProblemError
 from l2o.tasks.convolution import vectorized_convolution
 from l2o.tasks.gradient import Gradient, correct
@@ -112,16 +113,7 @@ def check_python() -> None:
     try:
         _query_class()
     except ImportError as error:
-        here = ".".join(map(str, sys.version_info[:2]))
-        why = (
-            f"it does not install on Python 3.12 or later, and this is {here}; everything but "
-            "private problems works here"
-            if sys.version_info >= (3, 12)
-            else "install it with: pip install tensorflow-privacy==0.9.0 'dp-accounting<0.5'"
-        )
-        raise PrivacyError(
-            f"Private problems need tensorflow-privacy, which is not here ({error}): {why}"
-        ) from error
+        raise PrivacyError(str(error)) from error
 
 
 def check_network(model: keras.Model) -> None:
@@ -146,6 +138,7 @@ def check_network(model: keras.Model) -> None:
 
 @lru_cache
 def _query_class() -> type:
+    require("privacy", "DP-SGD")
     # tensorflow_privacy's own imports fail under Keras 3; it offers this hook to leave them out.
     sys.skip_tf_privacy_import = True  # type: ignore[attr-defined]
     try:
