@@ -387,7 +387,7 @@ def test_undone_period_leaves_no_trace_but_its_trajectories(
     training = MetaTraining(job, data, 8, schedule.truncation, 1, strategy)
     seed = np.random.default_rng(Stream.INITIAL_WEIGHTS.key(_META.seed, 0)).integers(2**20)
     state = initial_state(job.rule.initial_weights(int(seed)))
-    key = [_META.seed, 0, module.TRAINING]
+    key = Stream.TRAINING.key(_META.seed, 0)
     behind = _META.warmup_steps
     for first in (2, 3):
         trajectories = training.begin(state.weights, key, first, behind)
@@ -424,8 +424,9 @@ def test_updates_that_are_not_finite_undo_their_period(train, tmp_path, monkeypa
 
     def poisoned(job, key, *scaling, **settings):
         trajectory = begin(job, key, *scaling, **settings)
-        _, _, stream, index = key
-        if stream == module.VALIDATION or index >= _SCHEDULE.period:
+        *phase, _, index = key
+        validated = [*key[:-1]] == Stream.VALIDATION.key(*phase)
+        if validated or index >= _SCHEDULE.period:
             return trajectory
         tries.append(index)
         student = trajectory.student

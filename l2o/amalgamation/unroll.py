@@ -272,10 +272,9 @@ def run_student(
 
 def start_losses(job: Amalgamation, trajectory: Trajectory, batches: Batch):
     """log M(x_i, theta_0) [T] over T batches, or as `job.meta_loss` has it."""
-    task = Scaled(job.task, trajectory.scale)
-    loss = lambda batch: task.loss(*trajectory.start, batch, training=True)[0]  # noqa: E731
-    losses = tf.map_fn(loss, batches, fn_output_signature=trajectory.scale.dtype)
-    return META_LOSSES[job.meta_loss](losses)
+    task, measured = Scaled(job.task, trajectory.scale), META_LOSSES[job.meta_loss]
+    loss = lambda batch: measured(task.loss(*trajectory.start, batch, training=True)[0])  # noqa: E731
+    return tf.map_fn(loss, batches, fn_output_signature=trajectory.scale.dtype)
 
 
 def truncation(
