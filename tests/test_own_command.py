@@ -177,4 +177,4 @@ def test_train_and_evaluate(capfd):
     assert call(report, "out") == 0
     page = Path("out/report/report.md").read_text()
     assert "Appendix E.3: validation accuracy by epoch" in page
-    assert "mine_own:regression" in report and "nan" not in report
+    assert "mine_own:regression" in page and "nan" not in page
