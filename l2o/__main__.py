@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
+import os
 import sys
+
+from l2o.commands import run
 
 COMMANDS = ("train", "tune", "evaluate", "report")
 HELP = """\
@@ -27,7 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     if name in ("-h", "--help"):
         print(HELP)
     elif name in COMMANDS:
-        importlib.import_module(f"l2o.commands.{name}").main(rest, f"l2o {name}")
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # in the processes of --jobs
+        run(name, rest, f"l2o {name}")
     else:
         allowed = ", ".join(COMMANDS)
         print(f"error: unknown command '{name}'; allowed: {allowed}", file=sys.stderr)

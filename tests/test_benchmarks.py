@@ -260,7 +260,7 @@ def test_published_problems_train_on_all_images_and_choose_on_test(name, monkeyp
     monkeypatch.setattr("l2o.problems.load_dataset", lambda dataset, data: digits)
     own = runpy.run_path(str(FOLDER / "published.py"))[name]()
     train, held, test = digits.train, digits.validation, digits.test
-    for part, kind in enumerate(("images", "labels")):
+    for part, kind in enumerate(("inputs", "labels")):
         both = np.concatenate([getattr(train, kind), getattr(held, kind)])
         np.testing.assert_array_equal(own.data[part], both)
         np.testing.assert_array_equal(own.validation[part], getattr(test, kind))

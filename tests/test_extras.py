@@ -52,7 +52,7 @@ def test_a_command_says_what_it_lacks(command, hidden, message):
     "program, what",
     [
         ("l2o.amalgamate", "l2o.amalgamation"),
-        ("l2o.OwnProblem", "l2o.tasks"),
+        ("import l2o.tasks.load", "l2o.tasks"),
         ("l2o.evaluation", "l2o.evaluation"),
         ("import l2o.reports", "l2o.reports"),
         ("from l2o.problems import load_dataset as load; load('mnist')",

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from l2o.problems import PROBLEMS, get_problem, networks
+from l2o.problems.catalog import MODERN
 from l2o.tasks.task import Task
 
 _MNIST, _COLOUR = (28, 28, 1), (32, 32, 3)
@@ -34,7 +35,7 @@ _TABLE = {
 
 
 def test_the_catalogue_is_the_table():
-    assert set(PROBLEMS) == set(_TABLE)
+    assert set(PROBLEMS) == {*_TABLE, *(problem.name for problem in MODERN)}
 
 
 @pytest.mark.parametrize("name", _TABLE)

@@ -141,7 +141,7 @@ def test_a_start_that_is_always_the_same_is_said_once_with_several_processes(cap
 
 def test_a_loss_that_need_not_be_positive(capfd):
     assert call(train, *_SHORT, "--problem", "mine_own:below_zero") == 2
-    assert "--meta-loss difference" in capfd.readouterr().err
+    assert "--set meta_loss=difference" in capfd.readouterr().err
 
 
 @pytest.mark.slow
@@ -177,4 +177,4 @@ def test_train_and_evaluate(capfd):
     assert call(report, "out") == 0
     page = Path("out/report/report.md").read_text()
     assert "Appendix E.3: validation accuracy by epoch" in page
-    assert "mine_own:regression" in report and "nan" not in report
+    assert "mine_own:regression" in page and "nan" not in page

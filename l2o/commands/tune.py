@@ -83,8 +83,8 @@ def _main(options: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be at most {most}. Received: {value}")
     if options.seed > (most := MOST_SEED - options.seeds + 1):
         raise UserError(f"--seed must be at most {most}. Received: {options.seed}")
-    jobs = options.jobs or (1 if gpus_for(1) else cores())
-    gpus_for(jobs)
+    gpus = gpus_for(options.jobs or 1)
+    jobs = options.jobs or (1 if gpus else cores())
     settings = Search(
         problem=options.problem,
         data=options.data or "auto",

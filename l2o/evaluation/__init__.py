@@ -4,7 +4,7 @@ from l2o.extras import require
 
 require("train", "l2o.evaluation")
 
-from l2o.evaluation.baselines import Candidate, CandidateError, get_candidates
+from l2o.evaluation.baselines import Candidate, get_candidates
 from l2o.evaluation.fit import Epoch, Fit, History
 from l2o.evaluation.protocol import Plan, evaluate, missing, present, warmup_notes
 from l2o.evaluation.results import Result, read_results
@@ -13,7 +13,6 @@ from l2o.evaluation.tables import TableError
 
 __all__ = [
     "Candidate",
-    "CandidateError",
     "Epoch",
     "Fit",
     "History",

@@ -110,7 +110,7 @@ def check_sign(task: Task, batch: Batch) -> None:
     if first <= 0 or lowest < 0:
         raise ProblemError(
             "The meta loss takes logarithms, and this loss need not be positive: use "
-            f'meta_loss="difference" (--meta-loss difference). Received: {first:.4g} at the '
+            f'meta_loss="difference" (--set meta_loss=difference). Received: {first:.4g} at the '
             "initial weights" + f", {lowest:.4g} while it falls" * (lowest < 0)
         )
 
