@@ -16,56 +16,35 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tensorflow as tf
 
-from l2o.commands.problem import named_task, problem_name
-from l2o.commands.report import counted
+import l2o
 from l2o.commands.terminal import Parser, count, run_command
-from l2o.evaluation import (
-    Plan,
-    ResultsDirectory,
-    evaluate,
-    get_candidates,
-    missing,
-    present,
-    warmup_notes,
-)
-from l2o.reports.comparison import summarize
-from l2o.reports.figures import drawings
-from l2o.reports.plots import png
+from l2o.evaluation import distinct
+from l2o.reports import drawings, png, summarize
 from l2o.runs.files import write_atomically
-
-
-def announce(task, candidate, repeat: int, steps: int) -> None:
-    """Says which fit begins."""
-    if not steps:
-        print(f"{task.problem.name} with {candidate.name}, repeat {repeat}", flush=True)
 
 
 def main() -> int:
     parser = Parser(description=__doc__.split("\n")[0])
     parser.add_argument("policy", help="a run's or a policy's directory, or a shipped policy")
-    parser.add_argument("--problem", type=problem_name, default="mnist_cnn", help="its name")
+    parser.add_argument("--problem", default="mnist_cnn", help="its name")
     parser.add_argument("--epochs", type=count, default=25, help="epochs of each fit")
     parser.add_argument("--repeats", type=count, default=1, help="fits of each optimizer")
     arguments = parser.parse_args()
     if arguments.epochs < 2:
         parser.error(f"--epochs must be at least 2. Received: {arguments.epochs}")
     tf.get_logger().setLevel("ERROR")  # each optimizer is traced anew, which it warns of
-    plan = Plan(arguments.repeats, arguments.epochs)
-    named = [c for name in (arguments.policy, "oracle") for c in get_candidates(name)]
-    candidates = list({(c.name, c.replicate): c for c in named}.values())
-    task = named_task(arguments.problem, None, None)
-    for note in warmup_notes([task], candidates, plan):
-        print(f"Note: {note}")
-    with ResultsDirectory(Path("results/figure-3")) as directory:
-        todo = missing([task], candidates, plan, directory)
-        evaluate(todo, plan, directory, announce)
-    cases = summarize(counted(present([task], candidates, plan, directory)))
+    folder = Path("results/figure-3")
+    results = l2o.evaluate(
+        arguments.problem, (arguments.policy, "oracle"), output=folder,
+        repeats=arguments.repeats, epochs=arguments.epochs,
+    )  # fmt: skip
+    cases = summarize(distinct(results))
     # Of the larger problems it is the paper's Figure 8.
     figure, draw = next((d, d.draw) for d in drawings(cases)
                         if d.draw and d.file in ("figure-3", "figure-8"))  # fmt: skip
-    path = directory.path / "figure-3.png"
+    path = folder / "figure-3.png"
     write_atomically(path, png(draw))
-    print(f"{path}: {figure.title}, of {task.name} on {task.dataset.name}")
+    print(f"{path}: {figure.title}, of {results[0].problem} on {results[0].data}")
     return 0
 
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from l2o import evaluation as evaluation
     from l2o import problems as problems
     from l2o.amalgamation.amalgamate import amalgamate as amalgamate
+    from l2o.amalgamation.amalgamate import train as train
+    from l2o.evaluation.evaluations import evaluate as evaluate
     from l2o.problems import Problem as Problem
 
 __version__ = "0.1.0"
@@ -43,6 +45,8 @@ __version__ = "0.1.0"
 _ON_DEMAND = {
     "Problem": "l2o.problems",
     "amalgamate": "l2o.amalgamation.amalgamate",
+    "evaluate": "l2o.evaluation.evaluations",
+    "train": "l2o.amalgamation.amalgamate",
 }
 _ROOMS_ON_DEMAND = ("evaluation", "problems")
 

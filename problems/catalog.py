@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -27,8 +28,8 @@ def _reconstruction(dataset: Dataset) -> Dataset:
     def both(split: Batch) -> Batch:
         return Batch(split.inputs, split.inputs / np.float32(255))
 
-    splits = {name: both(getattr(dataset, name)) for name in ("train", "validation", "test")}
-    return replace(dataset, classes=None, **splits)
+    train, validation, test = map(both, (dataset.train, dataset.validation, dataset.test))
+    return replace(dataset, classes=None, train=train, validation=validation, test=test)
 
 
 def _few(dataset: Dataset) -> Dataset:
@@ -125,7 +126,8 @@ def _own(name: str) -> Problem:
         place = getattr(found, "__file__", None) or module
         raise ProblemError(f"{name}: {place} has no function {function}")
     try:
-        problem = make()
+        with contextlib.chdir("."):  # whatever the function does about it
+            problem = make()
     except (Exception, SystemExit) as error:
         raise ProblemError(f"{name}: {function} failed: {_line(error)}") from error
     if not isinstance(problem, Problem):

@@ -46,8 +46,11 @@ def read_text(builder: tfds.core.DatasetBuilder, requested: str) -> Dataset:
     except Exception as error:  # TensorFlow's, TFDS' and NumPy's: there are a dozen kinds
         raise damaged(builder.data_path, error) from error
     known = np.unique(np.concatenate(texts))
-    splits = (_sequences(np.searchsorted(known, text).astype("int32")) for text in texts)
-    return Dataset(requested, *splits, requested, f"TFDS {builder.version}", len(known))
+    train, validation, test = (
+        _sequences(np.searchsorted(known, text).astype("int32")) for text in texts
+    )
+    source = f"TFDS {builder.version}"
+    return Dataset(requested, train, validation, test, requested, source, len(known))
 
 
 def _sequences(indices: np.ndarray) -> Batch:

@@ -25,8 +25,9 @@ def _diabetes(name: str) -> Dataset:
     train = columns[2 * held_out :]
     columns = (columns - train.mean(0)) / train.std(0)
     test, validation, train = np.split(columns, [held_out, 2 * held_out])
-    splits = (Batch(part[:, :-1], part[:, -1:]) for part in (train, validation, test))
-    return Dataset(name, *splits, name, "embedded, scikit-learn's")
+    split = lambda part: Batch(part[:, :-1], part[:, -1:])  # noqa: E731
+    source = "embedded, scikit-learn's"
+    return Dataset(name, split(train), split(validation), split(test), name, source)
 
 
 TABLES: dict[str, Callable[[str], Dataset]] = {"diabetes": _diabetes}

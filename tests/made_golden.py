@@ -198,7 +198,7 @@ def optimizer(name: str) -> AmalgamatedOptimizer:
 
 def trained(compiled: keras.Model, steps: range) -> np.ndarray:
     """All weights after each step on the digits, [steps, W]."""
-    inputs, labels = data()
+    inputs, labels, _ = data()
     path = []
     for k in steps:
         some = slice(32 * k, 32 * k + 32)
@@ -225,7 +225,7 @@ def applied(optimizer: keras.optimizers.Optimizer, steps: int) -> np.ndarray:
 def shipped(name: str) -> dict[str, np.ndarray]:
     """Fifty steps of a shipped policy, five of them warm-up: losses [50] and the weights then."""
     compiled = model(AmalgamatedOptimizer.load(name, warmup_steps=5))
-    inputs, labels = data()
+    inputs, labels, _ = data()
     cuts = [slice(32 * k, 32 * k + 32) for k in range(50)]
     losses = [compiled.train_on_batch(inputs[cut], labels[cut]) for cut in cuts]
     weights = np.concatenate([w.ravel() for w in compiled.get_weights()])

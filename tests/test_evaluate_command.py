@@ -15,11 +15,11 @@ from made_weights import made_weights, make_policy
 import l2o
 from l2o import problems, save_policy
 from l2o.commands.evaluate import _run_one, main
-from l2o.commands.forecast import Forecast
 from l2o.commands.report import main as report
 from l2o.errors import UserError
 from l2o.evaluation import protocol as running
 from l2o.evaluation.baselines import get_candidates
+from l2o.evaluation.forecast import Forecast
 from l2o.evaluation.protocol import Plan, evaluate, missing
 from l2o.evaluation.results import by_evaluation, read_results, write_results
 from l2o.evaluation.store import ResultsDirectory, steps_file

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from made_results import made_evaluation
 
-from l2o import evaluation, problems
+from l2o import problems
+from l2o.evaluation import evaluations
 from l2o.tasks.privacy import PrivacyError
 
 _EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -62,7 +63,7 @@ def test_what_is_wrong_is_one_line(line, here, monkeypatch, capsys):
 _FIGURE = "figure_3.py choice-large --problem digits_cnn --epochs 2"
 
 
-def made(todo, plan, directory, callback):
+def made(todo, plan, directory, *_):
     """In place of the fits."""
     assert len({candidate.name for _, _, candidate in todo}) == len(todo)
     for task, repeat, candidate in todo:
@@ -72,12 +73,12 @@ def made(todo, plan, directory, callback):
 
 
 def test_a_teacher_is_not_fitted_twice_for_figure_3(monkeypatch):
-    monkeypatch.setattr(evaluation, "evaluate", made)
+    monkeypatch.setattr(evaluations, "_in_turn", made)
     assert call(monkeypatch, _FIGURE.replace("choice-large", "adam")) == 0
 
 
 def test_of_larger_problems_figure_8_is_drawn(monkeypatch, capsys):
-    monkeypatch.setattr(evaluation, "evaluate", made)
+    monkeypatch.setattr(evaluations, "_in_turn", made)
     digits = problems.load_dataset("digits")
     monkeypatch.setattr(problems, "load_dataset", lambda *_: digits)
     assert call(monkeypatch, _FIGURE.replace("digits_cnn", "cifar10_resnet52")) == 0
@@ -85,7 +86,7 @@ def test_of_larger_problems_figure_8_is_drawn(monkeypatch, capsys):
 
 
 def test_figure_3_is_written_in_one_piece_or_not_at_all(here, monkeypatch, capsys):
-    monkeypatch.setattr(evaluation, "evaluate", made)
+    monkeypatch.setattr(evaluations, "_in_turn", made)
     figure = here / "results/figure-3/figure-3.png"
     assert call(monkeypatch, _FIGURE) == 0
     assert "steps of digits_cnn on digits are all warm-up" in capsys.readouterr().out
@@ -108,7 +109,7 @@ def test_data_or_privacy_that_cannot_be_had_is_one_line(here, monkeypatch, capsy
         raise error
 
     for place, name, error in (
-        (evaluation, "evaluate", PrivacyError("not with this Python")),
+        (evaluations, "_in_turn", PrivacyError("not with this Python")),
         (problems, "load_dataset", problems.DatasetUnavailable("not at hand")),
     ):
         monkeypatch.setattr(place, name, fails)

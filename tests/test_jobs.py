@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from l2o.commands.jobs import spread
 from l2o.evaluation.results import by_evaluation, read_results
 from l2o.policies.checkpoint import PolicyError, load_policy
+from l2o.runs.jobs import spread
 
 _ROOT = Path(__file__).parent.parent
 _TRAIN = (

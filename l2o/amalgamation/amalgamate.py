@@ -1,4 +1,4 @@
-"""A whole run, from phases to policy: `l2o.amalgamate`, and what it shares with `train.py`."""
+"""A whole run, from a problem to a policy: `l2o.train`, and `l2o.amalgamate`, which is the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tensorflow as tf
 import l2o
 from l2o.amalgamation.plan import Meta, Phase, inner_steps_left
 from l2o.amalgamation.settings import CHOICES, Settings, check_names, get_preset, with_choices
-from l2o.amalgamation.trainer import Diverged, Stopped, Trainer
+from l2o.amalgamation.trainer import Stopped, Trainer
 from l2o.errors import RunError
 from l2o.policies.checkpoint import Policy, fingerprint, load_policy
 from l2o.problems.problem import Problem
@@ -95,7 +95,7 @@ def meta_train(
         if loss > 0:
             print(
                 f"Warning: with this policy the loss grows (validation meta loss {loss:+.3f}). "
-                "A smaller --learning-rate, other seeds or longer training may help"
+                "A smaller learning rate, other seeds or longer training may help"
             )
         return policy
 
@@ -138,46 +138,43 @@ def _described(phase: Phase) -> dict:
     }
 
 
-def amalgamate(
-    model_fn: Callable[[], keras.Model],
-    data: Any,
-    loss: Loss = None,
-    pool: str | Sequence[str | UpdateRule] = "large",
-    strategy: str = "choice",
-    preset: str | None = None,
-    seed: int = 0,
-    output: Path | str | None = None,
+def train(
+    problem: Problem | Task | str = "mnist_cnn",
+    policy: UpdateRule | str | None = None,
+    teachers: Sequence[str | UpdateRule] | str | None = None,
+    scheme: str | None = None,
     *,
-    recipe: str | None = None,
-    batch_size: int | None = None,
-    devices: int | Sequence[str] | None = None,
+    preset: Settings | str | None = None,
+    seed: int | None = None,
+    output: Path | str | None = None,
     fresh: bool = False,
+    devices: tf.distribute.Strategy | Sequence[str] | int | None = None,
+    data: str = "auto",
+    data_dir: str | None = None,
+    tensorboard: bool = False,
     **settings,
 ) -> Policy:
-    """Meta-trains an optimizer on a network and data of yours (Huang et al. 2022).
+    """Meta-trains an optimizer (Huang et al. 2022): what `l2o train` calls.
 
     Shows how it goes. Sets the global seeds, and TensorFlow's operations to be repeatable, for the
     whole process.
 
     Args:
-        model_fn: Makes the Keras model, with fresh weights at every call.
-        data: Arrays (x, y), or a finite, batched `tf.data.Dataset` of (x, y). uint8 inputs of
-            three dimensions or more are pixels, which the network sees divided by 255.
-        loss: The name of a Keras loss, a `keras.losses.Loss`, or a function (labels, outputs) ->
-            one loss an example, as for `compile`; softmax cross-entropy of class indices, from
-            logits, by default.
-        pool: The teachers: "large" (six), "small" or "adam"; or some, each by its name or as a
-            rule.
-        strategy: "choice", "mean", "minmax" or "none".
-        preset: "paper", "cpu" or "smoke"; by default "paper" where there is a GPU, else "cpu".
-        seed: Fixes everything random.
+        problem: What it is trained on, or its name: "mnist_cnn", "package.module:function".
+        policy: What is trained: "rnnprop" by default, "original", "scale", or a rule.
+        teachers: A pool: "large" (six) by default, "small" or "adam"; or some, each by its name or
+            as a rule.
+        scheme: How teachers are amalgamated: "choice" by default, "mean", "minmax" or "none".
+        preset: "paper", "cpu" or "smoke", or settings of your own; by default "paper" where there
+            is a GPU, else "cpu".
+        seed: Fixes everything random; 0 by default.
         output: Run directory, in which the same call goes on with a run that was stopped; by
             default a temporary one.
-        recipe: Instead of pool, strategy and policy, a learned optimizer that the paper compares
-            with: "original", "scale", "rnnprop" or "stronger".
-        batch_size: Examples a step, for arrays; 128 by default.
-        devices: Replicas: how many, or which GPUs ("gpu:0"); all GPUs, or one, by default.
         fresh: Whether a run that is in `output` is moved aside.
+        devices: Replicas: how many, or which GPUs ("gpu:0"), or a strategy; all GPUs, or one, by
+            default.
+        data, data_dir: Of a dataset by name; see `l2o.problems.load_dataset`.
+        tensorboard: Whether to write event files too.
         **settings: The other settings by name, as docs/commands.md has them.
 
     Returns:
@@ -186,38 +183,79 @@ def amalgamate(
     Raises:
         TypeError: For a setting that does not exist.
         ValueError: For what cannot be: settings (ValueError), the problem (ProblemError), the
-            directory (DirectoryError), too few examples or a run that cannot recover (RunError).
-        KeyboardInterrupt: When stopped; the run is in `output` then, if that was given.
+            directory (DirectoryError), too few examples (RunError).
+        Diverged: If the run cannot recover; a RunError.
+        Stopped: After Ctrl-C, a KeyboardInterrupt; the run is in `output` then, if that was given.
     """
-    problem = Problem(model_fn, data, validation=(), loss=loss, batch_size=batch_size)
     if preset is None:
         preset = "paper" if tf.config.list_physical_devices("GPU") else "cpu"
-    chosen = {"teachers": pool, "scheme": strategy, "seed": seed, "recipe": recipe}
-    if recipe is not None:  # where these are their defaults, they are not chosen
-        chosen |= {"teachers": None if pool == "large" else pool}
-        chosen |= {"scheme": None if strategy == "choice" else strategy}
+    chosen = {"policy": policy, "teachers": teachers, "scheme": scheme, "seed": seed}
     check_names(settings, CHOICES.keys() - chosen)
-    choices = with_choices(get_preset(preset), chosen | settings)
+    start = preset if isinstance(preset, Settings) else get_preset(preset)
+    choices = with_choices(start, chosen | settings)
     phases, meta = choices.phases(), choices.meta
-    replicas = make_strategy(devices, phases[-1].schedule.meta_batch)
+    if not isinstance(devices, tf.distribute.Strategy):
+        devices = make_strategy(devices, phases[-1].schedule.meta_batch)
     if output is not None:
         check_place(Path(output), fresh)
-    task = load_task(problem, first_order=meta.first_order, positive=meta.meta_loss == "log")
-    origin = origin_of(choices, task, replicas)
-    print(f"Problem: {task.name}, batches of {task.batch_size}", flush=True)
+    task = problem
+    if not isinstance(task, Task):
+        needs = {"first_order": meta.first_order, "positive": meta.meta_loss == "log"}
+        task = load_task(task, data, data_dir, **needs)
+        print(f"Problem: {task.name}, batches of {task.batch_size}", flush=True)
+    if task.problem.private:
+        raise RunError(
+            f"{task.name} is trained with DP-SGD, which is for evaluation; train on the same "
+            "problem without it"
+        )
     if output is not None and fresh:
         move_aside(Path(output), CONFIG)
+    origin = origin_of(choices, task, devices)
     with _directory(output) as directory, _quiet():
         try:
             return meta_train(
-                phases, meta, task, replicas, directory, origin, named=output is not None
-            )
-        except Diverged as error:
-            raise RunError(str(error)) from error
+                phases, meta, task, devices, directory, origin, tensorboard,
+                named=output is not None,
+            )  # fmt: skip
         except Stopped:
             again = "the same call" + " without fresh=True" * fresh
             kept = f"; the run is kept in {output}, and {again} goes on with it"
-            raise KeyboardInterrupt("Stopped" + kept * (output is not None)) from None
+            raise Stopped("Stopped" + kept * (output is not None)) from None
+
+
+def amalgamate(
+    model_fn: Callable[[], keras.Model],
+    data: Any,
+    loss: Loss = None,
+    pool: Sequence[str | UpdateRule] | str | None = None,
+    strategy: str | None = None,
+    *,
+    batch_size: int | None = None,
+    **settings,
+) -> Policy:
+    """Meta-trains an optimizer on a network and data of yours: `train`, under the paper's names.
+
+    Args:
+        model_fn: Makes the Keras model, with fresh weights at every call.
+        data: Arrays (x, y) or (x, y, weight), or a finite, batched `tf.data.Dataset` of such, all
+            of which is trained on. uint8 inputs of three dimensions or more are pixels, which the
+            network sees divided by 255.
+        loss: The name of a Keras loss, a `keras.losses.Loss`, or a function (labels, outputs) ->
+            one loss an example, as for `compile`; softmax cross-entropy of class indices, from
+            logits, by default.
+        pool: The teachers; see `train`.
+        strategy: The scheme; see `train`.
+        batch_size: Examples a step, for arrays; 128 by default.
+        **settings: All else that `train` takes, by name.
+
+    Returns:
+        The policy; `l2o.AmalgamatedOptimizer(policy)` takes it.
+
+    Raises:
+        As `train`.
+    """
+    problem = Problem(model_fn, data, validation=(), loss=loss, batch_size=batch_size)
+    return train(problem, teachers=pool, scheme=strategy, **settings)
 
 
 @contextmanager

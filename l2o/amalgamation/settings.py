@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from l2o.amalgamation.curriculum import CURRICULA, Curriculum
+from l2o.amalgamation.losses import SCHEMES
 from l2o.amalgamation.perturbation import KINDS, Perturbation
 from l2o.amalgamation.plan import POLICIES, Meta, Phase
 from l2o.amalgamation.unroll import Teacher
@@ -21,7 +22,7 @@ from l2o.policies.shipped import did_you_mean, policy_path
 from l2o.rules import Choice, UpdateRule, core, get_pool
 from l2o.runs.directory import differences
 
-STRATEGIES = ("choice", "mean", "minmax", "none")
+STRATEGIES = ("choice", "mean", "minmax", "none")  # that come with the library
 # The learned optimizers that the paper compares with (Section 5).
 RECIPES = {
     "original": {"policy": "original", "scheme": "none", "teachers": "adam"},
@@ -60,8 +61,8 @@ class Settings:
     meta: Meta = Meta()
 
     def __post_init__(self):
-        if self.scheme not in STRATEGIES:
-            raise _unknown("scheme", STRATEGIES, self.scheme)
+        if self.scheme not in (allowed := ("choice", *SCHEMES)):
+            raise _unknown("scheme", allowed, self.scheme)
         self._phases()
 
     @property

@@ -40,11 +40,11 @@ PERIODS = ("phase", "stage", "period", "repeats", "unroll", "alpha", "meta_loss"
            "updates", "seconds")  # fmt: skip
 
 
-class Stopped(Exception):
+class Stopped(KeyboardInterrupt):
     """The run was interrupted; what it had is saved."""
 
 
-class Diverged(Exception):
+class Diverged(RunError):
     """The run cannot recover; the policies saved so far are its last good ones."""
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
-import time
-from contextlib import redirect_stdout
 from pathlib import Path
 from textwrap import fill
 
@@ -13,35 +10,27 @@ import tensorflow as tf
 
 from l2o import pretrained
 from l2o.amalgamation.plan import MOST_SEED
-from l2o.commands.forecast import Forecast
-from l2o.commands.jobs import gpus_for, spread
-from l2o.commands.problem import (
+from l2o.commands.flags import (
     ALL,
-    OWN,
     add_data_flags,
     check_data_flags,
-    named_task,
+    in_float32,
+    is_private,
     problem_name,
 )
 from l2o.commands.report import counted
 from l2o.commands.terminal import STOPPED, Parser, count, fraction, known, run_command, whole
 from l2o.errors import UserError
-from l2o.evaluation.baselines import get_candidates, keras_optimizers
-from l2o.evaluation.made import MADE, made_with
-from l2o.evaluation.protocol import Bench, Plan, evaluate, keep, missing, present, warmup_notes
-from l2o.evaluation.results import TABLE, describe
-from l2o.evaluation.store import ResultsDirectory
-from l2o.optimizer import WEIGHT_DECAY_LIMIT
-from l2o.policies.checkpoint import doubts
-from l2o.problems import PROBLEMS, Dataset
+from l2o.evaluation.baselines import keras_optimizers
+from l2o.evaluation.evaluations import evaluate
+from l2o.problems import PROBLEMS
+from l2o.problems.catalog import OWN
 from l2o.reports.comparison import summary_table
 from l2o.rules import TUNED_RATES
-from l2o.runs.devices import take_cores
-from l2o.runs.lock import check_free
-from l2o.runs.progress import ProgressBar, duration
+from l2o.runs.jobs import gpus_for
 from l2o.tasks.examples import BATCH_SIZE
 
-PRESETS = {"paper": (10, 25), "cpu": (3, 5), "smoke": (1, 1)}  # repeats, epochs
+PRESETS = {"paper": (10, 25), "cpu": (3, None), "smoke": (1, 1)}  # repeats, epochs
 RESULTS = Path("results")
 DESCRIPTION = """\
 Fits the paper's problems with optimizers and compares them (Huang et al.,
@@ -53,7 +42,6 @@ Optimizer Amalgamation, ICLR 2022, Section 5).
 
 In each repeat all optimizers start from the same weights and see the same
 batches. What is there is not run again: the same command goes on after Ctrl-C."""
-ADDED = ("averaging", "weight_decay")  # what a policy can bring and a flag can set
 OPTIMIZERS = """\
 optimizers:
   choice-large         a shipped policy; choice-large/3 is one of its replicates
@@ -100,7 +88,8 @@ def parser(prog: str = "l2o evaluate") -> Parser:
                    "then called adam+ema0.995 and so on. Default a policy's own, and 0 for others: "
                    "the parameters as they are")
     g.add_argument("--preset", type=known(tuple(PRESETS)), metavar="NAME",
-                   help="paper: 10 repeats of 25 epochs; cpu: 3 of 5; smoke: 1 of 1. Default "
+                   help="paper: 10 repeats of 25 epochs; cpu: 3 of 5, or of as many as a problem "
+                   "of today has; smoke: 1 of 1. Default "
                    "paper where there is a GPU, else cpu")
     g.add_argument("--repeats", type=count, metavar="R",
                    help="evaluations of each optimizer on each problem")
@@ -131,172 +120,40 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    take_cores()
     gpus = gpus_for(options.jobs)
     preset = options.preset or ("paper" if gpus else "cpu")
     reason = "" if options.preset else f", because there is {'a' if gpus else 'no'} GPU"
     repeats, epochs = PRESETS[preset]
-    plan = Plan(options.repeats or repeats, options.epochs or epochs, options.seed)
-    for name, value, most in (("repeats", plan.repeats, 10_000), ("jobs", options.jobs, 1_000)):
+    repeats, epochs = options.repeats or repeats, options.epochs or epochs
+    for name, value, most in (("repeats", repeats, 10_000), ("jobs", options.jobs, 1_000)):
         if value > most:
             raise UserError(f"--{name} must be at most {most}. Received: {value}")
-    if plan.seed > (most := MOST_SEED - plan.repeats + 1):
-        raise UserError(f"--seed must be at most {most}. Received: {plan.seed}")
-    candidates, output = _candidates(options), options.output or RESULTS / preset
-    check_free(output, TABLE)
-    tasks = _tasks(options)
-    with ResultsDirectory(output, made_with(task.dataset for task in tasks)) as directory:
-        print(f"Preset: {preset}{reason}")
-        return _fill(directory, options, plan, tasks, candidates, len(gpus))
-
-
-def _fill(directory, options: argparse.Namespace, plan, tasks, candidates, gpus: int) -> int:
-    """Runs what the directory lacks, and prints the table."""
-    tf.config.experimental.enable_op_determinism()
-    todo = missing(tasks, candidates, plan, directory)
-    wanted = len(tasks) * len(candidates) * plan.repeats
-    print(f"Repeats: {plan.repeats}, epochs: {plan.epochs}")
-    print(f"Optimizers: {', '.join(_named(candidates))}")
-    print(f"Results: {directory.table}, {wanted - len(todo)} of {wanted} "
-          "evaluations are there", flush=True)  # fmt: skip
-    if directory.results and not (directory.path / MADE).exists():
-        print(
-            f"Note: the results in {directory.path} do not say of what release and data they are; "
-            "they are taken for this one's"
-        )
-    for name in dict.fromkeys(c.name for c in candidates if _replaces(c, directory)):
-        print(
-            f"Note: there are also results of another {name}, from before it changed; they stay, "
-            "and reports tell the two apart"
-        )
-    for name, doubt in dict.fromkeys(
-        (c.name, doubt) for c in candidates for doubt in doubts(c.card)
-    ):
-        print(f"Note: {name} was trained {doubt}")
-    for name, what, own in dict.fromkeys(
-        (c.bare_name, what, getattr(c, what))
-        for c in candidates
-        for what in ADDED
-        if getattr(c, what) and getattr(options, what) is None
-    ):
-        words = what.replace("_", " ")
-        flag = f"--{what.replace('_', '-')}"
-        print(f"Note: {name} brings {words} of {own:g}; {flag} gives all the same, 0 none")
-    if (options.weight_decay or 0) > WEIGHT_DECAY_LIMIT:
-        print(
-            f"Note: weight decay of {options.weight_decay:g} a step is a lot: Keras' optimizers "
-            "multiply theirs by the rate, here that is 1"
-        )
-    for note in warmup_notes(tasks, candidates, plan):
-        print(f"Note: {note}")
-    if todo:
-        bar = ProgressBar("evaluating")
-        try:
-            if options.jobs > 1:
-                _spread(options, todo, plan, directory, bar)
-            else:
-                _in_turn(todo, plan, directory, bar, f"{gpus} GPU" if gpus else "the CPU")
-        except KeyboardInterrupt:
-            bar.close()
-            print(f"Stopped. What was over is kept in {directory.path}; the same command goes on.")
-            return STOPPED
-        bar.close()
-    print(f"\n{summary_table(counted(present(tasks, candidates, plan, directory)))}")
+    if options.seed > (most := MOST_SEED - repeats + 1):
+        raise UserError(f"--seed must be at most {most}. Received: {options.seed}")
+    problems = [n for word in options.problem for n in (PROBLEMS if word == ALL else [word])]
+    check_data_flags(problems, options)
+    in_float32()
+    output = options.output or RESULTS / preset
+    print(f"Preset: {preset}{reason}", flush=True)
+    try:
+        results = evaluate(
+            problems, options.optimizer, repeats=repeats, epochs=epochs, seed=options.seed,
+            output=output, averaging=options.averaging, weight_decay=options.weight_decay,
+            ema=options.ema, data=options.data or "auto", data_dir=options.data_dir,
+            jobs=options.jobs,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        print(f"Stopped. What was over is kept in {output}; the same command goes on.")
+        return STOPPED
+    print(f"\n{summary_table(counted(results))}")
     print("Means over n evaluations. Test accuracy is at the epoch chosen on validation.")
-    if not all(task.problem.private for task in tasks):
+    private = {name for name in problems if is_private(name)}
+    if private != set(problems):
         print("Log train is of the last epoch's mean loss, each batch's before its step.")
-    if any(task.problem.private for task in tasks):
+    if private:
         print("ε is what privacy was spent.")
-    print(f"Figures and a page: python -m l2o report {directory.path}")
+    print(f"Figures and a page: python -m l2o report {output}")
     return 0
-
-
-def _named(candidates) -> list[str]:
-    """The optimizers, and which replicates of each stand together, but for the first alone."""
-    numbers: dict[str, list[int]] = {}
-    for candidate in candidates:
-        numbers.setdefault(candidate.name, []).append(candidate.replicate)
-    return [
-        name if found == [1] else
-        f"{name} (replicate{'s' * (len(found) > 1)} {', '.join(map(str, found))})"
-        for name, found in numbers.items()
-    ]  # fmt: skip
-
-
-def _replaces(candidate, directory: ResultsDirectory) -> bool:
-    """Whether there are results of another optimizer by that name and number."""
-    return any(
-        (r.optimizer, r.replicate) == (candidate.name, candidate.replicate)
-        and r.origin != candidate.origin
-        for r in directory.results
-    )
-
-
-def _in_turn(todo, plan, directory, bar: ProgressBar, device: str) -> None:
-    """Evaluates in this process, and says before how long that may take."""
-    forecast = Forecast(todo, plan)
-    print(f"Expected time: about {duration(forecast.total)} on {device} as it is now", flush=True)
-
-    def callback(task, candidate, repeat, steps) -> None:
-        done, left = forecast.at(task, candidate, repeat, steps)
-        text = f"{task.problem.name}, {candidate.name}, repeat {repeat}: step {steps}"
-        bar.show(done, forecast.total, f"{text}, {duration(left)} left")
-
-    evaluate(todo, plan, directory, callback)
-
-
-def _spread(options: argparse.Namespace, todo, plan, directory, bar: ProgressBar) -> None:
-    """Evaluates in several processes; what they find is kept by this one."""
-    keep(todo, directory)
-    keys = [(plan.key(task, candidate, repeat),) for task, repeat, candidate in todo]
-    results = spread(_run_one, keys, options.jobs, _start_worker, (options, plan))
-    begun = time.monotonic()
-    for done, result in enumerate(results, start=1):
-        directory.add(*result)
-        key, left = result[0], (time.monotonic() - begun) / done * (len(keys) - done)
-        text = f"{describe(key)} is over, {duration(left)} left"
-        bar.show(done, len(keys), text)
-
-
-def _start_worker(options: argparse.Namespace, plan: Plan) -> tuple:
-    """What a process of --jobs holds."""
-    with redirect_stdout(io.StringIO()):
-        return Bench(plan), _tasks(options), _candidates(options)
-
-
-def _run_one(held: tuple, key):
-    bench, tasks, candidates = held
-    for task in tasks:
-        for candidate in candidates:
-            if bench.plan.key(task, candidate, key.repeat) == key:
-                return bench.run(task, key.repeat, candidate)
-    raise UserError(f"{key.problem} or {key.optimizer} has changed since the evaluation began")
-
-
-def _candidates(options: argparse.Namespace) -> list:
-    words = options.optimizer
-    given = options.averaging, options.weight_decay, options.ema
-    candidates = [c.using(*given) for word in words for c in get_candidates(word)]
-    different = {}
-    for c in candidates:
-        same = different.setdefault((c.name, c.replicate), c)
-        together = [d.source for d in different.values() if d.name == c.name]
-        if same.origin != c.origin or (same is c and set(together) != {c.source}):
-            raise UserError(
-                f"Two different optimizers are called {c.name}; name one yourself, as in "
-                f"--optimizer other=DIR. Received: {' '.join(words)}"
-            )
-    return list(different.values())
-
-
-def _tasks(options: argparse.Namespace) -> list:
-    words = dict.fromkeys(options.problem)
-    names = [n for word in words for n in (PROBLEMS if word == ALL else [word])]
-    names = list(dict.fromkeys(names))
-    check_data_flags(names, options)
-    tf.keras.utils.set_random_seed(options.seed)  # data of the user's own may be drawn
-    loaded: dict[str, Dataset] = {}
-    return [named_task(n, options.data, options.data_dir, loaded) for n in names]
 
 
 def _list() -> int:

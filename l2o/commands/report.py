@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from l2o.commands.problem import ALL
+from l2o.commands.flags import ALL
 from l2o.commands.terminal import Parser, count, run_command
 from l2o.errors import UserError
 from l2o.evaluation.baselines import ORACLE

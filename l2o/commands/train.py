@@ -13,12 +13,11 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from l2o.amalgamation.amalgamate import meta_train, origin_of
+from l2o.amalgamation.amalgamate import train
 from l2o.amalgamation.plan import Phase
 from l2o.amalgamation.settings import Settings
 from l2o.amalgamation.trainer import Diverged, Stopped
-from l2o.commands.jobs import gpus_for, spread
-from l2o.commands.problem import named_task
+from l2o.commands.flags import in_float32
 from l2o.commands.terminal import STOPPED, again, run_command
 from l2o.commands.train_options import check, output, parser, settings
 from l2o.errors import UserError
@@ -26,8 +25,10 @@ from l2o.policies.checkpoint import doubts
 from l2o.runs.cluster import check_place
 from l2o.runs.devices import make_strategy
 from l2o.runs.directory import CONFIG
+from l2o.runs.jobs import gpus_for, spread
 from l2o.runs.lock import move_aside
 from l2o.runs.progress import duration
+from l2o.tasks.load import load_task
 from l2o.tasks.task import Task
 
 
@@ -114,17 +115,17 @@ def _prepare(options: argparse.Namespace) -> Work:
 def _load_task(work: Work) -> Task:
     options, first = work.options, work.runs[0][1]
     needs = {"first_order": first.meta.first_order, "positive": first.meta.meta_loss == "log"}
-    return named_task(options.problem, options.data, options.data_dir, **needs)
+    in_float32()
+    return load_task(options.problem, options.data or "auto", options.data_dir, **needs)
 
 
 def _run(work: Work, task: Task, k: int) -> int:
     """One run, and the exit status it asks for."""
     options, (directory, chosen), begun = work.options, work.runs[k], time.monotonic()
-    origin = origin_of(chosen, task, work.strategy)
     try:
-        meta_train(
-            work.phases, chosen.meta, task, work.strategy, directory, origin,
-            options.tensorboard,
+        policy = train(
+            task, preset=chosen, output=directory, devices=work.strategy,
+            tensorboard=options.tensorboard,
         )  # fmt: skip
     except Stopped:
         print(f"Stopped. The run is kept in {directory}; {again(options.fresh)} goes on with it.")
@@ -134,11 +135,11 @@ def _run(work: Work, task: Task, k: int) -> int:
         kept = f"Its last good policy is in {there[0]}" if there else "It has no policy yet"
         print(f"error: {error}. {kept}; a smaller --learning-rate may help", file=sys.stderr)
         return 1
-    policy = directory / work.phases[-1].name
-    for doubt in doubts(origin | {"in_place_of": task.dataset.in_place_of}):
+    path = directory / work.phases[-1].name
+    for doubt in doubts(policy.card):
         print(f"Note: this policy was trained {doubt}")
-    print(f"Done in {duration(time.monotonic() - begun)}. The policy is in {policy}:")
-    print(f'    model.compile(optimizer=l2o.AmalgamatedOptimizer.load("{policy}"))', flush=True)
+    print(f"Done in {duration(time.monotonic() - begun)}. The policy is in {path}:")
+    print(f'    model.compile(optimizer=l2o.AmalgamatedOptimizer.load("{path}"))', flush=True)
     return 0
 
 

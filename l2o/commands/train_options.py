@@ -20,7 +20,7 @@ from l2o.amalgamation.settings import (
     parsed,
     with_choices,
 )
-from l2o.commands.problem import add_data_flags, add_problem_flag, check_trainable
+from l2o.commands.flags import add_data_flags, add_problem_flag, check_trainable
 from l2o.commands.terminal import Parser, count, devices, known, positive, weight, whole
 from l2o.errors import UserError
 from l2o.rules import POOLS

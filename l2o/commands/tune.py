@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from l2o.amalgamation.plan import MOST_SEED
-from l2o.commands.jobs import gpus_for, spread
-from l2o.commands.problem import add_data_flags, add_problem_flag, check_trainable, named_task
+from l2o.commands.flags import add_data_flags, add_problem_flag, check_trainable, in_float32
 from l2o.commands.terminal import STOPPED, Parser, again, count, positive, run_command, whole
 from l2o.errors import UserError
 from l2o.evaluation.made import keep_made, made_with, read_made
@@ -27,8 +26,10 @@ from l2o.rules import WarmUp
 from l2o.rules.pools import TEACHERS, TUNED_RATES, get_teacher
 from l2o.runs.devices import cores
 from l2o.runs.files import write_atomically
+from l2o.runs.jobs import gpus_for, spread
 from l2o.runs.lock import LockedDirectory, check_free, move_aside
 from l2o.runs.progress import ProgressBar, duration
+from l2o.tasks.load import load_task
 from l2o.tasks.task import Task
 
 TRIALS = "trials.csv"
@@ -78,6 +79,7 @@ def main(arguments: list[str] | None = None, prog: str = "l2o tune") -> None:
 
 def _main(options: argparse.Namespace) -> int:
     check_trainable(options)
+    in_float32()
     for name, most in (("seeds", 10_000), ("jobs", 1_000)):
         if (value := getattr(options, name) or 1) > most:
             raise UserError(f"--{name} must be at most {most}. Received: {value}")
@@ -96,7 +98,7 @@ def _main(options: argparse.Namespace) -> int:
     )
     place = settings.problem, settings.data, settings.data_dir
     try:
-        tune(settings, lambda: named_task(*place), options.output, jobs, options.fresh)
+        tune(settings, lambda: load_task(*place), options.output, jobs, options.fresh)
     except KeyboardInterrupt:
         print(f"\nStopped. The fits that ended are kept; {again(options.fresh)} goes on.")
         return STOPPED
@@ -184,7 +186,7 @@ def _key(trial: Trial) -> tuple[str, float, int]:
 def _start_worker(settings: Search) -> tuple:
     """What a process holds: the settings and the task."""
     place = settings.problem, settings.data, settings.data_dir
-    return settings, named_task(*place, report=lambda text: None)
+    return settings, load_task(*place, report=lambda text: None)
 
 
 def _run_trial(held: tuple, teacher: str, rate: float, seed: int) -> Trial:
@@ -193,8 +195,10 @@ def _run_trial(held: tuple, teacher: str, rate: float, seed: int) -> Trial:
     from l2o.evaluation.fit import Fit
 
     settings, task = held
-    dataset = tf.nest.map_structure(tf.constant, (task.dataset.train, task.dataset.validation))
-    fit = Fit(task, WarmUp(get_teacher(teacher, rate)), (), *dataset, task.batch_size)
+    train, validation = tf.nest.map_structure(
+        tf.constant, (task.dataset.train, task.dataset.validation)
+    )
+    fit = Fit(task, WarmUp(get_teacher(teacher, rate)), (), train, validation, task.batch_size)
     last = fit.run(seed, settings.epochs).epochs[-1]
     return Trial(
         settings.problem,

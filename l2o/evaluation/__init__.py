@@ -5,9 +5,10 @@ from l2o.extras import require
 require("train", "l2o.evaluation")
 
 from l2o.evaluation.baselines import Candidate, get_candidates
+from l2o.evaluation.evaluations import evaluate
 from l2o.evaluation.fit import Epoch, Fit, History
-from l2o.evaluation.protocol import Plan, evaluate, missing, present, warmup_notes
-from l2o.evaluation.results import Result, read_results
+from l2o.evaluation.protocol import Plan, missing, present, run_evaluations, warmup_notes
+from l2o.evaluation.results import Result, distinct, read_results
 from l2o.evaluation.store import ResultsDirectory
 from l2o.evaluation.tables import TableError
 
@@ -20,10 +21,12 @@ __all__ = [
     "Result",
     "ResultsDirectory",
     "TableError",
+    "distinct",
     "evaluate",
     "get_candidates",
     "missing",
     "present",
     "read_results",
+    "run_evaluations",
     "warmup_notes",
 ]

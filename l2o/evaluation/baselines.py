@@ -13,7 +13,7 @@ import keras
 
 from l2o.errors import UserError
 from l2o.evaluation.keras_rule import KerasRule
-from l2o.policies.checkpoint import DESCRIPTION, PolicyError, fingerprint, load_policy
+from l2o.policies.checkpoint import DESCRIPTION, Policy, PolicyError, fingerprint, load_policy
 from l2o.policies.shipped import check_trained, did_you_mean, policy_path, pretrained
 from l2o.rules import (
     TEACHERS,
@@ -147,11 +147,12 @@ def keras_optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:
     }
 
 
-def get_candidates(text: str) -> list[Candidate]:
-    """What a word of the command line stands for.
+def get_candidates(what: str | Candidate | Policy | UpdateRule) -> list[Candidate]:
+    """What a name, or an object, stands for.
 
     Args:
-        text: "oracle" (the six tuned teachers), a teacher ("adam", or "adam@0.01" for another
+        what: A candidate, a policy, a rule (to be wrapped in the usual warm-up), or a name:
+            "oracle" (the six tuned teachers), a teacher ("adam", or "adam@0.01" for another
             than its tuned rate), a Keras optimizer ("keras:Adam", "keras:Adam@0.01"), or a shipped
             policy's name or the directory of a policy, of a run, or of a run's replicates, these
             also under a name of one's own ("mine=runs/choice-large").
@@ -160,6 +161,13 @@ def get_candidates(text: str) -> list[Candidate]:
         UserError: If it stands for nothing.
         PolicyError: If the policy cannot be read.
     """
+    if isinstance(what, Candidate):
+        return [what]
+    if isinstance(what, Policy):
+        return [_of_policy(what, "policy")]
+    if isinstance(what, UpdateRule):
+        return [Candidate(what.name, fingerprint((), what.get_config()), WarmUp(what))]
+    text = what
     if text == ORACLE:
         return [_teacher(name, None) for name in TEACHERS]
     head, rate = _split_rate(text)
@@ -220,7 +228,12 @@ def _keras(name: str, rate: float | None) -> Candidate:
 
 
 def _policy(name: str, path: Path, source: Path, replicate: int) -> Candidate:
-    policy = load_policy(_policy_of(path))
+    return _of_policy(load_policy(_policy_of(path)), name, source, replicate)
+
+
+def _of_policy(
+    policy: Policy, name: str, source: Path | None = None, replicate: int = 1
+) -> Candidate:
     bare = averaged(decayed(warmed_up(policy.rule, 0), 0), 0)
     bare = rewrapped(bare, MovingAverage, None)
     origin = fingerprint(policy.weights, bare.get_config())

@@ -17,6 +17,8 @@ from l2o.tasks.gradient import plain_gradient
 from l2o.tasks.privacy import ACCOUNTING, DELTA, privacy_of
 from l2o.tasks.task import Task
 
+EPOCHS = 5  # of a fit, where nobody says anything else
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -24,13 +26,17 @@ class Plan:
 
     Attributes:
         repeats: Evaluations of each optimizer on each problem.
-        epochs: Of each.
+        epochs: Of each; None for a problem's own number, or `EPOCHS`.
         seed: Repeat j, from 1, has the seed `seed + j - 1`, whatever the optimizer.
     """
 
     repeats: int
-    epochs: int
+    epochs: int | None = None
     seed: int = 0
+
+    def epochs_of(self, task: Task) -> int:
+        """Epochs of a fit."""
+        return self.epochs or task.problem.epochs or EPOCHS
 
     def key(self, task: Task, candidate: Candidate, repeat: int) -> Key:
         """The name of one evaluation."""
@@ -42,7 +48,7 @@ class Plan:
             candidate.replicate,
             repeat,
             self.seed + repeat - 1,
-            self.epochs,
+            self.epochs_of(task),
         )
 
 
@@ -80,7 +86,7 @@ def warmup_notes(tasks: Sequence[Task], candidates: Sequence[Candidate], plan: P
         each = ", ".join(f"{steps} for {' and '.join(who)}" for steps, who in names.items())
         notes.append(f"steps of warm-up differ: {each}. In a short fit fewer are an advantage")
     for task in tasks:
-        number = plan.epochs * task.steps_per_epoch
+        number = plan.epochs_of(task) * task.steps_per_epoch
         where = f"steps of {task.name} on {data_of(task)} are"
         if number <= warmup:
             notes.append(f"the {number} {where} all warm-up, {warmup} steps of SGD: optimizers "
@@ -139,11 +145,11 @@ class Bench:
                 task.batch_size, test, privacy_of(task) or plain_gradient,
             )  # fmt: skip
         key = self.plan.key(task, candidate, repeat)
-        history = self._fits[candidate].run(key.seed, self.plan.epochs, report)
+        history = self._fits[candidate].run(key.seed, key.epochs, report)
         return key, as_results(key, task, history), history
 
 
-def evaluate(
+def run_evaluations(
     todo: Sequence[tuple[Task, int, Candidate]],
     plan: Plan,
     directory: ResultsDirectory,

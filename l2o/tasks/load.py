@@ -54,7 +54,12 @@ def load_task(
     """
     problem = get_problem(problem) if isinstance(problem, str) else problem
     if not isinstance(problem.data, str):
-        return _own_task(problem, first_order, positive, report)
+        try:
+            return _own_task(problem, first_order, positive, report)
+        except ProblemError as error:
+            if not problem.name:
+                raise
+            raise ProblemError(f"{problem.name}: {error}") from error
     if problem.private:
         check_python()
     loaded = {} if loaded is None else loaded

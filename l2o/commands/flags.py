@@ -1,21 +1,15 @@
-"""`--problem`: a problem by name, or one of the user's own as module:function."""
+"""Flags that several commands have, and what goes with them."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Callable
 
 import keras
 
 from l2o.commands.terminal import Parser, known
 from l2o.errors import UserError
-from l2o.problems import PROBLEMS, Dataset, ProblemError, is_own
+from l2o.problems import PROBLEMS, is_own
 from l2o.problems.catalog import OWN
-from l2o.runs.quiet import quiet
-from l2o.tasks.load import load_task
-from l2o.tasks.privacy import check_python
-from l2o.tasks.task import Task
 
 ALL = "all"  # of the problems
 
@@ -80,36 +74,10 @@ def check_data_flags(names: list[str], options: argparse.Namespace) -> None:
         raise UserError(f"{' and '.join(given)}: {names[0]} brings its own data")
 
 
-def named_task(
-    name: str,
-    data: str | None,
-    data_dir: str | None,
-    loaded: dict[str, Dataset] | None = None,
-    report: Callable[[str], None] = print,
-    **needs: bool,
-) -> Task:
-    """`l2o.tasks.load.load_task` of what flags say, in float32.
-
-    Raises:
-        UserError: If it cannot be had; the message says why in one line.
-    """
-    _float32(report)
-    data = data or "auto"
-    try:
-        if is_private(name):
-            with quiet():  # imports what writes to stderr
-                check_python()
-        with contextlib.chdir("."):  # whatever the user's module does about it
-            return load_task(name, data, data_dir, loaded=loaded, report=report, **needs)
-    except ProblemError as error:
-        where = f"--problem {name}: " if is_own(name) else ""
-        raise UserError(where + str(error).removeprefix(f"{name}: ")) from error
-
-
-def _float32(report: Callable[[str], None]) -> None:
+def in_float32() -> None:
     """Commands compute in float32, whatever Keras' configuration file says."""
     floatx = keras.config.floatx()
     if floatx != "float32":
-        report(f"Note: in float32, not in the {floatx} of Keras' configuration")
+        print(f"Note: in float32, not in the {floatx} of Keras' configuration")
         keras.config.set_floatx("float32")
         keras.config.set_dtype_policy("float32")

@@ -113,7 +113,8 @@ def _start(start: Callable, settings: tuple) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    if parent := multiprocessing.parent_process():
+        parent.join()
     while True:  # what heeds the first one waits for more work afterwards, in vain
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)

@@ -31,10 +31,13 @@ class Forecast:
     """
 
     def __init__(self, todo: Sequence[tuple[Task, int, Candidate]], plan: Plan):
-        self._starts, self._costs, self.total = {}, {}, 0.0
-        problems, policies = {}, {}
+        self._starts: dict[tuple[str, Candidate, int], tuple[float, float]] = {}
+        self._costs: dict[tuple[str, Candidate], float] = {}
+        self.total = 0.0
+        problems: dict[str, tuple[float, float, Layout]] = {}
+        policies: dict[str, float] = {}
         for task, repeat, candidate in todo:
-            name, steps = task.name, plan.epochs * task.steps_per_epoch
+            name, steps = task.name, plan.epochs_of(task) * task.steps_per_epoch
             if name not in problems:
                 problems[name] = _gradient_seconds(task)
             gradient, compiling, layout = problems[name]
@@ -47,7 +50,7 @@ class Forecast:
                 self.total += _COMPILING * compiling
             self._starts[name, candidate, repeat] = before, self.total
             seconds = gradient + layout.size * policies.get(candidate.origin, 0.0)
-            self._costs[name, candidate] = seconds + scoring * (plan.epochs + 1) / steps
+            self._costs[name, candidate] = seconds + scoring * (plan.epochs_of(task) + 1) / steps
             self.total += self._costs[name, candidate] * steps
         self._begun = time.monotonic()
 
@@ -86,7 +89,8 @@ def _step_seconds(candidate: Candidate, layout: Layout) -> float:
 
 def _fastest(run: Callable[[], object]) -> tuple[float, float]:
     """Seconds of the fastest of some runs, and of a first one that compiles."""
-    times, begun = [], time.perf_counter()
+    times: list[float] = []
+    begun = time.perf_counter()
     while len(times) < 2 or (
         len(times) < _MOST_RUNS and time.perf_counter() - begun < times[0] + _MOST_SECONDS
     ):

@@ -1,0 +1,288 @@
+"""A whole evaluation, from names to a table: `l2o.evaluate`, which is what `l2o evaluate` calls."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from l2o.errors import UserError
+from l2o.evaluation.baselines import Candidate, get_candidates
+from l2o.evaluation.forecast import Forecast
+from l2o.evaluation.made import MADE, made_with
+from l2o.evaluation.protocol import (
+    Bench,
+    Plan,
+    keep,
+    missing,
+    present,
+    run_evaluations,
+    warmup_notes,
+)
+from l2o.evaluation.results import TABLE, Key, Result, describe
+from l2o.evaluation.store import ResultsDirectory
+from l2o.optimizer import WEIGHT_DECAY_LIMIT
+from l2o.policies.checkpoint import Policy, doubts
+from l2o.problems import Dataset, Problem
+from l2o.rules import UpdateRule
+from l2o.runs.devices import take_cores
+from l2o.runs.jobs import gpus_for, spread
+from l2o.runs.lock import check_free
+from l2o.runs.progress import ProgressBar, duration
+from l2o.tasks.load import load_task
+from l2o.tasks.task import Task
+
+Optimizer = str | Policy | UpdateRule | Candidate
+_ADDED = ("averaging", "weight_decay")  # what a policy can bring and an argument can set
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, as it can go to another process.
+
+    Attributes:
+        problems, optimizers: As `evaluate` takes them.
+        plan: How often and how long.
+        using: Averaging, weight decay and momentum of all optimizers; None for their own.
+        data, data_dir: Of datasets by name.
+    """
+
+    problems: tuple[Problem | Task | str, ...]
+    optimizers: tuple[Optimizer, ...]
+    plan: Plan
+    using: tuple[float | None, float | None, float | None] = (None, None, None)
+    data: str = "auto"
+    data_dir: str | None = None
+
+    def candidates(self) -> list[Candidate]:
+        """The optimizers, each once.
+
+        Raises:
+            UserError: If one cannot be had, or two of one name differ.
+        """
+        found = [c.using(*self.using) for one in self.optimizers for c in get_candidates(one)]
+        different: dict[tuple[str, int], Candidate] = {}
+        for c in found:
+            same = different.setdefault((c.name, c.replicate), c)
+            together = [d.source for d in different.values() if d.name == c.name]
+            if same.origin != c.origin or (same is c and set(together) != {c.source}):
+                words = " ".join(one for one in self.optimizers if isinstance(one, str))
+                raise UserError(
+                    f"Two different optimizers are called {c.name}; name one yourself, as in "
+                    f"other=DIR. Received: {words}"
+                )
+        return list(different.values())
+
+    def tasks(self) -> list[Task]:
+        """The problems with their data.
+
+        Raises:
+            ProblemError: If one cannot be had, or evaluated.
+        """
+        tf.keras.utils.set_random_seed(self.plan.seed)  # data of the user's own may be drawn
+        loaded: dict[str, Dataset] = {}
+        return [
+            problem
+            if isinstance(problem, Task)
+            else load_task(problem, self.data, self.data_dir, loaded=loaded)
+            for problem in self.problems
+        ]
+
+
+def evaluate(
+    problems: Sequence[Problem | Task | str] | Problem | Task | str = "mnist_cnn",
+    optimizers: Sequence[Optimizer] | Optimizer = ("choice-large", "adam"),
+    *,
+    repeats: int = 3,
+    epochs: int | None = None,
+    seed: int = 0,
+    output: Path | str | None = None,
+    averaging: float | None = None,
+    weight_decay: float | None = None,
+    ema: float | None = None,
+    data: str = "auto",
+    data_dir: str | None = None,
+    jobs: int = 1,
+) -> list[Result]:
+    """Fits problems with optimizers, and says how each did: what `l2o evaluate` calls.
+
+    In each repeat all optimizers start from the same weights and see the same batches. Shows how
+    it goes. Sets the global seeds, and TensorFlow's operations to be repeatable, for the whole
+    process.
+
+    Args:
+        problems: Problems, or their names.
+        optimizers: Names as `get_candidates` takes them ("choice-large", "oracle", "adam@0.01",
+            "keras:AdamW", a directory), policies, or rules.
+        repeats: Fits of each optimizer on each problem.
+        epochs: Of each fit; a problem's own number, or 5, by default.
+        seed: Of the first repeat; each later one has one more.
+        output: A directory of results: what is there is not fitted again, and the same call goes on
+            with what was stopped. By default a temporary one.
+        averaging, weight_decay, ema: Of all optimizers; see `Candidate.using`.
+        data, data_dir: Of a dataset by name; see `l2o.problems.load_dataset`.
+        jobs: Processes of one thread each that fits are spread over, where problems and optimizers
+            are named; 1 uses all cores.
+
+    Returns:
+        One row an epoch of each fit, from epoch 0: `pandas.DataFrame(rows)` is the table.
+
+    Raises:
+        ValueError: For what cannot be: a problem (ProblemError), an optimizer (UserError), a policy
+            (PolicyError), the directory (DirectoryError), the results in it (TableError).
+    """
+    if isinstance(problems, str | Problem | Task):
+        problems = (problems,)
+    if isinstance(optimizers, str | Policy | UpdateRule | Candidate):
+        optimizers = (optimizers,)
+    chosen, using = tuple(dict.fromkeys(problems)), (averaging, weight_decay, ema)
+    plan = Plan(repeats, epochs, seed)
+    comparison = Comparison(chosen, tuple(optimizers), plan, using, data, data_dir)
+    take_cores()
+    gpus = len(gpus_for(jobs))
+    if jobs > 1 and not all(isinstance(x, str) for x in (*chosen, *comparison.optimizers)):
+        raise UserError("Several jobs need problems and optimizers by their names")
+    candidates = comparison.candidates()
+    with _directory(output) as path:
+        check_free(path, TABLE)
+        tasks = comparison.tasks()
+        with ResultsDirectory(path, made_with(task.dataset for task in tasks)) as directory:
+            tf.config.experimental.enable_op_determinism()
+            todo = missing(tasks, candidates, plan, directory)
+            _announce(comparison, tasks, candidates, directory, len(todo))
+            if todo:
+                bar = ProgressBar("evaluating")
+                try:
+                    if jobs > 1:
+                        _spread(comparison, todo, directory, jobs, bar)
+                    else:
+                        _in_turn(todo, plan, directory, bar, f"{gpus} GPU" if gpus else "the CPU")
+                finally:
+                    bar.close()
+            return present(tasks, candidates, plan, directory)
+
+
+def _announce(
+    comparison: Comparison,
+    tasks: Sequence[Task],
+    candidates: Sequence[Candidate],
+    directory: ResultsDirectory,
+    todo: int,
+) -> None:
+    """Says what is compared, and what should be known of it."""
+    plan = comparison.plan
+    wanted = len(tasks) * len(candidates) * plan.repeats
+    epochs = dict.fromkeys(str(plan.epochs_of(task)) for task in tasks)
+    print(f"Repeats: {plan.repeats}, epochs: {', '.join(epochs)}")
+    print(f"Optimizers: {', '.join(_named(candidates))}")
+    print(f"Results: {directory.table}, {wanted - todo} of {wanted} "
+          "evaluations are there", flush=True)  # fmt: skip
+    notes = []
+    if directory.results and not (directory.path / MADE).exists():
+        notes.append(
+            f"the results in {directory.path} do not say of what release and data they are; "
+            "they are taken for this one's"
+        )
+    notes += [
+        f"there are also results of another {c.name}, from before it changed; they stay, and "
+        "reports tell the two apart"
+        for c in candidates
+        if _replaces(c, directory)
+    ]
+    notes += [f"{c.name} was trained {doubt}" for c in candidates for doubt in doubts(c.card)]
+    averaging, decay, _ = comparison.using
+    for c in candidates:
+        for what, given in zip(_ADDED, (averaging, decay), strict=True):
+            if (own := getattr(c, what)) and given is None:
+                flag = f"--{what.replace('_', '-')}"
+                words = what.replace("_", " ")
+                notes.append(
+                    f"{c.bare_name} brings {words} of {own:g}; {flag} gives all the same, 0 none"
+                )
+    if (decay or 0) > WEIGHT_DECAY_LIMIT:
+        notes.append(
+            f"weight decay of {decay:g} a step is a lot: Keras' optimizers multiply theirs by the "
+            "rate, here that is 1"
+        )
+    for note in dict.fromkeys([*notes, *warmup_notes(tasks, candidates, plan)]):
+        print(f"Note: {note}")
+
+
+def _named(candidates: Sequence[Candidate]) -> list[str]:
+    """The optimizers, and which replicates of each stand together, but for the first alone."""
+    numbers: dict[str, list[int]] = {}
+    for candidate in candidates:
+        numbers.setdefault(candidate.name, []).append(candidate.replicate)
+    return [
+        name if found == [1] else
+        f"{name} (replicate{'s' * (len(found) > 1)} {', '.join(map(str, found))})"
+        for name, found in numbers.items()
+    ]  # fmt: skip
+
+
+def _replaces(candidate: Candidate, directory: ResultsDirectory) -> bool:
+    """Whether there are results of another optimizer by that name and number."""
+    return any(
+        (r.optimizer, r.replicate) == (candidate.name, candidate.replicate)
+        and r.origin != candidate.origin
+        for r in directory.results
+    )
+
+
+def _in_turn(todo, plan: Plan, directory: ResultsDirectory, bar: ProgressBar, device: str) -> None:
+    """Evaluates in this process, and says before how long that may take."""
+    forecast = Forecast(todo, plan)
+    print(f"Expected time: about {duration(forecast.total)} on {device} as it is now", flush=True)
+
+    def callback(task: Task, candidate: Candidate, repeat: int, steps: int) -> None:
+        done, left = forecast.at(task, candidate, repeat, steps)
+        text = f"{task.name}, {candidate.name}, repeat {repeat}: step {steps}"
+        bar.show(done, forecast.total, f"{text}, {duration(left)} left")
+
+    run_evaluations(todo, plan, directory, callback)
+
+
+def _spread(
+    comparison: Comparison, todo, directory: ResultsDirectory, jobs: int, bar: ProgressBar
+) -> None:
+    """Evaluates in several processes; what they find is kept by this one."""
+    keep(todo, directory)
+    keys = [(comparison.plan.key(task, candidate, repeat),) for task, repeat, candidate in todo]
+    results = spread(_run_one, keys, jobs, _start_worker, (comparison,))
+    begun = time.monotonic()
+    for done, result in enumerate(results, start=1):
+        directory.add(*result)
+        key, left = result[0], (time.monotonic() - begun) / done * (len(keys) - done)
+        text = f"{describe(key)} is over, {duration(left)} left"
+        bar.show(done, len(keys), text)
+
+
+def _start_worker(comparison: Comparison) -> tuple[Bench, list[Task], list[Candidate]]:
+    """What a process of several jobs holds."""
+    with redirect_stdout(io.StringIO()):
+        return Bench(comparison.plan), comparison.tasks(), comparison.candidates()
+
+
+def _run_one(held: tuple[Bench, list[Task], list[Candidate]], key: Key) -> Any:
+    bench, tasks, candidates = held
+    for task in tasks:
+        for candidate in candidates:
+            if bench.plan.key(task, candidate, key.repeat) == key:
+                return bench.run(task, key.repeat, candidate)
+    raise UserError(f"{key.problem} or {key.optimizer} has changed since the evaluation began")
+
+
+@contextmanager
+def _directory(output: Path | str | None) -> Iterator[Path]:
+    if output is not None:
+        yield Path(output)
+        return
+    with tempfile.TemporaryDirectory(prefix="l2o-") as directory:
+        yield Path(directory)
