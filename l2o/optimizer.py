@@ -53,6 +53,7 @@ from l2o.rules import (
     warmed_up,
     warming,
 )
+from l2o.rules.decayed import WEIGHT_DECAY_LIMIT
 from l2o.slots import (
     Slots,
     check_likely,
@@ -62,7 +63,6 @@ from l2o.slots import (
 )
 from l2o.step import compiled_step, compiled_step_in_place, grouped
 
-WEIGHT_DECAY_LIMIT = 1e-3
 BACKENDS = ("tensorflow", "jax", "torch")
 _STATELESS = 2  # variables of an optimizer before it is built: step and learning rate
 

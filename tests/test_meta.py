@@ -231,9 +231,9 @@ def treacherous() -> MetaTraining:
 @pytest.fixture
 def healthy(treacherous):
     """The data as it was, again after the test."""
-    before = [x.copy() for x in treacherous.data]
+    before = [x.copy() for x in treacherous.data[:2]]
     yield before
-    for array, values in zip(treacherous.data, before, strict=True):
+    for array, values in zip(treacherous.data[:2], before, strict=True):
         array[:] = values
 
 
@@ -267,7 +267,7 @@ def test_what_is_not_finite_is_skipped_and_counted(kind, start, treacherous, hea
     assert same(numbers((state.weights, state.optimizer)), before[0])
     assert same(gathered(meta, trajectories), before[1])
 
-    for array, values in zip(meta.data, healthy, strict=True):
+    for array, values in zip(meta.data[:2], healthy, strict=True):
         array[:] = values
     state, trajectories, report = meta.update(state, trajectories, _KEY, 0, behind, _ALPHA)
     assert float(report.finite) == 1

@@ -13,6 +13,9 @@ from l2o.rules.base import UpdateRule
 from l2o.rules.wrapper import Wrapper, core, layer, rewrapped
 
 
+WEIGHT_DECAY_LIMIT = 1e-3  # more, each step, is a lot: Keras' optimizers multiply theirs by a rate
+
+
 @dataclass(frozen=True)
 class Decayed(Wrapper):
     """A rule's step and a fraction of the parameters (Loshchilov and Hutter 2019).
