@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import h5py
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -169,7 +170,7 @@ _PHASES = (Phase("policy", _RULE, "none", CURRICULA["smoke"].schedule),)
 def trainer(directory: RunDirectory) -> Trainer:
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     data = Batch(np.zeros((8, 64)), np.zeros(8))
-    return Trainer(_PHASES, Meta(), task_of(None, data, 8), strategy, directory, {})
+    return Trainer(_PHASES, Meta(), task_of(keras.Sequential, data, 8), strategy, directory, {})
 
 
 def start_run(path: Path) -> Path:

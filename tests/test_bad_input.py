@@ -21,7 +21,7 @@ from l2o.commands import train_options as options
 from l2o.evaluation.results import Result, read_results, write_results
 from l2o.evaluation.store import ResultsDirectory, read_cards, read_samples
 from l2o.evaluation.tables import TableError
-from l2o.problems import Batch, Dataset, DatasetUnavailable, datasets
+from l2o.problems import Batch, Dataset, DatasetUnavailable, readers
 
 # --- command lines ------------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ def dataset(**changes) -> Dataset:
             if change := changes.get(f"{part}_{name}"):
                 arrays[name] = change(arrays[name])
         parts[part] = Batch(**arrays)
-    return datasets.images("digits", "digits", "made up", 10, **parts)
+    return readers.images("digits", "digits", "made up", 10, **parts)
 
 
 def spoiled(images):

@@ -14,13 +14,14 @@ from made_weights import made_weights, make_policy
 
 import l2o
 from l2o import problems, save_policy
-from l2o.commands.evaluate import _run_one, main
+from l2o.commands.evaluate import main
 from l2o.commands.report import main as report
 from l2o.errors import UserError
 from l2o.evaluation import protocol as running
 from l2o.evaluation.baselines import get_candidates
+from l2o.evaluation.evaluations import _run_one
 from l2o.evaluation.forecast import Forecast
-from l2o.evaluation.protocol import Plan, evaluate, missing
+from l2o.evaluation.protocol import Plan, missing, run_evaluations
 from l2o.evaluation.results import by_evaluation, read_results, write_results
 from l2o.evaluation.store import ResultsDirectory, steps_file
 from l2o.problems import PROBLEMS, Batch, Dataset, get_problem
@@ -37,6 +38,11 @@ def tiny(name: str, *_, **__) -> Dataset:
     shape, classes = SHAPES.get(name, (28, 28, 1)), 100 if name == "cifar100" else 10
 
     def split(count: int) -> Batch:
+        if name == "tiny_shakespeare":
+            return Batch(*generator.integers(0, 10, (2, count, 64)).astype("int32"))
+        if name == "diabetes":
+            rows = generator.normal(size=(count, 11)).astype("float32")
+            return Batch(rows[:, :-1], rows[:, -1:])
         labels = generator.integers(0, classes, count).astype("int32")
         return Batch(generator.integers(0, 256, (count, *shape)).astype("uint8"), labels)
 
@@ -140,8 +146,8 @@ def test_replicates_that_stand_together_are_named(here, capsys):
 
 
 def test_with_jobs_no_time_is_measured_before(here, capsys, monkeypatch):
-    monkeypatch.setattr("l2o.commands.evaluate.spread", lambda *_: [])
-    monkeypatch.setattr("l2o.commands.evaluate.Forecast", None)
+    monkeypatch.setattr("l2o.evaluation.evaluations.spread", lambda *_: [])
+    monkeypatch.setattr("l2o.evaluation.evaluations.Forecast", None)
     words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "adam", "--jobs", "2")
     assert call(*words) == 0
     assert "Expected" not in capsys.readouterr().out
@@ -552,12 +558,12 @@ def test_a_second_process_is_kept_out(tmp_path):
 def runs(name: str, *words: str, tmp_path: Path) -> None:
     """Two steps of four examples of a problem, with each of the optimizers named."""
     problem = replace(get_problem(name), batch_size=4)
-    dataset = tiny(problem.dataset)
+    dataset = problem.prepare(tiny(problem.data)) if problem.prepare else tiny(problem.data)
     train = Batch(dataset.train.inputs[:8], dataset.train.labels[:8])
     tasks, plan = [Task(problem, replace(dataset, train=train))], Plan(1, 1)
     candidates = [c for word in words for c in get_candidates(word)]
     directory = ResultsDirectory(tmp_path / "results")
-    evaluate(missing(tasks, candidates, plan, directory), plan, directory, lambda *_: None)
+    run_evaluations(missing(tasks, candidates, plan, directory), plan, directory, lambda *_: None)
     directory.close()
     rows = read_results(tmp_path / "results")
     assert len(rows) == 2 * len(candidates)

@@ -22,6 +22,8 @@ from l2o.evaluation.tuning import (
 from l2o.problems import get_problem, load_dataset
 from l2o.rules.pools import TEACHERS, TUNED_RATES
 from l2o.runs.lock import DirectoryError
+from l2o.tasks.load import load_task
+from l2o.tasks.task import Task
 
 
 def trial(teacher="adam", rate=0.1, seed=0, loss=0.5, **others) -> Trial:
@@ -118,7 +120,7 @@ _SEARCH = Search(
 
 
 def _load():
-    return get_problem("mnist_mlp"), load_dataset("mnist", "digits")
+    return load_task("mnist_mlp", "digits")
 
 
 def test_search_and_its_resume(tmp_path, capsys):
@@ -141,7 +143,7 @@ def test_search_and_its_resume(tmp_path, capsys):
         -1,
         "digits",
     )
-    assert read_made(tmp_path) == made_with([_load()[1]])
+    assert read_made(tmp_path) == made_with([_load().dataset])
     assert 0 < good.validation_loss < 2.5 and 0.1 <= good.validation_accuracy <= 1
     assert (bad.rate, bad.validation_loss) == (1e38, inf) and bad.diverged_at > 100
     text = (tmp_path / "table.md").read_text()
@@ -149,7 +151,9 @@ def test_search_and_its_resume(tmp_path, capsys):
     assert "IN PLACE OF mnist" in text
     assert f"adam         0.02  (in the pools: {TUNED_RATES['adam']:g})" in out
     before = (tmp_path / TRIALS).read_bytes()
-    found = search(_SEARCH, _load()[1], tmp_path / TRIALS, 1, lambda *args: None)  # nothing to do
+    found = search(
+        _SEARCH, _load().dataset, tmp_path / TRIALS, 1, lambda *args: None
+    )  # nothing to do
     assert len(found) == 4 and there[1] not in found
     assert (tmp_path / TRIALS).read_bytes() == before
 
@@ -166,7 +170,7 @@ def test_another_search_is_refused(tmp_path, other):
 
 @pytest.mark.parametrize("name, mark", [("digits", "0" * 8), ("l2o", "0.0")])
 def test_a_search_of_other_data_or_another_release_is_refused(name, mark, tmp_path):
-    made = made_with([_load()[1]])
+    made = made_with([_load().dataset])
     keep_made(tmp_path, made | {name: mark})
     write_trials(tmp_path / TRIALS, [trial(problem="mnist_mlp", dataset="digits", epochs=12)])
     before = files_of(tmp_path)
@@ -196,6 +200,6 @@ def test_fresh_search_moves_the_old_one_aside(tmp_path, monkeypatch):
     write_trials(tmp_path / "search" / TRIALS, grid(adam=(1, 2, 3)))
     data = load_dataset("digits")
     monkeypatch.setattr("l2o.commands.tune._tune", lambda *_: None)
-    tune(_SEARCH, lambda: (get_problem("mnist_cnn"), data), tmp_path / "search", 1, fresh=True)
+    tune(_SEARCH, lambda: Task(get_problem("mnist_cnn"), data), tmp_path / "search", 1, fresh=True)
     assert not (tmp_path / "search" / TRIALS).exists()
     assert len(read_table(tmp_path / "search.old1" / TRIALS, Trial)) == 6

@@ -7,7 +7,6 @@ require("train", "l2o.evaluation")
 from l2o.evaluation.baselines import Candidate, get_candidates
 from l2o.evaluation.evaluations import evaluate
 from l2o.evaluation.fit import Epoch, Fit, History
-from l2o.evaluation.protocol import Plan, missing, present, run_evaluations, warmup_notes
 from l2o.evaluation.results import Result, distinct, read_results
 from l2o.evaluation.store import ResultsDirectory
 from l2o.evaluation.tables import TableError
@@ -17,16 +16,11 @@ __all__ = [
     "Epoch",
     "Fit",
     "History",
-    "Plan",
     "Result",
     "ResultsDirectory",
     "TableError",
     "distinct",
     "evaluate",
     "get_candidates",
-    "missing",
-    "present",
     "read_results",
-    "run_evaluations",
-    "warmup_notes",
 ]

@@ -12,7 +12,6 @@ from keras import ops
 from l2o.rules.base import UpdateRule
 from l2o.rules.wrapper import Wrapper, core, layer, rewrapped
 
-
 WEIGHT_DECAY_LIMIT = 1e-3  # more, each step, is a lot: Keras' optimizers multiply theirs by a rate
 
 
