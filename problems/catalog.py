@@ -38,7 +38,7 @@ def _few(dataset: Dataset) -> Dataset:
     return replace(dataset, train=Batch(inputs[:5_000], labels[:5_000]))
 
 
-# Fits of these take about a minute on one core; `evaluate --suite modern` is all of them.
+# Fits of these take about a minute on one core.
 MODERN = (
     Problem(modern.text_transformer, "tiny_shakespeare", batch_size=64, epochs=5,
             name="shakespeare_transformer"),
@@ -75,6 +75,9 @@ PROBLEMS: dict[str, Problem] = {
         *MODERN,
     )
 }
+
+SUITES = {"paper": tuple(n for n in PROBLEMS if n not in {p.name for p in MODERN}),
+          "modern": tuple(problem.name for problem in MODERN)}  # fmt: skip
 
 
 def is_own(name: str) -> bool:

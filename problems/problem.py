@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import keras
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays do not compare
 class Problem:
     """A network, the data that it is trained on, and the loss.
 

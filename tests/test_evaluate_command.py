@@ -87,14 +87,16 @@ def test_evaluation_from_nothing_to_table_and_again(here, capsys):
     assert call(*command) == 0
     out = capsys.readouterr().out
     assert "Expected time" in out
-    assert "2 steps of mnist_mlp on mnist are all warm-up" in out
+    assert "2 steps of mnist_mlp on mnist are all warm-up, steps of SGD, for choice-large" in out
     table = out[out.index("\nmnist_mlp, 1 epoch") :]
     assert "ε is what privacy was spent" in table and "Log train is of" in table
-    names = {word for word in table.split() if word.startswith(("choice", "adam"))}
-    assert names == {"choice-large+avg0.8+wd0.0003", "adam"}
+    names = {word for word in table.split() if word.startswith(("choice", "keras"))}
+    assert names == {
+        "choice-large+avg0.8+wd0.0003", "keras:Adam+constant", "keras:AdamW+cosine",
+    }  # fmt: skip
     results = read_results(here / "results" / "smoke")
     evaluations = by_evaluation(results)
-    assert len(evaluations) == 2 * 2 * 2
+    assert len(evaluations) == 2 * 2 * 3
     for key, rows in evaluations.items():
         assert [row.epoch for row in rows] == [0, 1] and rows[1].steps == 2
         assert key.seed == key.repeat - 1
@@ -112,7 +114,7 @@ def test_evaluation_from_nothing_to_table_and_again(here, capsys):
     before = (here / "results" / "smoke" / "results.csv").read_text()
     assert call(*command) == 0
     out = capsys.readouterr().out
-    assert "8 of 8 evaluations are there" in out and "Expected" not in out
+    assert "12 of 12 evaluations are there" in out and "Expected" not in out
     assert out[out.index("\nmnist_mlp, 1 epoch") :] == table
     assert (here / "results" / "smoke" / "results.csv").read_text() == before
 
@@ -162,9 +164,10 @@ def test_a_process_of_jobs_runs_the_evaluation_that_is_meant(tmp_path):
     bench = SimpleNamespace(plan=plan, run=lambda task, repeat, candidate: (candidate, repeat))
     for candidate in candidates:
         key = plan.key(task, candidate, 3)
-        assert _run_one((bench, [task], candidates), key) == (candidate, 3)
+        assert _run_one((bench, [task], candidates), plan, key, ()) == (candidate, 3)
     with pytest.raises(UserError, match="mnist_mlp or a has changed since"):
-        _run_one((bench, [task], candidates[:1]), key._replace(optimizer="a", data="other data"))
+        other = key._replace(optimizer="a", data="other data")
+        _run_one((bench, [task], candidates[:1]), plan, other, ())
 
 
 def test_another_programs_files_stay_where_a_table_is_not_ours(here, capsys):
@@ -296,13 +299,13 @@ def test_a_policy_is_evaluated_with_its_own_averaging(here, capsys):
 
 
 def test_warm_ups_that_differ_are_said(here, capsys):
-    """And fits are not called all warm-up where one optimizer has less of it."""
+    """And which optimizers' fits are all warm-up."""
     rule, words = RNNProp(units=2), ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer")
     save_policy(here / "mine", WarmUp(rule, 1), made_weights(rule), {})
     assert call(*words, "mine", "adam") == 0
     out = capsys.readouterr().out
     said = "Note: steps of warm-up differ: 1 for mine, 100 for adam. In a short fit fewer are an"
-    assert said in out and "all warm-up" not in out
+    assert said in out and "all warm-up, steps of SGD, for adam; give more --epochs" in out
     assert call(*words, "mine", "sgd", "adam") == 0
     assert ": 1 for mine, 100 for the others." in capsys.readouterr().out
     assert call(*words, "mine") == 0
@@ -538,10 +541,10 @@ def test_a_policy_replaced_while_it_is_evaluated_is_refused_by_a_process_of_jobs
     make_policy(path, 0)
     key = plan.key(task, get_candidates("mine")[0], 1)
     bench = SimpleNamespace(plan=plan, run=lambda *_: "run")
-    assert _run_one((bench, [task], get_candidates("mine")), key) == "run"
+    assert _run_one((bench, [task], get_candidates("mine")), plan, key, ()) == "run"
     make_policy(path, 1)
     with pytest.raises(UserError, match="mnist_mlp or mine has changed since the evaluation began"):
-        _run_one((bench, [task], get_candidates("mine")), key)
+        _run_one((bench, [task], get_candidates("mine")), plan, key, ())
 
 
 def test_a_second_process_is_kept_out(tmp_path):

@@ -21,10 +21,11 @@ from l2o.commands.flags import (
 from l2o.commands.report import counted
 from l2o.commands.terminal import STOPPED, Parser, count, fraction, known, run_command, whole
 from l2o.errors import UserError
-from l2o.evaluation.baselines import keras_optimizers
+from l2o.evaluation.baselines import DEFAULTS, MODERN_BASELINES, keras_optimizers
 from l2o.evaluation.evaluations import evaluate
+from l2o.evaluation.search import TRIALS
 from l2o.problems import PROBLEMS
-from l2o.problems.catalog import OWN
+from l2o.problems.catalog import OWN, SUITES
 from l2o.reports.comparison import summary_table
 from l2o.rules import TUNED_RATES
 from l2o.runs.jobs import gpus_for
@@ -33,11 +34,10 @@ from l2o.tasks.examples import BATCH_SIZE
 PRESETS = {"paper": (10, 25), "cpu": (3, None), "smoke": (1, 1)}  # repeats, epochs
 RESULTS = Path("results")
 DESCRIPTION = """\
-Fits the paper's problems with optimizers and compares them (Huang et al.,
-Optimizer Amalgamation, ICLR 2022, Section 5).
+Fits problems with optimizers and compares them.
 
-  {prog} --problem mnist_dp       the shipped policy, and Adam
-  {prog} --optimizer runs/choice-large oracle
+  {prog} --problem mnist_dp       the shipped policy, Adam and AdamW
+  {prog} --suite modern           problems and tuned baselines of today
   {prog} --problem mine:tumours   your own: docs/amalgamate.md
 
 In each repeat all optimizers start from the same weights and see the same
@@ -49,8 +49,13 @@ optimizers:
   mine=runs/x/policy   a policy directory, under a name of your own
   oracle               the six tuned teachers; reports take the best
   adam, adam@0.01      a teacher at its tuned rate, or at another
-  keras:AdamW, keras:Adam@0.001
-                       any Keras optimizer, at its default rate or at another
+  keras:Adam+constant, keras:AdamW@0.003+cosine+decay0.1
+                       a Keras optimizer: rate, schedule (constant, linear, cosine;
+                       the first 5% rise), weight decay, each its own by default
+  keras:Adam, keras:Adam@0.001
+                       the same after the paper's 100 steps of SGD, as teachers
+  tuned:AdamW, tuned:Lion, tuned:Muon
+                       the best of --tune trials of rate, decay and schedule
 """
 
 
@@ -64,12 +69,16 @@ def parser(prog: str = "l2o evaluate") -> Parser:
     p = Parser(prog, DESCRIPTION, OPTIMIZERS)
     g = p.add_argument_group("what is evaluated")
     g.add_argument("--problem", type=lambda text: text if text == ALL else problem_name(text),
-                   nargs="+", metavar="NAME", default=["mnist_cnn"],
+                   nargs="+", metavar="NAME",
                    help=f"default mnist_cnn. {ALL}, or some of {', '.join(PROBLEMS)}; or your own "
                    f"as {OWN}, which returns an l2o.Problem")
+    g.add_argument("--suite", type=known(tuple(SUITES)), metavar="NAME",
+                   help=f"problems together: {', '.join(SUITES)}")
     g.add_argument("--optimizer", nargs="+", metavar="WHAT",
-                   default=["choice-large", "adam"],
-                   help="see below; default the shipped policy choice-large, and adam")
+                   help=f"see below; default {', '.join(DEFAULTS)}, and with --suite modern "
+                   f"{', '.join(MODERN_BASELINES[2:])}")
+    g.add_argument("--tune", type=count, default=TRIALS, metavar="K",
+                   help=f"trials of each search on each problem; default {TRIALS}")
     g.add_argument("--averaging", type=fraction, metavar="S",
                    help="keep all networks at 1 - S times where their optimizer has led and S "
                    "times the moving average of that; optimizers are then called adam+avg0.8 and "
@@ -104,7 +113,7 @@ def parser(prog: str = "l2o evaluate") -> Parser:
     add_data_flags(p)
     g = p.add_argument_group("results")
     g.add_argument("--output", type=Path, metavar="DIR",
-                   help=f"where results.csv and steps/ are kept; default {RESULTS}/PRESET")
+                   help=f"where results.csv and steps/ are kept; default {RESULTS}/PRESET or SUITE")
     # fmt: on
     return p
 
@@ -130,17 +139,20 @@ def _evaluate(options: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be at most {most}. Received: {value}")
     if options.seed > (most := MOST_SEED - repeats + 1):
         raise UserError(f"--seed must be at most {most}. Received: {options.seed}")
-    problems = [n for word in options.problem for n in (PROBLEMS if word == ALL else [word])]
+    words = options.problem or ([] if options.suite else ["mnist_cnn"])
+    problems = [n for word in words for n in (PROBLEMS if word == ALL else [word])]
+    problems += SUITES[options.suite] if options.suite else ()
+    optimizers = options.optimizer or (MODERN_BASELINES if options.suite == "modern" else DEFAULTS)
     check_data_flags(problems, options)
     in_float32()
-    output = options.output or RESULTS / preset
+    output = options.output or RESULTS / (options.suite or preset)
     print(f"Preset: {preset}{reason}", flush=True)
     try:
         results = evaluate(
-            problems, options.optimizer, repeats=repeats, epochs=epochs, seed=options.seed,
+            problems, optimizers, repeats=repeats, epochs=epochs, seed=options.seed,
             output=output, averaging=options.averaging, weight_decay=options.weight_decay,
             ema=options.ema, data=options.data or "auto", data_dir=options.data_dir,
-            jobs=options.jobs,
+            tune=options.tune, jobs=options.jobs,
         )  # fmt: skip
     except KeyboardInterrupt:
         print(f"Stopped. What was over is kept in {output}; the same command goes on.")

@@ -13,6 +13,7 @@ from l2o.errors import UserError
 from l2o.evaluation.baselines import ORACLE
 from l2o.evaluation.made import read_made
 from l2o.evaluation.results import Result, distinct, read_results
+from l2o.evaluation.search import TRIAL
 from l2o.evaluation.store import read_cards, read_samples
 from l2o.policies.shipped import did_you_mean
 from l2o.reports.comparison import evaluations
@@ -77,7 +78,11 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def counted(results: Sequence[Result]) -> list[Result]:
-    """The results of each fit once; says how many evaluations that leaves out."""
+    """The results of each fit once, without those of trials; says how many that leaves out."""
+    trials = {r.key for r in results if r.optimizer.startswith(TRIAL)}
+    if trials:
+        print(f"Trials of searches, which are in the table alone: {len(trials)}")
+        results = [r for r in results if r.key not in trials]
     found = distinct(results)
     if left_out := len({r.key for r in results}) - len({r.key for r in found}):
         print(f"Note: evaluations left out, their seeds being there as other repeats: {left_out}")

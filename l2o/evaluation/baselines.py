@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from l2o.rules import (
     TUNED_RATES,
     Decayed,
     MovingAverage,
+    Schedule,
     UpdateRule,
     WarmUp,
     averaged,
@@ -33,9 +34,15 @@ from l2o.rules import (
     warmed_up,
     warming,
 )
+from l2o.rules.scheduled import SHAPES
 
 ORACLE = "oracle"
 _KERAS = "keras:"
+# What is compared where nothing is named, and on the problems of today.
+DEFAULTS = ("choice-large", "keras:Adam+constant", "keras:AdamW+cosine")
+MODERN_BASELINES = ("choice-large", "keras:Adam+constant", "keras:ScheduleFreeAdamW+constant",
+                    "tuned:AdamW", "tuned:Lion", "tuned:Muon")  # fmt: skip
+WARMUP_SHARE = 0.05  # of a fit, where a Keras optimizer has a schedule
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class Candidate:
         learned: Whether it is a policy, which costs far more a coordinate than the others.
         card: The policy's.
         source: The directory whose replicates stand together.
+        described: What another process makes it of, where its name does not say that.
     """
 
     bare_name: str
@@ -61,6 +69,7 @@ class Candidate:
     learned: bool = False
     card: dict[str, Any] = field(default_factory=dict, compare=False)
     source: Path | None = field(default=None, compare=False)
+    described: tuple = field(default=(), compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -153,7 +162,9 @@ def get_candidates(what: str | Candidate | Policy | UpdateRule) -> list[Candidat
     Args:
         what: A candidate, a policy, a rule (to be wrapped in the usual warm-up), or a name:
             "oracle" (the six tuned teachers), a teacher ("adam", or "adam@0.01" for another
-            than its tuned rate), a Keras optimizer ("keras:Adam", "keras:Adam@0.01"), or a shipped
+            than its tuned rate), a Keras optimizer ("keras:Adam", "keras:Adam@0.01", or
+            "keras:AdamW@0.003+cosine+decay0.1" with a schedule that begins with 5% of linear
+            warm-up, in place of the paper's 100 steps of SGD), or a shipped
             policy's name or the directory of a policy, of a run, or of a run's replicates, these
             also under a name of one's own ("mine=runs/choice-large").
 
@@ -174,7 +185,7 @@ def get_candidates(what: str | Candidate | Policy | UpdateRule) -> list[Candidat
     if head in TEACHERS:
         return [_teacher(head, rate)]
     if text.lower().startswith(_KERAS):
-        return [_keras(head[len(_KERAS) :], rate)]
+        return [_keras(text)]
     named = "=" in text and not Path(text).is_dir()
     name, path = text.split("=", 1) if named else ("", text)
     if not path or not re.fullmatch(r"[\w.+-]*", name):
@@ -192,15 +203,9 @@ def get_candidates(what: str | Candidate | Policy | UpdateRule) -> list[Candidat
 
 def _split_rate(text: str) -> tuple[str, float | None]:
     head, at, tail = text.rpartition("@")
-    if not at or not (head in TEACHERS or head.lower().startswith(_KERAS)):
+    if not at or head not in TEACHERS:
         return text, None
-    try:
-        rate = float(tail)
-    except ValueError:
-        rate = 0.0
-    if not 0 < rate < float("inf"):
-        raise UserError(f"The rate of {head} must be a number above 0. Received: {tail!r}")
-    return head, rate
+    return head, _positive(f"The rate of {head}", tail)
 
 
 def _teacher(name: str, rate: float | None) -> Candidate:
@@ -210,21 +215,57 @@ def _teacher(name: str, rate: float | None) -> Candidate:
     return Candidate(called, fingerprint((), rule.get_config()), WarmUp(rule))
 
 
-def _keras(name: str, rate: float | None) -> Candidate:
+def _keras(text: str) -> Candidate:
+    """keras:NAME[@RATE][+SHAPE][+decayW]; a shape takes the place of the paper's warm-up."""
+    found = re.fullmatch(r"(\w*)(?:@([^+@]*))?((?:\+[^+@]+)*)", text[len(_KERAS) :])
+    name, rate, added = found.groups() if found else ("", None, "")
     kinds = {kind.lower(): kind for kind in keras_optimizers()}
     if name.lower() not in kinds:
         allowed = ", ".join(keras_optimizers())
-        raise UserError(f"Keras has no optimizer '{name}'. Allowed: {allowed}")
-    kind = kinds[name.lower()]
-    settings = {} if rate is None else {"learning_rate": rate}
+        raise UserError(f"Keras has no optimizer '{name or text}'. Allowed: {allowed}")
+    kind, settings = kinds[name.lower()], {}
+    takes = inspect.signature(keras_optimizers()[kind]).parameters
+    if rate is not None:
+        settings["learning_rate"] = _positive(f"The rate of {_KERAS}{kind}", rate)
+    schedule = None
+    for word in added.split("+")[1:]:
+        if word in SHAPES and schedule is None:
+            schedule = Schedule(word, warmup=WARMUP_SHARE)
+        elif word.startswith("decay") and "weight_decay" in takes:
+            decay = _positive(f"The decay of {_KERAS}{kind}", word.removeprefix("decay"))
+            both = {"weight_decay", "adam_weight_decay"} & takes.keys()  # Muon has two
+            settings |= dict.fromkeys(both, decay)
+        else:
+            raise UserError(
+                f"A Keras optimizer is named as keras:AdamW@0.003+cosine+decay0.1, with one of "
+                f"{', '.join(SHAPES)}. Received: '{text}'"
+            )
 
     def build() -> keras.optimizers.Optimizer:
         return keras_optimizers()[kind](**settings)
 
-    called = f"{_KERAS}{kind}" + ("" if rate is None else f"@{rate:g}")
+    called = f"{_KERAS}{kind}"
+    if "learning_rate" in settings:
+        called += f"@{settings['learning_rate']:g}"
+    called += f"+{schedule.shape}" if schedule else ""
+    if "weight_decay" in settings:
+        called += f"+decay{settings['weight_decay']:g}"
     config = {"optimizer": kind} | build().get_config()
     config["name"] = re.sub(r"_\d+$", "", config["name"])  # Keras counts those it has made
+    if schedule:
+        config["schedule"] = asdict(schedule)
+        return Candidate(called, fingerprint((), config), KerasRule(build, schedule))
     return Candidate(called, fingerprint((), config), WarmUp(KerasRule(build)))
+
+
+def _positive(what: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise UserError(f"{what} must be a number above 0. Received: {text!r}")
+    return value
 
 
 def _policy(name: str, path: Path, source: Path, replicate: int) -> Candidate:

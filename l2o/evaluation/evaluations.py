@@ -7,14 +7,15 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
 
 from l2o.errors import UserError
-from l2o.evaluation.baselines import Candidate, get_candidates
+from l2o.evaluation.baselines import DEFAULTS, Candidate, get_candidates
 from l2o.evaluation.forecast import Forecast
 from l2o.evaluation.made import MADE, made_with
 from l2o.evaluation.protocol import (
@@ -27,6 +28,20 @@ from l2o.evaluation.protocol import (
     warmup_notes,
 )
 from l2o.evaluation.results import TABLE, Key, Result, describe
+from l2o.evaluation.search import (
+    GROWTHS,
+    SEED,
+    TRIAL,
+    TRIALS,
+    TUNED,
+    best_trial,
+    better_space,
+    names,
+    rate_of,
+    space_of,
+    trial,
+    tuned,
+)
 from l2o.evaluation.store import ResultsDirectory
 from l2o.policies.checkpoint import Policy, doubts
 from l2o.problems import Dataset, Problem
@@ -49,6 +64,7 @@ class Comparison:
 
     Attributes:
         problems, optimizers: As `evaluate` takes them.
+        searched: Of the optimizers, what is tuned first: "tuned:AdamW".
         plan: How often and how long.
         using: Averaging, weight decay and momentum of all optimizers; None for their own.
         data, data_dir: Of datasets by name.
@@ -56,6 +72,7 @@ class Comparison:
 
     problems: tuple[Problem | Task | str, ...]
     optimizers: tuple[Optimizer, ...]
+    searched: tuple[str, ...]
     plan: Plan
     using: tuple[float | None, float | None, float | None] = (None, None, None)
     data: str = "auto"
@@ -98,7 +115,7 @@ class Comparison:
 
 def evaluate(
     problems: Sequence[Problem | Task | str] | Problem | Task | str = "mnist_cnn",
-    optimizers: Sequence[Optimizer] | Optimizer = ("choice-large", "adam"),
+    optimizers: Sequence[Optimizer] | Optimizer = DEFAULTS,
     *,
     repeats: int = 3,
     epochs: int | None = None,
@@ -109,6 +126,7 @@ def evaluate(
     ema: float | None = None,
     data: str = "auto",
     data_dir: str | None = None,
+    tune: int = TRIALS,
     jobs: int = 1,
 ) -> list[Result]:
     """Fits problems with optimizers, and says how each did: what `l2o evaluate` calls.
@@ -120,7 +138,8 @@ def evaluate(
     Args:
         problems: Problems, or their names.
         optimizers: Names as `get_candidates` takes them ("choice-large", "oracle", "adam@0.01",
-            "keras:AdamW", a directory), policies, or rules.
+            "keras:AdamW@0.003+cosine", a directory), "tuned:AdamW" (the best of a search on each
+            problem), policies, or rules.
         repeats: Fits of each optimizer on each problem.
         epochs: Of each fit; a problem's own number, or 5, by default.
         seed: Of the first repeat; each later one has one more.
@@ -128,11 +147,13 @@ def evaluate(
             with what was stopped. By default a temporary one.
         averaging, weight_decay, ema: Of all optimizers; see `Candidate.using`.
         data, data_dir: Of a dataset by name; see `l2o.problems.load_dataset`.
+        tune: Trials of each search, for optimizers named "tuned:AdamW" and so on.
         jobs: Processes of one thread each that fits are spread over, where problems and optimizers
             are named; 1 uses all cores.
 
     Returns:
-        One row an epoch of each fit, from epoch 0: `pandas.DataFrame(rows)` is the table.
+        One row an epoch of each fit, from epoch 0, those of a search's trials last:
+        `pandas.DataFrame(rows)` is the table.
 
     Raises:
         ValueError: For what cannot be: a problem (ProblemError), an optimizer (UserError), a policy
@@ -142,9 +163,14 @@ def evaluate(
         problems = (problems,)
     if isinstance(optimizers, str | Policy | UpdateRule | Candidate):
         optimizers = (optimizers,)
-    chosen, using = tuple(dict.fromkeys(problems)), (averaging, weight_decay, ema)
-    plan = Plan(repeats, epochs, seed)
-    comparison = Comparison(chosen, tuple(optimizers), plan, using, data, data_dir)
+    searched = [o for o in optimizers if isinstance(o, str) and o.lower().startswith(TUNED)]
+    for word in searched:
+        space_of(word)
+    chosen = tuple(dict.fromkeys(problems))
+    comparison = Comparison(
+        chosen, tuple(o for o in optimizers if o not in searched), tuple(dict.fromkeys(searched)),
+        Plan(repeats, epochs, seed), (averaging, weight_decay, ema), data, data_dir,
+    )  # fmt: skip
     take_cores()
     gpus = len(gpus_for(jobs))
     if jobs > 1 and not all(isinstance(x, str) for x in (*chosen, *comparison.optimizers)):
@@ -155,18 +181,67 @@ def evaluate(
         tasks = comparison.tasks()
         with ResultsDirectory(path, made_with(task.dataset for task in tasks)) as directory:
             tf.config.experimental.enable_op_determinism()
-            todo = missing(tasks, candidates, plan, directory)
-            _announce(comparison, tasks, candidates, directory, len(todo))
-            if todo:
-                bar = ProgressBar("evaluating")
-                try:
-                    if jobs > 1:
-                        _spread(comparison, todo, directory, jobs, bar)
-                    else:
-                        _in_turn(todo, plan, directory, bar, f"{gpus} GPU" if gpus else "the CPU")
-                finally:
-                    bar.close()
-            return present(tasks, candidates, plan, directory)
+            run = partial(_run, comparison, directory, jobs, f"{gpus} GPU" if gpus else "the CPU")
+            _announce(comparison, tasks, candidates, directory)
+            compared = {
+                task: [
+                    *candidates,
+                    *(_tuned(word, task, comparison, directory, tune, run) for word in searched),
+                ]
+                for task in tasks
+            }
+            plan = comparison.plan
+            todo = [x for task in tasks for x in missing([task], compared[task], plan, directory)]
+            wanted = sum(map(len, compared.values())) * plan.repeats
+            print(f"Results: {directory.table}, {wanted - len(todo)} of {wanted} "
+                  "evaluations are there", flush=True)  # fmt: skip
+            run(todo, plan)
+            trials = [r for r in directory.results if r.optimizer.startswith(TRIAL)]
+            named = {task.name for task in tasks}
+            return [
+                *(r for task in tasks for r in present([task], compared[task], plan, directory)),
+                *(r for r in trials if searched and r.problem in named),
+            ]
+
+
+def _tuned(
+    word: str, task: Task, comparison: Comparison, directory: ResultsDirectory, count: int, run
+) -> Candidate:
+    """The best of a search's trials on a task, those fitted that are not there yet."""
+    best = ""
+    (name, space), first = space_of(word), comparison.plan.seed
+    plan = Plan(1, comparison.plan.epochs, first + SEED)
+    trials = [trial(each) for each in names(name, space, count, first)]
+    for growth in range(GROWTHS + 1):
+        print(f"Trials of {word} on {task.name}: {len(trials)}", flush=True)
+        run(missing([task], trials, plan, directory), plan)
+        best = best_trial(present([task], trials, plan, directory)) or ""
+        if not best:
+            raise UserError(f"All {len(trials)} trials of {word} on {task.name} diverged")
+        grown = better_space(space, rate_of(best))
+        if growth == GROWTHS or grown is None:
+            break
+        space = grown
+        more = names(name, space, max(count // 2, 1), first + growth + 1)
+        trials += [trial(each) for each in more]
+    print(f"{word} of {task.name} is {best}", flush=True)
+    return tuned(word, best, count, first).using(*comparison.using)
+
+
+def _run(
+    comparison: Comparison, directory: ResultsDirectory, jobs: int, device: str, todo, plan: Plan
+) -> None:
+    """Runs evaluations that are not there yet, in this process or several."""
+    if not todo:
+        return
+    bar = ProgressBar("evaluating")
+    try:
+        if jobs > 1:
+            _spread(comparison, todo, plan, directory, jobs, bar)
+        else:
+            _in_turn(todo, plan, directory, bar, device)
+    finally:
+        bar.close()
 
 
 def _announce(
@@ -174,16 +249,12 @@ def _announce(
     tasks: Sequence[Task],
     candidates: Sequence[Candidate],
     directory: ResultsDirectory,
-    todo: int,
 ) -> None:
     """Says what is compared, and what should be known of it."""
     plan = comparison.plan
-    wanted = len(tasks) * len(candidates) * plan.repeats
     epochs = dict.fromkeys(str(plan.epochs_of(task)) for task in tasks)
     print(f"Repeats: {plan.repeats}, epochs: {', '.join(epochs)}")
-    print(f"Optimizers: {', '.join(_named(candidates))}")
-    print(f"Results: {directory.table}, {wanted - todo} of {wanted} "
-          "evaluations are there", flush=True)  # fmt: skip
+    print(f"Optimizers: {', '.join([*_named(candidates), *comparison.searched])}", flush=True)
     notes = []
     if directory.results and not (directory.path / MADE).exists():
         notes.append(
@@ -250,18 +321,22 @@ def _in_turn(todo, plan: Plan, directory: ResultsDirectory, bar: ProgressBar, de
 
 
 def _spread(
-    comparison: Comparison, todo, directory: ResultsDirectory, jobs: int, bar: ProgressBar
-) -> None:
+    comparison: Comparison, todo, plan: Plan, directory: ResultsDirectory, jobs: int,
+    bar: ProgressBar,
+) -> None:  # fmt: skip
     """Evaluates in several processes; what they find is kept by this one."""
     keep(todo, directory)
-    keys = [(comparison.plan.key(task, candidate, repeat),) for task, repeat, candidate in todo]
-    results = spread(_run_one, keys, jobs, _start_worker, (comparison,))
+    calls = [
+        (plan, plan.key(task, candidate, repeat), candidate.described)
+        for task, repeat, candidate in todo
+    ]
+    results = spread(_run_one, calls, jobs, _start_worker, (comparison,))
     begun = time.monotonic()
     for done, result in enumerate(results, start=1):
         directory.add(*result)
-        key, left = result[0], (time.monotonic() - begun) / done * (len(keys) - done)
+        key, left = result[0], (time.monotonic() - begun) / done * (len(calls) - done)
         text = f"{describe(key)} is over, {duration(left)} left"
-        bar.show(done, len(keys), text)
+        bar.show(done, len(calls), text)
 
 
 def _start_worker(comparison: Comparison) -> tuple[Bench, list[Task], list[Candidate]]:
@@ -270,11 +345,18 @@ def _start_worker(comparison: Comparison) -> tuple[Bench, list[Task], list[Candi
         return Bench(comparison.plan), comparison.tasks(), comparison.candidates()
 
 
-def _run_one(held: tuple[Bench, list[Task], list[Candidate]], key: Key) -> Any:
+def _run_one(
+    held: tuple[Bench, list[Task], list[Candidate]], plan: Plan, key: Key, described: tuple
+) -> Any:
     bench, tasks, candidates = held
+    bench.plan = plan
+    if described:  # of a search, which a worker does not repeat
+        word, using, renamed = described
+        (candidate,) = get_candidates(word)
+        candidates = [replace(candidate.using(*using), **renamed)]
     for task in tasks:
         for candidate in candidates:
-            if bench.plan.key(task, candidate, key.repeat) == key:
+            if plan.key(task, candidate, key.repeat) == key:
                 return bench.run(task, key.repeat, candidate)
     raise UserError(f"{key.problem} or {key.optimizer} has changed since the evaluation began")
 

@@ -88,7 +88,11 @@ def warmup_notes(tasks: Sequence[Task], candidates: Sequence[Candidate], plan: P
     for task in tasks:
         number = plan.epochs_of(task) * task.steps_per_epoch
         where = f"steps of {task.name} on {data_of(task)} are"
-        if number <= warmup:
+        wholly = dict.fromkeys(c.name for c in candidates if number <= c.warmup)
+        if wholly and number > warmup:
+            notes.append(f"the {number} {where} all warm-up, steps of SGD, for "
+                         f"{' and '.join(wholly)}; give more --epochs")  # fmt: skip
+        elif number <= warmup:
             notes.append(f"the {number} {where} all warm-up, {warmup} steps of SGD: optimizers "
                          "cannot differ; give more --epochs")  # fmt: skip
         elif number < 2 * warmup:
