@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from l2o.problems import load_dataset, networks
-from l2o.problems.modern import PRETRAINED
+from l2o.problems.networks import PRETRAINED
 from l2o.runs.files import write_atomically
 
 

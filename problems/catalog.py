@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from . import modern, networks
+from . import networks
 from .dataset import Batch, Dataset, ProblemError
 from .problem import Problem
 
@@ -40,16 +40,16 @@ def _few(dataset: Dataset) -> Dataset:
 
 # Fits of these take about a minute on one core.
 MODERN = (
-    Problem(modern.text_transformer, "tiny_shakespeare", batch_size=64, epochs=5,
+    Problem(networks.text_transformer, "tiny_shakespeare", batch_size=64, epochs=5,
             name="shakespeare_transformer"),
-    Problem(modern.text_gru, "tiny_shakespeare", batch_size=64, epochs=4, name="shakespeare_gru"),
-    Problem(modern.flipped_resnet, "cifar10", epochs=4, name="cifar10_resnet"),
-    Problem(modern.vit, "fashion_mnist", epochs=2, name="fmnist_vit"),
-    Problem(modern.autoencoder, "fashion_mnist", loss="mse", prepare=_reconstruction, epochs=5,
+    Problem(networks.text_gru, "tiny_shakespeare", batch_size=64, epochs=4, name="shakespeare_gru"),
+    Problem(networks.flipped_resnet, "cifar10", epochs=4, name="cifar10_resnet"),
+    Problem(networks.vit, "fashion_mnist", epochs=2, name="fmnist_vit"),
+    Problem(networks.autoencoder, "fashion_mnist", loss="mse", prepare=_reconstruction, epochs=5,
             name="fmnist_autoencoder"),
-    Problem(modern.table_mlp, "diabetes", loss="mse", batch_size=32, epochs=100,
+    Problem(networks.table_mlp, "diabetes", loss="mse", batch_size=32, epochs=100,
             name="diabetes_mlp"),
-    Problem(modern.finetuned_cnn, "mnist", batch_size=64, prepare=_few, epochs=10,
+    Problem(networks.finetuned_cnn, "mnist", batch_size=64, prepare=_few, epochs=10,
             name="mnist_finetune"),
 )  # fmt: skip
 

@@ -24,8 +24,7 @@ from urllib.parse import urlsplit
 from l2o.extras import require
 
 from .dataset import Dataset, DatasetDamaged, DatasetUnavailable
-from .readers import DIGITS, TEXTS, damaged, read_images, read_text
-from .tables import TABLES
+from .readers import DIGITS, TABLES, TEXTS, damaged, read_images, read_text
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from l2o.problems import DatasetUnavailable, get_problem, load_dataset, modern
+from l2o.problems import DatasetUnavailable, get_problem, load_dataset, networks
 from l2o.problems.catalog import MODERN
 from l2o.tasks.batches import rows
 from l2o.tasks.load import load_task
@@ -40,10 +40,10 @@ def test_parameters_and_outputs(problem):
 
 @pytest.mark.parametrize("shape", [(26, 30, 1), (32, 32, 3)])
 def test_an_autoencoder_of_any_size_gives_back_its_images_shape(shape):
-    assert modern.autoencoder(shape).output_shape == (None, *shape)
+    assert networks.autoencoder(shape).output_shape == (None, *shape)
 
 
-@pytest.mark.parametrize("build", [modern.text_transformer, modern.text_gru])
+@pytest.mark.parametrize("build", [networks.text_transformer, networks.text_gru])
 def test_a_character_is_told_from_those_before_it_alone(build):
     model = build((8,), 5)
     text = np.random.default_rng(0).integers(0, 5, (2, 8)).astype("int32")
@@ -56,7 +56,7 @@ def test_a_character_is_told_from_those_before_it_alone(build):
 
 def test_places_are_learned():
     """An embedding of constants would be a constant of the graph."""
-    model = modern.text_transformer((8,), 5)
+    model = networks.text_transformer((8,), 5)
     same = np.zeros((1, 8), "int32")
     assert np.ptp(keras.ops.convert_to_numpy(model(same)), axis=1).max() > 1e-3
     places = next(v for v in model.trainable_variables if v.shape == (8, 64))
@@ -65,7 +65,7 @@ def test_places_are_learned():
 
 
 def test_images_are_flipped_in_training_alone():
-    model = modern.flipped_resnet((8, 8, 3), 4)
+    model = networks.flipped_resnet((8, 8, 3), 4)
     images = np.random.default_rng(0).random((16, 8, 8, 3), "float32")
     layer = next(x for x in model.layers if isinstance(x, keras.layers.RandomFlip))
     flipped = layer(images, training=True).numpy()
@@ -86,7 +86,7 @@ def test_a_table_has_unit_columns_and_no_patient_twice():
 def test_a_fine_tuned_network_begins_with_what_was_trained_but_for_its_head():
     task = Task(get_problem("mnist_finetune"), load_dataset("digits"))
     one, other = (task.layout.unflatten(task.initial(seed)[0]) for seed in (1, 2))
-    with np.load(modern.PRETRAINED) as file:
+    with np.load(networks.PRETRAINED) as file:
         for k in range(4):
             np.testing.assert_array_equal(one[k], file[str(k)])
             np.testing.assert_array_equal(other[k], file[str(k)])

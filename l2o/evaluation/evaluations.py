@@ -28,20 +28,7 @@ from l2o.evaluation.protocol import (
     warmup_notes,
 )
 from l2o.evaluation.results import TABLE, Key, Result, describe
-from l2o.evaluation.search import (
-    GROWTHS,
-    SEED,
-    TRIAL,
-    TRIALS,
-    TUNED,
-    best_trial,
-    better_space,
-    names,
-    rate_of,
-    space_of,
-    trial,
-    tuned,
-)
+from l2o.evaluation.search import TRIAL, TRIALS, TUNED, best_of_search, space_of
 from l2o.evaluation.store import ResultsDirectory
 from l2o.policies.checkpoint import Policy, doubts
 from l2o.problems import Dataset, Problem
@@ -183,14 +170,19 @@ def evaluate(
             tf.config.experimental.enable_op_determinism()
             run = partial(_run, comparison, directory, jobs, f"{gpus} GPU" if gpus else "the CPU")
             _announce(comparison, tasks, candidates, directory)
+            plan = comparison.plan
             compared = {
                 task: [
                     *candidates,
-                    *(_tuned(word, task, comparison, directory, tune, run) for word in searched),
+                    *(
+                        best_of_search(word, task, plan, directory, tune, run).using(
+                            *comparison.using
+                        )
+                        for word in comparison.searched
+                    ),
                 ]
                 for task in tasks
             }
-            plan = comparison.plan
             todo = [x for task in tasks for x in missing([task], compared[task], plan, directory)]
             wanted = sum(map(len, compared.values())) * plan.repeats
             print(f"Results: {directory.table}, {wanted - len(todo)} of {wanted} "
@@ -202,30 +194,6 @@ def evaluate(
                 *(r for task in tasks for r in present([task], compared[task], plan, directory)),
                 *(r for r in trials if searched and r.problem in named),
             ]
-
-
-def _tuned(
-    word: str, task: Task, comparison: Comparison, directory: ResultsDirectory, count: int, run
-) -> Candidate:
-    """The best of a search's trials on a task, those fitted that are not there yet."""
-    best = ""
-    (name, space), first = space_of(word), comparison.plan.seed
-    plan = Plan(1, comparison.plan.epochs, first + SEED)
-    trials = [trial(each) for each in names(name, space, count, first)]
-    for growth in range(GROWTHS + 1):
-        print(f"Trials of {word} on {task.name}: {len(trials)}", flush=True)
-        run(missing([task], trials, plan, directory), plan)
-        best = best_trial(present([task], trials, plan, directory)) or ""
-        if not best:
-            raise UserError(f"All {len(trials)} trials of {word} on {task.name} diverged")
-        grown = better_space(space, rate_of(best))
-        if growth == GROWTHS or grown is None:
-            break
-        space = grown
-        more = names(name, space, max(count // 2, 1), first + growth + 1)
-        trials += [trial(each) for each in more]
-    print(f"{word} of {task.name} is {best}", flush=True)
-    return tuned(word, best, count, first).using(*comparison.using)
 
 
 def _run(

@@ -7,17 +7,20 @@ Each is a fit by itself; the best by its last validation loss is fitted anew on 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import inf
 from typing import Any
 
 from l2o.errors import UserError
 from l2o.evaluation.baselines import Candidate, get_candidates
+from l2o.evaluation.protocol import Plan, missing, present
 from l2o.evaluation.results import Result
+from l2o.evaluation.store import ResultsDirectory
 from l2o.policies.checkpoint import fingerprint
 from l2o.policies.shipped import did_you_mean
 from l2o.rules.scheduled import SHAPES
+from l2o.tasks.task import Task
 
 TUNED, TRIAL = "tuned:", "trial:"  # what a search's optimizer, and each of its trials, is called
 TRIALS = 10
@@ -124,6 +127,47 @@ def tuned(word: str, best: str, count: int, seed: int) -> Candidate:
 def _renamed(word: str, names: dict[str, Any]) -> Candidate:
     (candidate,) = get_candidates(word)
     return replace(candidate, **names, described=(word, (None, None, None), names))
+
+
+def best_of_search(
+    word: str,
+    task: Task,
+    plan: Plan,
+    directory: ResultsDirectory,
+    count: int,
+    run: Callable[[list, Plan], None],
+) -> Candidate:
+    """What "tuned:NAME" is on a task; trials that are not there yet are fitted first.
+
+    Args:
+        word: "tuned:NAME".
+        task: The task.
+        plan: Of the evaluation, whose seeds are not the trials'.
+        directory: Where trials are.
+        count: Trials before the range grows.
+        run: Runs evaluations.
+
+    Raises:
+        UserError: If all trials diverged.
+    """
+    best = ""
+    (name, space), first = space_of(word), plan.seed
+    plan = Plan(1, plan.epochs, first + SEED)
+    trials = [trial(each) for each in names(name, space, count, first)]
+    for growth in range(GROWTHS + 1):
+        print(f"Trials of {word} on {task.name}: {len(trials)}", flush=True)
+        run(missing([task], trials, plan, directory), plan)
+        best = best_trial(present([task], trials, plan, directory)) or ""
+        if not best:
+            raise UserError(f"All {len(trials)} trials of {word} on {task.name} diverged")
+        grown = better_space(space, rate_of(best))
+        if growth == GROWTHS or grown is None:
+            break
+        space = grown
+        more = names(name, space, max(count // 2, 1), first + growth + 1)
+        trials += [trial(each) for each in more]
+    print(f"{word} of {task.name} is {best}", flush=True)
+    return tuned(word, best, count, first)
 
 
 def rate_of(name: str) -> float:
