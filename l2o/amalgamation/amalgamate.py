@@ -125,7 +125,7 @@ def origin_of(settings: Settings, task: Task, strategy: tf.distribute.Strategy) 
 
 def _described(phase: Phase) -> dict:
     """A phase as the configuration has it."""
-    teachers = "the policy of the phase before"
+    teachers: str | list[dict] = "the policy of the phase before"
     if phase.teachers is not None:
         teachers = [teacher.rule.get_config() for teacher in phase.teachers]
     return {
@@ -200,8 +200,8 @@ def train(
         check_place(Path(output), fresh)
     task = problem
     if not isinstance(task, Task):
-        needs = {"first_order": meta.first_order, "positive": meta.meta_loss == "log"}
-        task = load_task(task, data, data_dir, **needs)
+        positive = meta.meta_loss == "log"
+        task = load_task(task, data, data_dir, first_order=meta.first_order, positive=positive)
         print(f"Problem: {task.name}, batches of {task.batch_size}", flush=True)
     if task.problem.private:
         raise RunError(

@@ -294,8 +294,8 @@ def judge(
     """
     if progress.incoming is None or progress.finished or progress.diverged:
         raise ValueError(f"There is no period to judge. Received: {progress}")
-    progress = replace(progress, trajectories=progress.trajectories + schedule.period)
     reference = progress.incoming if progress.best is None else progress.best
+    progress = replace(progress, trajectories=progress.trajectories + schedule.period)
     lost = not isfinite(loss) or skipped > MOST_SKIPPED
     exploded = lost or loss > reference + schedule.tolerance * abs(reference)
     if exploded and progress.repeats < schedule.max_repeats:

@@ -63,7 +63,7 @@ def meta_optimizer(learning_rate: float) -> Adam:
     return Adam(learning_rate, epsilon=1e-14)
 
 
-def initial_state(weights: list) -> MetaState:
+def initial_state(weights: Sequence) -> MetaState:
     """The state before the first meta-update."""
     weights = [tf.convert_to_tensor(w) for w in weights]
     moments = meta_optimizer(0.0).initial_state(Layout.of(weights))
@@ -306,7 +306,8 @@ def _one_by_one(function: Callable, *stacked):
 
     A row waits for the one before, so that memory is that of one.
     """
-    rows, results = list(zip(*(tf.unstack(x) for x in tf.nest.flatten(stacked)), strict=True)), []
+    rows = list(zip(*(tf.unstack(x) for x in tf.nest.flatten(stacked)), strict=True))
+    results: list = []
     # Several calls are calls of one graph; one alone is faster as a part of the graph around it.
     once = {"_noinline": len(rows) > 1}
     function = tf.function(function, autograph=False, experimental_attributes=once)

@@ -10,7 +10,7 @@ bit for bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -137,7 +137,7 @@ class Trainer:
     def _fresh(self, number: int) -> RunState:
         """A run at the start of a phase."""
         phase = self._phases[number]
-        weights = phase.start
+        weights: Sequence | None = phase.start
         if weights is None:
             generator = np.random.default_rng(Stream.INITIAL_WEIGHTS.key(self._meta.seed, number))
             weights = phase.rule.initial_weights(int(generator.integers(2**20)))

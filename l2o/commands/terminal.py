@@ -48,13 +48,13 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, prog: str | None = None, description: str = "", epilog: str = ""):
-        called = {"prog": prog, "usage": prog and f"{prog} [OPTION ...]"}
         super().__init__(
+            prog=prog,
+            usage=prog and f"{prog} [OPTION ...]",
             description=description.replace("{prog}", str(prog)),
             epilog=epilog.replace("{prog}", str(prog)),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-            **called,
         )
 
     def error(self, message: str):

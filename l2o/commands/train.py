@@ -113,10 +113,12 @@ def _prepare(options: argparse.Namespace) -> Work:
 
 
 def _load_task(work: Work) -> Task:
-    options, first = work.options, work.runs[0][1]
-    needs = {"first_order": first.meta.first_order, "positive": first.meta.meta_loss == "log"}
+    options, meta = work.options, work.runs[0][1].meta
     in_float32()
-    return load_task(options.problem, options.data or "auto", options.data_dir, **needs)
+    return load_task(
+        options.problem, options.data or "auto", options.data_dir,
+        first_order=meta.first_order, positive=meta.meta_loss == "log",
+    )  # fmt: skip
 
 
 def _run(work: Work, task: Task, k: int) -> int:

@@ -174,7 +174,8 @@ def settings(options: argparse.Namespace, preset: str) -> list[tuple[Path, Setti
     """
     choices = {name: value for name, value in vars(options).items() if name in CHOICES}
     choices |= dict(options.set)
-    root, runs = output(options), []
+    runs: list[tuple[Path, Settings]] = []
+    root = output(options)
     magnitudes = list(dict.fromkeys(options.magnitude or [None]))
     for magnitude in magnitudes:
         for k in range(options.replicates):

@@ -68,7 +68,8 @@ def digest(*splits: Batch) -> str:
     for split in splits:
         for array in tf.nest.flatten(split):
             found.update(f"{array.dtype} {array.shape}".encode())
-            found.update(np.ascontiguousarray(array))
+            # As bytes, since bfloat16 has no buffer of its own.
+            found.update(np.ascontiguousarray(array).view(np.uint8).data)
     return found.hexdigest()[:8]
 
 

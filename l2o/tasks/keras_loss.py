@@ -33,26 +33,26 @@ def per_example(loss: Loss) -> Callable[[Any, Any], Any]:
     if loss is None:
         return cross_entropy
     try:
-        loss = keras.losses.get(loss)
+        found = keras.losses.get(loss)
     except ValueError:
         raise ProblemError(
             "loss must be the name of a Keras loss, a keras.losses.Loss or a function (labels, "
             f"outputs) -> losses. Received: {loss!r}"
         ) from None
-    if not isinstance(loss, keras.losses.Loss):
-        return _as_in_compile(loss)
-    if loss.reduction not in _MEANS:
+    if not isinstance(found, keras.losses.Loss):
+        return _as_in_compile(found)
+    if found.reduction not in _MEANS:
         raise ProblemError(
-            f"l2o takes the mean of a batch's losses. Received: {type(loss).__name__} with "
-            f"reduction={loss.reduction!r}"
+            f"l2o takes the mean of a batch's losses. Received: {type(found).__name__} with "
+            f"reduction={found.reduction!r}"
         )
-    if getattr(loss, "ignore_class", None) is not None:
+    if getattr(found, "ignore_class", None) is not None:
         raise ProblemError(
             "l2o takes the mean of all of a batch's losses, and ignore_class leaves some out. "
-            f"Received: {type(loss).__name__} with ignore_class={loss.ignore_class!r}"
+            f"Received: {type(found).__name__} with ignore_class={found.ignore_class!r}"
         )
-    # What Keras does before it reduces. `loss` itself would reduce.
-    return lambda labels, outputs: loss.call(tf.cast(labels, loss.dtype), outputs)
+    # What Keras does before it reduces. `found` itself would reduce.
+    return lambda labels, outputs: found.call(tf.cast(labels, found.dtype), outputs)
 
 
 def _as_in_compile(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:

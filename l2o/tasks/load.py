@@ -97,12 +97,12 @@ def _own_task(
     _compare(dataset)
     problem = replace(problem, batch_size=batch_size)
     task = checked(Task(problem, dataset), first_order, positive)
-    network, splits, mark = described_network(task), (train,), ""
+    network, splits, mark = described_network(task), [train], ""
     if not problem.name:
         kind, weights = type(task.model).__name__, task.layout.size
         problem = replace(problem, name=f"own {kind} of {weights:,} weights")
     if validation:
-        splits = train, dataset.validation, dataset.test
+        splits += [dataset.validation, dataset.test]
         mark = f", network {hashlib.sha256(repr(network).encode()).hexdigest()[:4]}"
     dataset = replace(dataset, name=f"own data {digest(*splits)}{mark}")
     report(f"Data: {dataset.description}")
