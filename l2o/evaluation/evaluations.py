@@ -28,10 +28,10 @@ from l2o.evaluation.protocol import (
 )
 from l2o.evaluation.results import TABLE, Key, Result, describe
 from l2o.evaluation.store import ResultsDirectory
-from l2o.optimizer import WEIGHT_DECAY_LIMIT
 from l2o.policies.checkpoint import Policy, doubts
 from l2o.problems import Dataset, Problem
 from l2o.rules import UpdateRule
+from l2o.rules.decayed import WEIGHT_DECAY_LIMIT
 from l2o.runs.devices import take_cores
 from l2o.runs.jobs import gpus_for, spread
 from l2o.runs.lock import check_free
