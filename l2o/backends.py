@@ -10,6 +10,17 @@ import keras
 import numpy as np
 from keras import ops
 
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def check_backend() -> None:
+    """Raises ValueError where the optimizer does not run."""
+    if keras.backend.backend() not in BACKENDS:
+        raise ValueError(
+            f"AmalgamatedOptimizer runs on Keras' backends {', '.join(BACKENDS)}. "
+            f"Received: {keras.backend.backend()}"
+        )
+
 
 def replicated(rank: int):
     """The layout of state under one of Keras' distributions: whole on every device."""
@@ -22,6 +33,11 @@ def replicated(rank: int):
 def native(variable):
     """The backend's own variable in a Keras variable; anything else as it is."""
     return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def known_to_keras(variable):
+    """A variable as Keras' hooks get it: TensorFlow's own has the layer in its name."""
+    return native(variable) if keras.backend.backend() == "tensorflow" else variable
 
 
 def tensor_of(variable):
@@ -46,6 +62,14 @@ def beside(optimizer: keras.optimizers.Optimizer, variable):
     if keras.backend.backend() != "tensorflow":
         return nullcontext()
     return optimizer._distribution_strategy.extended.colocate_vars_with(native(variable))
+
+
+def summed_over_replicas(optimizer, gradients: Sequence, variables: Sequence) -> list:
+    """Gradients as they are, or summed where TensorFlow has several replicas."""
+    if keras.backend.backend() != "tensorflow":
+        return list(gradients)
+    pairs = zip(gradients, variables, strict=True)
+    return [gradient for gradient, _ in optimizer._all_reduce_sum_gradients(pairs)]
 
 
 def no_grad():

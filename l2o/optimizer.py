@@ -6,7 +6,6 @@ them, and their state, into a few vectors; files hold the state of each variable
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,51 +18,25 @@ import numpy as np
 from keras import ops
 
 from l2o.backends import (
-    beside,
+    check_backend,
     fitted,
-    float_type,
-    handle,
-    has_shape,
-    in_one_place,
-    native,
+    known_to_keras,
     no_grad,
     outside_graphs,
-    path_of,
-    replicated,
     runs_eagerly,
-    spec,
+    summed_over_replicas,
     tensor_of,
-    tensors_of,
-    write,
 )
 from l2o.policies.checkpoint import Policy, load_policy
 from l2o.policies.config import policy_config, policy_from_config
 from l2o.policies.shipped import policy_path
-from l2o.rules import (
-    Decayed,
-    Layout,
-    State,
-    UpdateRule,
-    WarmUp,
-    averaged,
-    averaging,
-    decayed,
-    decaying,
-    layer,
-    warmed_up,
-    warming,
-)
-from l2o.rules.decayed import WEIGHT_DECAY_LIMIT
-from l2o.slots import (
-    Slots,
-    check_likely,
-    checked,
-    initial_state,
-    shapes_in_files,
-)
-from l2o.step import compiled_step, compiled_step_in_place, grouped
+from l2o.rules import UpdateRule, averaged, averaging, decaying, warming
+from l2o.rules.decayed import WEIGHT_DECAY_LIMIT, with_decay
+from l2o.rules.warmup import with_warmup
+from l2o.saved import check_likely, checked_early
+from l2o.slots import Slots, check_variables, initial_state, made
+from l2o.step import move, summed
 
-BACKENDS = ("tensorflow", "jax", "torch")
 _STATELESS = 2  # variables of an optimizer before it is built: step and learning rate
 
 
@@ -107,11 +80,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         averaging: float | None = None,
         **kwargs,
     ):
-        if keras.backend.backend() not in BACKENDS:
-            raise ValueError(
-                f"AmalgamatedOptimizer runs on Keras' backends {', '.join(BACKENDS)}. "
-                f"Received: {keras.backend.backend()}"
-            )
+        check_backend()
         policy = policy if isinstance(policy, Policy) else Policy(policy)
         if not isinstance(policy.rule, UpdateRule):
             raise ValueError(
@@ -128,24 +97,18 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         super().__init__(
             float(learning_rate) if isinstance(learning_rate, int) else learning_rate, **kwargs
         )
-        rule = _with_decay(rule, self.weight_decay)
+        rule = with_decay(rule, self.weight_decay)
         if decaying(rule) > WEIGHT_DECAY_LIMIT:
             warnings.warn(
                 f"weight_decay={self.weight_decay} is multiplied by learning_rate, which is about "
                 f"1 for a policy and not 1e-3: more than {WEIGHT_DECAY_LIMIT} is a lot",
                 stacklevel=2,
             )
-        if warmup_steps is not None or warmup_learning_rate is not None:
-            own = layer(rule, WarmUp) or WarmUp
-            rule = warmed_up(
-                rule,
-                own.steps if warmup_steps is None else warmup_steps,
-                own.rate if warmup_learning_rate is None else warmup_learning_rate,
-            )
+        rule = with_warmup(rule, warmup_steps, warmup_learning_rate)
         self._policy = replace(policy, rule=rule)
         self._start = initial_state(self._policy)
         self._kept: tuple[np.ndarray, ...] = ()  # what was loaded before there was a state
-        self._warned = False
+        self._skips_seen = 0
 
     @classmethod
     def load(cls, path_or_name: Path | str, **kwargs) -> AmalgamatedOptimizer:
@@ -194,73 +157,17 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         """
         if self.built:
             return
-        for variable in variables:
-            if "complex" in (dtype := keras.backend.standardize_dtype(variable.dtype)):
-                raise ValueError(
-                    f"Variables must be real. Received: {path_of(variable)} of {dtype}"
-                )
-            if not has_shape(variable):
-                raise ValueError(
-                    "Variables must have a shape that is known. Received: "
-                    f"{path_of(variable)} of {variable.shape}"
-                )
+        check_variables(variables)
         variables = list({self._var_key(v): v for v in variables}.values())
-        if not self._kept:
-            self._build(variables)
-            return
         # Within a function, TensorFlow would set new variables to zero after all else.
-        with outside_graphs():
-            now = [ops.convert_to_numpy(v) for v in self._variables]
-            own = [v.shape for v in now] + self._copies * [tuple(v.shape) for v in variables]
-            shapes = shapes_in_files(self.name, own, self._policy.weights, self._start, variables)
-            saved = checked(self.name, [*now, *self._kept], shapes, [])
-            self._build(variables)
-            self._slots.take(saved, self._own)
+        with outside_graphs() if self._kept else nullcontext():
+            policy, start, kept = self._policy, self._start, self._kept
+            saved = checked_early(self, kept, policy, start, variables) if kept else []
+            super().build(variables)
+            self._slots = made(self, policy, start, variables)
+            if saved:
+                self._slots.put(saved, self._variables)
         self._kept = ()
-
-    def _build(self, variables: Sequence) -> None:
-        super().build(variables)
-        rule, start = self._policy.rule, self._start
-        layout = Layout.of(variables, [_name(k, v) for k, v in enumerate(variables)])
-        groups, states = grouped(layout, not rule.coordinatewise), []
-        with beside(self, variables[0]) if variables else nullcontext():
-            skipped = self._add("skipped_steps", (), "int32")
-            shared = {name: self._add(name, x.shape, x.dtype) for name, x in start.shared.items()}
-        for k, group in enumerate(groups):
-            with beside(self, variables[group.members[0]]):
-                coordinate = {
-                    name: self._add(f"{name}_of_{k}", group.shape(*x.shape[:-1]), x.dtype)
-                    for name, x in start.coordinate.items()
-                }
-                tensor = {
-                    name: self._add(
-                        f"{name}_of_tensors", (*x.shape[:-1], group.layout.tensors), x.dtype
-                    )
-                    for name, x in start.tensor.items()
-                }
-            states.append(State(coordinate, tensor, {}))
-        weights = self._policy.weights
-        self._slots = Slots(self.name, weights, start, variables, groups, states, shared, skipped)
-
-    @property
-    def _copies(self) -> int:
-        """How many variables Keras makes of each of the model's: averages, accumulators."""
-        return int(self.use_ema) + bool(self.gradient_accumulation_steps)
-
-    @property
-    def _own(self) -> list[keras.Variable]:
-        """Keras' own variables."""
-        slots = {id(v) for v in keras.tree.flatten(self._slots.held)}
-        return [v for v in self._variables if id(v) not in slots]
-
-    def _add(self, name: str, shape: tuple[int, ...], dtype) -> keras.Variable:
-        return self.add_variable(
-            shape,
-            dtype=str(dtype),
-            aggregation="only_first_replica",
-            layout=replicated(len(shape)),
-            name=name,
-        )
 
     def apply(self, grads, trainable_variables=None) -> None:
         """One step; see `keras.optimizers.Optimizer.apply`.
@@ -270,28 +177,14 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         """
         grads = list(grads)
         if trainable_variables is not None:
-            trainable_variables = list(trainable_variables)
-            if grads and len(grads) != len(trainable_variables):
-                raise ValueError(
-                    "There must be as many gradients as variables. Received: "
-                    f"{len(grads)} gradients, {len(trainable_variables)} variables"
-                )
-            grads, trainable_variables = self._summed(grads, trainable_variables)
+            variables = list(trainable_variables)
+            grads, trainable_variables = summed(grads, variables, self._var_key)
+        eager = runs_eagerly()
+        if eager:
+            self._warn_of_skipped_steps()  # or none would be seen that follows a reset
         super().apply(grads, trainable_variables)
-        if runs_eagerly():
+        if eager:
             self._warn_of_skipped_steps()
-
-    def _summed(self, grads: list, variables: list) -> tuple[list, list]:
-        """Gradients and variables, each variable once, with all that is given for it."""
-        found: dict = {}
-        for gradient, variable in zip(grads, variables, strict=False):
-            found.setdefault(self._var_key(variable), (variable, []))[1].append(gradient)
-        if len(found) == len(variables):
-            return grads, variables
-        parts = [[tensor_of(g) for g in each if g is not None] for _, each in found.values()]
-        return [sum(each[1:], each[0]) if each else None for each in parts], [
-            variable for variable, _ in found.values()
-        ]
 
     def finalize_variable_values(self, var_list) -> None:
         """Called by `fit` at its end."""
@@ -306,11 +199,12 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             )
 
     def _warn_of_skipped_steps(self) -> None:
-        if not self._warned and self.skipped_steps:
-            self._warned = True
+        """Warns once, and again if the variables have been set back to zero since."""
+        before, self._skips_seen = self._skips_seen, self.skipped_steps
+        if self._skips_seen and not 0 < before <= self._skips_seen:
             steps = int(ops.convert_to_numpy(self.iterations))
             warnings.warn(
-                f"{self.name}: gradients were not finite; {self.skipped_steps} of {steps} steps "
+                f"{self.name}: gradients were not finite; {self._skips_seen} of {steps} steps "
                 "so far were skipped (see skipped_steps)",
                 stacklevel=3,
             )
@@ -332,47 +226,27 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate) -> None:
         with no_grad():
-            if keras.backend.backend() == "tensorflow":
-                pairs = zip(grads, trainable_variables, strict=True)
-                grads = [gradient for gradient, _ in self._all_reduce_sum_gradients(pairs)]
-            self._take_step(grads, trainable_variables, learning_rate)
-
-    def _take_step(self, grads: list, variables: list, learning_rate) -> None:
-        everything, gradients = self._trainable_variables, [None] * len(self._trainable_variables)
-        for gradient, variable in zip(grads, variables, strict=True):
-            gradients[self._get_variable_index(variable)] = fitted(gradient, variable)
-        rule = _with_decay(self._policy.rule, self.weight_decay, self._excluded())
-        weights = [np.asarray(w, float_type()) for w in self._policy.weights]
-        held, groups = self._slots.held, self._slots.groups
-        slots = keras.tree.flatten(held)
-        rate = ops.cast(tensor_of(learning_rate), float_type())
-        if in_one_place([*everything, *slots]):
-            specs = (tuple(spec(v) for v in each) for each in (everything, slots))
-            step = compiled_step_in_place(rule, groups, *specs)
-            own, held = [handle(v) for v in everything], keras.tree.map_structure(handle, held)
-            step(weights, gradients, own, held, rate)
-            return
-        values = [ops.cast(tensor_of(v), float_type()) for v in everything]
-        steps, moved = compiled_step(rule, groups)(
-            weights, gradients, values, tensors_of(held), rate
-        )
-        there = [k for k, step in enumerate(steps) if step is not None]
-        own, steps = ([each[k] for k in there] for each in (everything, steps))
-        write(self, own, steps, slots, keras.tree.flatten(moved))
+            grads = summed_over_replicas(self, grads, trainable_variables)
+            everything = self._trainable_variables
+            gradients: list = [None] * len(everything)
+            for gradient, variable in zip(grads, trainable_variables, strict=True):
+                gradients[self._get_variable_index(variable)] = fitted(gradient, variable)
+            rule = with_decay(self._policy.rule, self.weight_decay, self._excluded())
+            weights, held, groups = self._policy.weights, self._slots.held, self._slots.groups
+            move(self, rule, groups, weights, gradients, everything, held, learning_rate)
 
     def _excluded(self) -> tuple[str, ...]:
         """The names of variables that `exclude_from_weight_decay` was told of."""
-        if not self.weight_decay:
+        told = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
+        if not self.weight_decay or not any(getattr(self, name, None) for name in told):
             return ()
-        # TensorFlow's own variable has the layer in its name, which a user may have excluded.
-        own = native if keras.backend.backend() == "tensorflow" else lambda v: v
-        pairs = enumerate(self._trainable_variables)
-        return tuple(_name(k, v) for k, v in pairs if not self._use_weight_decay(own(v)))
+        pairs = zip(self._slots.layout.names, self._trainable_variables, strict=True)
+        return tuple(name for name, v in pairs if not self._use_weight_decay(known_to_keras(v)))
 
     def save_own_variables(self, store) -> None:
         """Writes all state; see `keras.optimizers.Optimizer.save_own_variables`."""
         if self.built:
-            values = self._slots.contents(self._own)
+            values = self._slots.contents(self._variables)
         else:
             values = [*map(ops.convert_to_numpy, self._variables), *self._kept]
         for k, value in enumerate(values):
@@ -394,10 +268,10 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 stacklevel=2,
             )
         elif self.built and saved:
-            self._slots.take(saved, self._own)
+            self._slots.take(saved, self._variables)
         elif saved:
             own = self._variables
-            check_likely(self.name, saved, len(own), self._copies, self._policy, self._start)
+            check_likely(self, saved, self._policy, self._start)
             for variable, value in zip(own, saved, strict=False):
                 variable.assign(value)
             self._kept = tuple(saved[len(own) :])
@@ -424,16 +298,3 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         if config.get("warmup_learning_rate") and isinstance(rate, float) and rate:
             config["warmup_learning_rate"] /= rate  # of a time when no rate scaled the warm-up
         return super().from_config(config, custom_objects=custom_objects)
-
-
-def _with_decay(rule: UpdateRule, rate, exclude: tuple[str, ...] = ()) -> UpdateRule:
-    """The rule with this weight decay, as it is where that is its own; `exclude` as well."""
-    own = layer(rule, Decayed)
-    if not exclude and decaying(rule) == (0 if rate is None else rate):
-        return rule
-    return decayed(rule, rate or 0, (*(own.exclude if own else ()), *exclude))
-
-
-def _name(k: int, variable) -> str:
-    """Variable number k in a layout; models alike but for Keras' numbers have the same names."""
-    return f"[{k}] {re.sub(r'_[0-9]+(?=/|$)', '', path_of(variable))}"

@@ -1,31 +1,22 @@
-"""What an optimizer keeps in variables, and what files hold of it.
-
-Files hold the state of each of the model's variables by itself, however it is packed.
-"""
+"""What an optimizer keeps in variables, and how it goes into a file and comes from one."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import chain
 
 import keras
 import numpy as np
 from keras import ops
 
-from l2o.backends import float_type, path_of
+from l2o.backends import beside, float_type, has_shape, path_of, replicated
+from l2o.packing import Group, grouped
 from l2o.policies.checkpoint import Policy
 from l2o.rules import Layout, State, core
-from l2o.step import Group
-
-_TENSOR = "tensor_"  # before the name of what belongs to a tensor as a whole
-_REMEDY = (
-    "Policy, averaging, use_ema, gradient accumulation and which layers are trainable must be the "
-    "same. To load a model's weights alone: keras.saving.load_model(path, compile=False), or "
-    "model.load_weights before compiling it or with skip_mismatch=True."
-)
-_LOSS_SCALE = 4  # variables of Keras' LossScaleOptimizer, before those of the optimizer within
+from l2o.saved import checked, names_in_files, packed, separated, shapes_in_files
 
 
 @dataclass
@@ -37,6 +28,7 @@ class Slots:
         weights: The policy's, which are not variables.
         start: The state at rest of a scalar; see `initial_state`.
         variables: The model's.
+        layout: Of those.
         groups: How those are packed.
         states: One a group.
         shared: The state that belongs to all.
@@ -47,6 +39,7 @@ class Slots:
     weights: list[np.ndarray]
     start: State
     variables: Sequence
+    layout: Layout
     groups: tuple[Group, ...]
     states: list[State]
     shared: dict[str, keras.Variable]
@@ -57,24 +50,35 @@ class Slots:
         """What a step reads and writes; see `l2o.step.take_step`."""
         return self.states, self.shared, self.skipped
 
-    def contents(self, own: Sequence) -> list[np.ndarray]:
-        """What a file holds, in order: Keras' `own` variables, the policy's weights, all state."""
+    def contents(self, everything: Sequence) -> list[np.ndarray]:
+        """What a file holds, in order: Keras' own variables, the policy's weights, all state.
+
+        Args:
+            everything: All of the optimizer's variables.
+        """
         states = [each.values() for each in separated(self.groups, self.states)]
-        saved = [*own, self.skipped, *self.weights, *self.shared.values()]
+        saved = [*self._beside(everything), self.skipped, *self.weights, *self.shared.values()]
         return [ops.convert_to_numpy(value) for value in (*saved, *chain.from_iterable(states))]
 
-    def take(self, saved: Sequence[np.ndarray], own: Sequence) -> None:
-        """Sets all variables, Keras' `own` too, to what a file holds.
+    def take(self, saved: Sequence[np.ndarray], everything: Sequence) -> None:
+        """Sets all variables, Keras' own too, to what a file holds.
 
         Raises:
             ValueError: If it is not of this optimizer, or of another policy.
         """
-        shapes = shapes_in_files(
-            self.name, [tuple(v.shape) for v in own], self.weights, self.start, self.variables
-        )
-        saved = checked(self.name, saved, shapes, [*own, *keras.tree.flatten(self.held)])
+        own = [tuple(v.shape) for v in self._beside(everything)]
+        shapes = shapes_in_files(self.name, own, self.weights, self.start, self.variables)
+        self.put(checked(self.name, saved, shapes, everything), everything)
+
+    def put(self, saved: Sequence[np.ndarray], everything: Sequence) -> None:
+        """The same of what was `checked`.
+
+        Raises:
+            ValueError: If it is of another policy.
+        """
         values = iter(saved)
-        pairs = [(variable, next(values)) for variable in [*own, self.skipped]]
+        pairs = [(variable, next(values)) for variable in self._beside(everything)]
+        pairs.append((self.skipped, next(values)))
         for weights in self.weights:
             if not np.allclose(next(values), weights, rtol=1e-6, atol=0):
                 raise ValueError(
@@ -82,40 +86,63 @@ class Slots:
                     "rule: load the one that it was trained with"
                 )
         pairs += [(variable, next(values)) for variable in self.shared.values()]
-        names = _names(self.start)
+        names = names_in_files(self.start)
         parts = [{name: next(values) for name in names} for _ in self.variables]
         for variable, value in pairs + packed(self.groups, self.states, parts):
             variable.assign(value)
 
+    def _beside(self, everything: Sequence) -> list:
+        """Keras' own variables."""
+        slots = {id(v) for v in keras.tree.flatten(self.held)}
+        return [v for v in everything if id(v) not in slots]
 
-def _names(start: State) -> list[str]:
-    """Of a variable's state in files."""
-    return [*start.coordinate, *(_TENSOR + name for name in start.tensor)]
+
+def made(optimizer, policy: Policy, start: State, variables: Sequence) -> Slots:
+    """Creates an optimizer's slots, each on the device of the variables it belongs to."""
+
+    def add(name: str, shape: tuple[int, ...], dtype) -> keras.Variable:
+        layout = replicated(len(shape))
+        return optimizer.add_variable(
+            shape, dtype=str(dtype), aggregation="only_first_replica", layout=layout, name=name
+        )
+
+    layout = Layout.of(variables, [_in_layout(k, v) for k, v in enumerate(variables)])
+    groups, states = grouped(layout, not policy.rule.coordinatewise), []
+    with beside(optimizer, variables[0]) if variables else nullcontext():
+        skipped = add("skipped_steps", (), "int32")
+        shared = {name: add(name, x.shape, x.dtype) for name, x in start.shared.items()}
+    for k, group in enumerate(groups):
+        tensors = group.layout.tensors
+        with beside(optimizer, variables[group.members[0]]):
+            coordinate = {
+                name: add(f"{name}_of_{k}", group.shape(*x.shape[:-1]), x.dtype)
+                for name, x in start.coordinate.items()
+            }
+            tensor = {
+                name: add(f"{name}_of_tensors", (*x.shape[:-1], tensors), x.dtype)
+                for name, x in start.tensor.items()
+            }
+        states.append(State(coordinate, tensor, {}))
+    return Slots(
+        optimizer.name, policy.weights, start, variables, layout, groups, states, shared, skipped
+    )
 
 
-def shapes_in_files(
-    name: str, own: Sequence[tuple], weights: Sequence, start: State, variables: Sequence
-) -> dict[str, tuple[int, ...]]:
-    """The shapes of what a file holds of an optimizer, by name and in order.
+def _in_layout(k: int, variable) -> str:
+    """Variable number k in a layout; models alike but for Keras' numbers have the same names."""
+    return f"[{k}] {re.sub(r'_[0-9]+(?=/|$)', '', path_of(variable))}"
 
-    Args:
-        name: The optimizer's.
-        own: Shapes of Keras' own variables.
-        weights: The policy's.
-        start: As from `initial_state`.
-        variables: The model's.
-    """
-    shapes = {f"variable {k} of Keras": shape for k, shape in enumerate(own)}
-    shapes[f"{name}/skipped_steps"] = ()
-    shapes |= {f"{name}/policy_{k}": tuple(w.shape) for k, w in enumerate(weights)}
-    shapes |= {f"{name}/{key}": tuple(x.shape) for key, x in start.shared.items()}
-    for k, variable in enumerate(variables):
-        size = math.prod(variable.shape)
-        each = [(*x.shape[:-1], size) for x in start.coordinate.values()]
-        each += [(*x.shape[:-1], 1) for x in start.tensor.values()]
-        path = f"{k}_{path_of(variable)}"
-        shapes |= {f"{path}: {key}": s for key, s in zip(_names(start), each, strict=True)}
-    return shapes
+
+def check_variables(variables: Sequence) -> None:
+    """Raises ValueError if one of a model's variables is complex or of unknown shape."""
+    for variable in variables:
+        if "complex" in (dtype := keras.backend.standardize_dtype(variable.dtype)):
+            raise ValueError(f"Variables must be real. Received: {path_of(variable)} of {dtype}")
+        if not has_shape(variable):
+            raise ValueError(
+                "Variables must have a shape that is known. Received: "
+                f"{path_of(variable)} of {variable.shape}"
+            )
 
 
 def initial_state(policy: Policy) -> State:
@@ -150,104 +177,3 @@ def _at_rest(tensor) -> np.ndarray:
     if values.any():
         raise ValueError(f"A rule's state must be zero before the first step. Received: {values}")
     return values
-
-
-def separated(groups: Sequence[Group], states: Sequence[State]) -> list[dict[str, np.ndarray]]:
-    """The state of each of the model's variables, by name."""
-    found: dict[int, dict[str, np.ndarray]] = {}
-    for group, state in zip(groups, states, strict=True):
-        each: list[dict] = [{} for _ in group.members]
-        for name, whole in state.coordinate.items():
-            parts = group.cut(ops.convert_to_numpy(whole))
-            for own, part in zip(each, parts, strict=True):
-                own[name] = ops.convert_to_numpy(part)
-        for name, whole in state.tensor.items():
-            values = ops.convert_to_numpy(whole)
-            for k, own in enumerate(each):
-                own[_TENSOR + name] = values[..., k : k + 1]
-        found |= dict(zip(group.members, each, strict=True))
-    return [found[k] for k in sorted(found)]
-
-
-def packed(groups: Sequence[Group], states: Sequence[State], parts: Sequence[Mapping]) -> list:
-    """Pairs of a variable in `states` and what it holds, from what `separated` gave."""
-    pairs = []
-    for group, state in zip(groups, states, strict=True):
-        own = [parts[k] for k in group.members]
-        for name, variable in state.coordinate.items():
-            pairs.append((variable, group.join([each[name] for each in own])))
-        for name, variable in state.tensor.items():
-            columns = np.concatenate([each[_TENSOR + name] for each in own], axis=-1)
-            pairs.append((variable, columns))
-    return pairs
-
-
-def checked(
-    optimizer: str, saved: Sequence[np.ndarray], shapes: Mapping[str, tuple], within: Sequence
-) -> list[np.ndarray]:
-    """Saved variables, if they are an optimizer's.
-
-    Args:
-        optimizer: Its name.
-        saved: What was saved.
-        shapes: As from `shapes_in_files`.
-        within: Its variables, as Keras' LossScaleOptimizer would save them, in any order.
-
-    Raises:
-        ValueError: If they are not; it names what differs.
-    """
-    saved = list(saved)
-    if len(saved) == len(shapes) - 1:  # rules without moments did not count steps once
-        place = list(shapes).index(f"{optimizer}/count")
-        saved.insert(place, saved[0])  # as many as iterations
-    names, own = list(shapes), list(shapes.values())
-    there = [tuple(value.shape) for value in saved]
-    if there == own:
-        return saved
-    scaled = there[_LOSS_SCALE:]
-    if scaled == own or sorted(scaled) == sorted(tuple(v.shape) for v in within):
-        raise ValueError(
-            f"The variables saved for the optimizer are those of '{optimizer}' within Keras' "
-            "LossScaleOptimizer, as a model of mixed_float16 has it: call "
-            'keras.config.set_dtype_policy("mixed_float16") before loading the model'
-        )
-    wrong = [
-        f"{name or f'number {k}'} (saved: {'no' if a is None else a}, "
-        f"here: {'no' if b is None else b})"
-        for k, (name, a, b) in enumerate(zip_longest(names, there, own))
-        if a != b
-    ]
-    more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-    raise ValueError(
-        f"{_not_its(optimizer)}, which has {len(own)} where {len(there)} were saved. They differ "
-        f"in {', '.join(wrong[:5])}{more}. {_REMEDY}"
-    )
-
-
-def check_likely(
-    optimizer: str, saved: Sequence[np.ndarray], own: int, copies: int, policy: Policy, start: State
-) -> None:
-    """Raises ValueError if saved variables cannot be an optimizer's, whatever the model.
-
-    Args:
-        optimizer: Its name.
-        saved: What was saved.
-        own: How many of Keras' variables it has before it is built.
-        copies: How many it then makes of each of the model's.
-        policy: Its policy, whose weights must be in their place.
-        start: As from `initial_state`.
-    """
-    if len(saved) == own:
-        return
-    shapes = [tuple(w.shape) for w in policy.weights]
-    fixed, each = own + 1 + len(shapes) + len(start.shared), copies + len(_names(start))
-    for count in (len(saved), len(saved) + 1):  # see `checked`
-        variables, rest = divmod(count - fixed, each) if each else (0, count - fixed)
-        place = own + variables * copies + 1
-        if not rest and [tuple(x.shape) for x in saved[place : place + len(shapes)]] == shapes:
-            return
-    raise ValueError(f"{_not_its(optimizer)}. {_REMEDY}")
-
-
-def _not_its(optimizer: str) -> str:
-    return f"The variables saved for the optimizer are not those of '{optimizer}'"

@@ -1,98 +1,89 @@
-"""One step of an update rule on all variables of a model: pure functions of tensors.
+"""One step of an update rule on all variables of a model.
 
-A rule works on one vector. Variables are packed into one, or a few where some are large, and so is
-their state: of a variable a step only joins the gradient and the values, and cuts the step.
+`take_step` is pure and works on packed tensors (`l2o.packing`): of a variable a step only joins the
+gradient and the values, and cuts the step. `move` has it on variables, as fast as the backend can.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
 from functools import cache, partial
 
 import keras
+import numpy as np
 from keras import ops
 
-from l2o.backends import Spec, assign, compiled, read, replaced, subtract
-from l2o.rules import Layout, State, UpdateRule, Window
-
-# A coordinatewise rule runs on this many coordinates at a time: their activations, some 1.5 kB a
-# coordinate for RNNProp, stay in the cache, and memory is bounded whatever the size of the model.
-TILE = 2**13
-# A variable of so many coordinates has a state of its own.
-LARGE = 2**18
-
-
-@dataclass(frozen=True)
-class Group:
-    """Variables that are packed together.
-
-    Their coordinates follow each other. What belongs to them is an array [..., D], or, in several
-    tiles, [tiles, ..., length] with zeros behind the last coordinate.
-
-    Attributes:
-        members: Their numbers in the model.
-        layout: Of them.
-        tiles: How many.
-    """
-
-    members: tuple[int, ...]
-    layout: Layout
-    tiles: int = 1
-
-    @property
-    def length(self) -> int:
-        """Coordinates a tile."""
-        return -(-self.layout.size // self.tiles)
-
-    def shape(self, *features: int) -> tuple[int, ...]:
-        """The shape of an array with so many features a coordinate."""
-        return (*((self.tiles,) if self.tiles > 1 else ()), *features, self.length)
-
-    def join(self, parts: Sequence):
-        """One array [..., size] a member as one array of all."""
-        whole = parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=-1)
-        if self.tiles == 1:
-            return whole
-        features, columns = whole.shape[:-1], self.tiles * self.length
-        padding = [(0, 0)] * len(features) + [(0, columns - self.layout.size)]
-        tiles = ops.reshape(ops.pad(whole, padding), (*features, self.tiles, self.length))
-        return ops.moveaxis(tiles, -2, 0)
-
-    def cut(self, whole) -> list:
-        """What `join` joined."""
-        if self.tiles > 1:
-            features = tuple(whole.shape[1:-1])
-            whole = ops.moveaxis(whole, 0, -2)
-            whole = ops.reshape(whole, (*features, self.tiles * self.length))
-        places = zip(self.layout.offsets, self.layout.sizes, strict=True)
-        return [whole[..., start : start + size] for start, size in places]
-
-    def flatten(self, tensors: Sequence):
-        """One tensor a member, of its shape, as one array of all."""
-        return self.join([ops.reshape(tensor, (-1,)) for tensor in tensors])
-
-    def unflatten(self, whole) -> list:
-        """What `flatten` joined."""
-        pairs = zip(self.cut(whole), self.layout.shapes, strict=True)
-        return [ops.reshape(part, shape) for part, shape in pairs]
+from l2o.backends import (
+    Spec,
+    assign,
+    compiled,
+    float_type,
+    handle,
+    in_one_place,
+    read,
+    replaced,
+    spec,
+    subtract,
+    tensor_of,
+    tensors_of,
+    write,
+)
+from l2o.packing import Group
+from l2o.rules import State, UpdateRule, Window
+from l2o.rules.wrapper import checked_state
 
 
-def grouped(layout: Layout, together: bool) -> tuple[Group, ...]:
-    """How variables are packed: small ones together, each large one by itself.
+def move(optimizer, rule, groups, weights, gradients, variables, held, rate) -> None:
+    """Takes a step on variables, in place where a compiled function can assign to all of them.
 
     Args:
-        layout: Of all variables.
-        together: Whether the rule must see all of them at once.
+        optimizer: Whose step it is; it assigns to variables that are not in one place.
+        variables: The model's.
+        others: As for `take_step`; `held` is of variables.
     """
-    large = [k for k, size in enumerate(layout.sizes) if size >= LARGE and not together]
-    small = [k for k in range(layout.tensors) if k not in large]
-    groups = []
-    for members in (small, *([k] for k in large)):
-        part = layout.only(members)
-        tiles = 1 if together or part.size <= LARGE else -(-part.size // TILE)
-        groups.append(Group(tuple(members), part, tiles))
-    return tuple(group for group in groups if group.members)
+    weights = [np.asarray(w, float_type()) for w in weights]
+    slots, rate = keras.tree.flatten(held), ops.cast(tensor_of(rate), float_type())
+    if in_one_place([*variables, *slots]):
+        specs = (tuple(spec(v) for v in each) for each in (variables, slots))
+        step = compiled_step_in_place(rule, groups, *specs)
+        handles = [handle(v) for v in variables]
+        step(weights, gradients, handles, keras.tree.map_structure(handle, held), rate)
+        return
+    values = [ops.cast(tensor_of(v), float_type()) for v in variables]
+    step = compiled_step(rule, groups)
+    steps, moved = step(weights, gradients, values, tensors_of(held), rate)
+    there = [k for k, taken in enumerate(steps) if taken is not None]
+    variables, steps = ([each[k] for k in there] for each in (variables, steps))
+    write(optimizer, variables, steps, slots, keras.tree.flatten(moved))
+
+
+def summed(
+    gradients: list, variables: list, key: Callable[[object], Hashable]
+) -> tuple[list, list]:
+    """Gradients and variables, each variable once, with all that is given for it.
+
+    Args:
+        gradients: One a variable, or None.
+        variables: Those with the same `key` are one.
+        key: What a variable is known by.
+
+    Raises:
+        ValueError: If there are gradients, but not as many as variables.
+    """
+    if gradients and len(gradients) != len(variables):
+        raise ValueError(
+            "There must be as many gradients as variables. Received: "
+            f"{len(gradients)} gradients, {len(variables)} variables"
+        )
+    found: dict = {}
+    for gradient, variable in zip(gradients, variables, strict=False):
+        found.setdefault(key(variable), (variable, []))[1].append(gradient)
+    if len(found) == len(variables):
+        return gradients, variables
+    parts = [[tensor_of(g) for g in each if g is not None] for _, each in found.values()]
+    return [sum(each[1:], each[0]) if each else None for each in parts], [
+        variable for variable, _ in found.values()
+    ]
 
 
 @cache  # without end: what is compiled stays with the backend, whether or not it is forgotten here
@@ -117,14 +108,14 @@ def compiled_step_in_place(
     def step(weights, gradients, variables, held, rate):
         values = [ops.cast(read(v, s), rate.dtype) for v, s in zip(variables, own, strict=True)]
         handles = keras.tree.flatten(held)
-        before = [read(handle, spec) for handle, spec in zip(handles, slots, strict=True)]
+        before = [read(slot, s) for slot, s in zip(handles, slots, strict=True)]
         before = keras.tree.pack_sequence_as(held, before)
         steps, moved = take_step(rule, groups, weights, gradients, values, before, rate)
-        for variable, move, spec in zip(variables, steps, own, strict=True):
-            if move is not None:
-                subtract(variable, ops.cast(move, spec[1]))
-        for handle, value in zip(handles, keras.tree.flatten(moved), strict=True):
-            assign(handle, value)
+        for variable, taken, (_, dtype) in zip(variables, steps, own, strict=True):
+            if taken is not None:
+                subtract(variable, ops.cast(taken, dtype))
+        for slot, value in zip(handles, keras.tree.flatten(moved), strict=True):
+            assign(slot, value)
 
     return compiled(step)
 
@@ -156,7 +147,8 @@ def take_step(rule, groups, weights, gradients, parameters, held, rate, horizon=
 
     def update(gradient, parameters, state, layout):
         def move():
-            return rule.update(weights, gradient, parameters, state, layout, horizon)
+            step, new = rule.update(weights, gradient, parameters, state, layout, horizon)
+            return step, checked_state(rule, state, new)
 
         # Within a loop over tiles the condition also keeps XLA from copying all state every time.
         return ops.cond(finite, move, lambda: (ops.zeros_like(gradient), state))

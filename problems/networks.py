@@ -1,7 +1,7 @@
 """Networks as functional Keras models, by shape of an example and number of classes.
 
 The paper's are first: inputs are float32 images in [0, 1] of shape [batch, height, width, channels]
-and outputs logits [batch, classes]. Kernels start Glorot-uniform and biases at zero: Keras' defaults.
+and outputs logits [batch, classes]. Kernels start Glorot-uniform, biases at zero: Keras' defaults.
 
 Keras is imported inside the functions, so that naming a problem does not load TensorFlow.
 """

@@ -83,7 +83,7 @@ def test_wrong_calls_touch_nothing(tmp_path):
     with pytest.raises(TypeError, match="truncations. Did you mean truncation\\? Allowed"):
         amalgamate(truncations=2, output=output)
     for settings, message in (
-        ({"strategy": "best"}, "Unknown scheme. Allowed: choice, mean"),
+        ({"strategy": "best"}, "Unknown scheme. Allowed: choice, none, mean"),
         ({"pool": "huge"}, "Unknown pool. Allowed: adam, small, large. Received: huge"),
         ({"pool": ()}, "teachers must be a pool's name, or rules and names. Received: \\(\\)"),
         ({"pool": ("adam", RNNProp())}, "Rules with weights are no teachers. Received: rnnprop"),

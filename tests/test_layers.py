@@ -18,8 +18,8 @@ _ROOMS = ("rules", "problems", "tasks", "runs", "policies", "amalgamation", "eva
 # The Keras optimizer and its parts, beside the rooms: what each may see of these.
 _TO_POLICIES = _ROOMS.index("policies")
 _EVERYBODYS = ("l2o.errors", "l2o.extras")
-_BESIDE = {"errors": -1, "extras": -1, "backends": -1, "step": 0}
-_BESIDE |= {"slots": _TO_POLICIES, "optimizer": _TO_POLICIES}
+_BESIDE = {"errors": -1, "extras": -1, "backends": -1, "packing": 0, "step": 0}
+_BESIDE |= dict.fromkeys(("saved", "slots", "optimizer"), _TO_POLICIES)
 _FILES = [
     p.relative_to(_PACKAGE) for p in sorted(_PACKAGE.rglob("*.py")) if p.parent != _PACKAGE
 ] + [Path(f"{name}.py") for name in _BESIDE]

@@ -10,6 +10,7 @@ import tensorflow as tf
 from made_weights import made_weights
 
 import l2o
+import l2o.packing
 import l2o.step
 from l2o import AmalgamatedOptimizer, Policy
 from l2o.amalgamation.unroll import Amalgamation, begin, run_student
@@ -33,7 +34,7 @@ from l2o.rules import (
     cosine,
     warmed_up,
 )
-from l2o.slots import separated
+from l2o.saved import separated
 
 _AROUND = {
     "scheduled": lambda rule: Scheduled(rule, cosine(0.1, 150)),
@@ -251,6 +252,15 @@ def test_skipped_steps_are_warned_of_once(recwarn):
     assert sum("were skipped" in str(w.message) for w in recwarn.list) == 1
 
 
+def test_a_skipped_step_is_warned_of_again_after_the_variables_are_set_back():
+    optimizer, variable = AmalgamatedOptimizer(SGD(1.0)), keras.Variable([1.0])
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="1 of 1 steps so far were skipped"):
+            optimizer.apply([np.array([np.nan], "float32")], [variable])
+        for each in optimizer.variables:
+            each.assign(np.zeros(each.shape))
+
+
 def test_skipped_steps_are_counted_among_steps_of_accumulated_gradients():
     optimizer = AmalgamatedOptimizer(SGD(1.0), gradient_accumulation_steps=2)
     variable = keras.Variable([1.0])
@@ -421,6 +431,41 @@ def test_a_rule_with_state_of_tensors_must_see_all_at_once():
         AmalgamatedOptimizer(Forgetful())
 
 
+@dataclass(frozen=True)
+class Renaming(TensorNorm):
+    """Comes back with another tensor than it was given."""
+
+    name: ClassVar[str] = "renaming-of-the-tests"
+
+    def update(self, weights, gradient, parameters, state, layout, horizon=None):
+        step, new = super().update(weights, gradient, parameters, state, layout, horizon)
+        return step, new._replace(tensor={"strength": new.tensor["power"]})
+
+
+@dataclass(frozen=True)
+class Plain(TensorNorm):
+    name: ClassVar[str] = "plain-of-the-tests"
+
+    def update(self, weights, gradient, parameters, state, layout, horizon=None):
+        return gradient, state._asdict()
+
+
+@pytest.mark.parametrize(
+    ("rule", "warm", "differs"),
+    [
+        (Renaming(), 0, "Missing: tensor['power']; not given: tensor['strength']"),
+        (Renaming(), 2, "Missing: tensor['power']; not given: tensor['strength']"),
+        (Plain(), 0, "not given: dict in place of a State"),
+    ],
+    ids=str,
+)
+def test_a_rule_that_returns_another_state_is_named_in_one_line(rule, warm, differs):
+    optimizer = AmalgamatedOptimizer(rule, warmup_steps=warm)
+    with pytest.raises(ValueError, match=f"Rule '{rule.name}' must return a state") as caught:
+        optimizer.apply(cut(gradients(1)[0]), variables())
+    assert str(caught.value).endswith(differs) and "\n" not in str(caught.value)
+
+
 def test_rules_with_state_of_tensors():
     wanted = expected(Policy(TensorNorm()), gradients())
     close(walk(AmalgamatedOptimizer(TensorNorm(), warmup_steps=WARM), gradients()), wanted)
@@ -429,8 +474,8 @@ def test_rules_with_state_of_tensors():
 @pytest.fixture(params=[6, 20], ids=["large ones apart", "all together"])
 def small_tiles(monkeypatch, request):
     """Groups of more than 6 coordinates, or of all 34, loop over tiles of 5 or fewer."""
-    monkeypatch.setattr(l2o.step, "LARGE", request.param)
-    monkeypatch.setattr(l2o.step, "TILE", 5)
+    monkeypatch.setattr(l2o.packing, "LARGE", request.param)
+    monkeypatch.setattr(l2o.packing, "TILE", 5)
     caches = (l2o.step.compiled_step, l2o.step.compiled_step_in_place)
     for cache in caches:
         cache.cache_clear()

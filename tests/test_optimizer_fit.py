@@ -10,7 +10,7 @@ from made_weights import made_weights
 
 from l2o import AmalgamatedOptimizer, Policy
 from l2o.rules import SGD, Adam, RNNProp
-from l2o.slots import separated
+from l2o.saved import separated
 
 _RULE = RNNProp(units=2, layers=1, scale=0.03)
 _POLICY = Policy(_RULE, made_weights(_RULE))

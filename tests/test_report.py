@@ -14,10 +14,11 @@ from made_results import made_evaluation
 
 from l2o.evaluation.results import read_results
 from l2o.evaluation.store import ResultsDirectory, read_cards
-from l2o.reports import plots
-from l2o.reports.comparison import difference, summarize, summary_table, winner
+from l2o.reports import style
+from l2o.reports.comparison import difference, summarize, winner
 from l2o.reports.contents import write_report
 from l2o.reports.figures import drawings
+from l2o.reports.text import summary_table
 
 _DATA = Path(__file__).parents[1] / "docs" / "results" / "data"
 
@@ -487,13 +488,13 @@ def test_a_panel_holds_what_curves_reach_on_their_way():
 def test_who_is_seen_most_has_the_first_colour():
     found = rows(*(made_evaluation("zeta", [2.0, 1.0], problem) for problem in ("a", "b")),
                  made_evaluation("alpha", [2.0, 1.0], "a"))  # fmt: skip
-    assert plots.look(summarize(found)).styles["zeta"].color == plots.COLOURS[0]
+    assert style.look(summarize(found)).styles["zeta"].color == style.COLOURS[0]
 
 
 def test_thirty_optimizers_differ_in_colour_or_line():
     found = rows(*(made_evaluation(f"policy-{i}", [2.0, 1.0]) for i in range(30)))
-    styles = plots.look(summarize(found)).styles.values()
-    assert len({(style.color, style.linestyle) for style in styles}) == 30
+    styles = style.look(summarize(found)).styles.values()
+    assert len({(s.color, s.linestyle) for s in styles}) == 30
 
 
 def test_first_figure_compares_schemes_and_the_oracle_alone():
@@ -610,6 +611,6 @@ def test_figure_6_has_the_perturbed_replicates_of_the_results():
 
 def test_styles_differ_and_do_not_depend_on_other_figures():
     cases = summarize(rows(*(made_evaluation(f"policy-{k}", [2.0, 1.0]) for k in range(20))))
-    look = plots.look(cases).styles
+    look = style.look(cases).styles
     assert len(look) == 20
     assert len({(s.color, s.marker, str(s.linestyle)) for s in look.values()}) == 20

@@ -188,7 +188,7 @@ def test_all_runs_are_moved_aside_before_the_first_begins(capfd, monkeypatch):
     def stopped(*_):
         raise Stopped
 
-    monkeypatch.setattr(command, "meta_train", stopped)
+    monkeypatch.setattr(command, "train", stopped)
     for name in ("out/1", "out/3"):
         Path(name).mkdir(parents=True)
         (Path(name) / "config.json").write_text(name)

@@ -26,7 +26,7 @@ from l2o.evaluation.evaluations import evaluate
 from l2o.evaluation.search import TRIALS
 from l2o.problems import PROBLEMS
 from l2o.problems.catalog import OWN, SUITES
-from l2o.reports.comparison import summary_table
+from l2o.reports.text import summary_table
 from l2o.rules import TUNED_RATES
 from l2o.runs.jobs import gpus_for
 from l2o.tasks.examples import BATCH_SIZE

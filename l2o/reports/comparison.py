@@ -1,4 +1,4 @@
-"""What evaluations came to: outcomes of each, statistics of each optimizer, a plain table."""
+"""What evaluations came to: outcomes of each, statistics of each optimizer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite, isnan, log, nan
-from textwrap import wrap
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +21,6 @@ from l2o.reports.stability import (
     paired_difference,
 )
 from l2o.rules.pools import TEACHERS
-
-_MEASURED = 5.0  # seconds; what is shorter varies by itself
 
 
 class Case(NamedTuple):
@@ -267,95 +264,3 @@ def difference(first: Summary, second: Summary) -> Difference:
         for side in (first, second)
     ]
     return paired_difference(*sides)
-
-
-def summary_table(results: Iterable[Result]) -> str:
-    """The results as plain text of at most 80 columns: a block a problem, a line an optimizer.
-
-    Where training is private, ε stands in place of the training loss.
-    """
-    blocks = []
-    for case, summaries in summarize(results).items():
-        best, best_name = oracle(summaries), oracle_name(summaries)
-        private = any(isfinite(s.epsilon) for s in summaries)
-        head = "optimizer", "n", "log val. loss [95%]", "ε" if private else "log train"
-        lines = [case.title[:80], _line(*head, "test acc.", "seconds")]
-        for s in summaries:
-            name = s.label + (f" ({best_name})" if s is best else "")
-            spent = number(s.epsilon, 3) if private else number(s.final_train, 2)
-            loss, accuracy = interval(s.performance, 2), percent(s.test_accuracy)
-            members = str(len(s.evaluations))
-            lines.append(_line(name, members, loss, spent, accuracy, number(s.seconds, 1)))
-        for note in notes(summaries):
-            lines += wrap(note, 78, initial_indent="  ", subsequent_indent="    ")
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks) + "\n"
-
-
-def _line(name: str, count: str, loss: str, spent: str, accuracy: str, seconds: str) -> str:
-    if len(name) > 22:  # on a line of its own
-        name = f"{name[:78]}\n{'':24}"
-    return f"  {name:<22}{count:>3}  {loss:<24}{spent:>9} {accuracy:>9} {seconds:>7}"
-
-
-def notes(summaries: Sequence[Summary]) -> list[str]:
-    """What a reader of these summaries must know, a sentence each."""
-    lines = [no_oracle(summaries)] if no_oracle(summaries) else []
-    for s in summaries:
-        if s.diverged:
-            steps = ", ".join(str(e.diverged_at) for e in s.evaluations if e.diverged_at >= 0)
-            lines.append(
-                f"{s.label}: {s.diverged} of {len(s.evaluations)} DIVERGED (at step {steps}); "
-                "in no mean"
-            )
-        negative = sum(e.chosen is not None and e.chosen.validation_loss < 0 for e in s.evaluations)
-        if negative:
-            lines.append(
-                f"{s.label}: the loss of {negative} of {len(s.evaluations)} fell below 0, where it "
-                "has no logarithm; in no mean of those"
-            )
-        counts = Counter(e.key.replicate for e in s.evaluations)
-        if len(set(counts.values())) > 1:
-            lines.append(
-                f"{s.label}: replicates have {min(counts.values())} to {max(counts.values())} "
-                "evaluations"
-            )
-    uneven = [s.label for s in summaries if _pace_varies(s)]
-    if uneven:
-        lines.append(
-            "Seconds are of machines or loads that differ and do not compare: those a step of "
-            f"{', '.join(uneven)} differ by half and more between evaluations"
-        )
-    several = [s.label for s in summaries if s.performance.replicates > 1]
-    if several:
-        lines.append(f"Intervals are over replicates and seeds for {', '.join(several)}")
-    privacy = {(e.rows[-1].delta, e.rows[-1].privacy) for s in summaries for e in s.evaluations
-               if isfinite(e.rows[-1].epsilon)}  # fmt: skip
-    lines += [f"ε at δ = {delta:g}: {how}" for delta, how in sorted(privacy)]
-    return lines
-
-
-def _pace_varies(s: Summary) -> bool:
-    """Whether an optimizer's steps took half as long again in one evaluation as in another."""
-    ends = [e.rows[-1] for e in s.evaluations if e.rows[-1].seconds > _MEASURED]
-    paces = [end.seconds / end.steps for end in ends]
-    return bool(paces) and max(paces) > 1.5 * min(paces)
-
-
-def interval(s: Stability | Difference, digits: int = 3) -> str:
-    """A mean and its interval: "-2.950 [-3.010, -2.890]"; "none" where there is no mean."""
-    if isnan(s.mean):
-        return "none"
-    if isnan(s.low):
-        return f"{number(s.mean, digits)} [one value]"
-    return f"{number(s.mean, digits)} [{number(s.low, digits)}, {number(s.high, digits)}]"
-
-
-def number(value: float, digits: int) -> str:
-    """A number, or a dash where there is none."""
-    return f"{value:.{digits}f}" if isfinite(value) else "-"
-
-
-def percent(value: float) -> str:
-    """An accuracy in percent, or a dash."""
-    return f"{100 * value:.2f}%" if isfinite(value) else "-"

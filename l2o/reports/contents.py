@@ -17,7 +17,6 @@ from l2o.reports.comparison import (
     Summary,
     difference,
     no_oracle,
-    notes,
     oracle,
     oracle_name,
     summarize,
@@ -37,8 +36,9 @@ from l2o.reports.page import (
     html,
     markdown,
 )
-from l2o.reports.plots import png
+from l2o.reports.style import png
 from l2o.reports.targets import targets, times
+from l2o.reports.text import notes
 from l2o.rules import WarmUp
 from l2o.runs.files import write_atomically
 

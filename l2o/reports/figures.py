@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from l2o.reports import plots
+from l2o.reports import plots, style
 from l2o.reports.comparison import Case, Evaluation, Summary, log_loss, oracle
 from l2o.reports.targets import times
 
@@ -69,7 +69,7 @@ def drawings(
         cards: Policies' cards by their origin.
         samples: Images by dataset, uint8 [n, height, width, channels].
     """
-    look = plots.look(cases)
+    look = style.look(cases)
     long = {case: found for case, found in cases.items() if case.epochs > 1}
     usual = {case: found for case, found in long.items() if case.problem not in LARGER}
     larger = {case: found for case, found in long.items() if case.problem in LARGER}
@@ -206,10 +206,10 @@ def _but_for_magnitude(name: str, card: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _by_magnitude(perturbed) -> Figure:
-    figure, grid = plots.panels(perturbed, 2.75)
+    figure, grid = style.panels(perturbed, 2.75)
     for axes, lines in zip(grid, perturbed.values(), strict=True):
         differing = [i for i, words in enumerate(zip(*lines, strict=True)) if len({*words}) > 1]
-        looks = zip(sorted(lines.items()), cycle(plots.COLOURS), cycle("osD^vPX"), strict=False)
+        looks = zip(sorted(lines.items()), cycle(style.COLOURS), cycle("osD^vPX"), strict=False)
         for (words, points), colour, marker in looks:
             points = sorted(points, key=lambda point: point[0])
             name = ", ".join(words[i] for i in sorted({0, *differing}) if words[i])

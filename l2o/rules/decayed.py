@@ -66,3 +66,14 @@ def decaying(rule: UpdateRule) -> float:
     """The weight decay that a rule has; 0 is none."""
     own = layer(rule, Decayed)
     return own.rate if own else 0.0
+
+
+def with_decay(rule: UpdateRule, rate: float | None, exclude: tuple[str, ...] = ()) -> UpdateRule:
+    """The rule with this weight decay, which leaves out what its own did, and `exclude` as well.
+
+    Where the rate is the rule's own the rule stays as it is; None is no decay.
+    """
+    own = layer(rule, Decayed)
+    if not exclude and decaying(rule) == (0 if rate is None else rate):
+        return rule
+    return decayed(rule, rate or 0, (*(own.exclude if own else ()), *exclude))

@@ -11,7 +11,7 @@ from keras import ops
 
 from l2o.rules.analytical import step_count
 from l2o.rules.base import UpdateRule
-from l2o.rules.wrapper import Wrapper, core, layer, rewrapped
+from l2o.rules.wrapper import Wrapper, checked_state, core, layer, rewrapped
 
 # Steps at the start of a fit with a newly trained policy: benchmarks/warmup.py. `WarmUp` itself has
 # as many as there were before a policy could bring its own.
@@ -47,10 +47,12 @@ class WarmUp(Wrapper):
     def update(self, weights, gradient, parameters, state, layout, horizon=None):
         def start():
             step = self.rate * (gradient + self.shrinkage(parameters, layout))
-            return step, self.observe(weights, gradient, parameters, state, layout)
+            new = self.observe(weights, gradient, parameters, state, layout)
+            return step, checked_state(self, state, new)
 
         def go_on():
-            return self.inner.update(weights, gradient, parameters, state, layout, horizon)
+            step, new = self.inner.update(weights, gradient, parameters, state, layout, horizon)
+            return step, checked_state(self, state, new)
 
         return ops.cond(step_count(state) < self.steps, start, go_on)
 
@@ -69,3 +71,13 @@ def warming(rule: UpdateRule) -> tuple[int, float]:
     """Steps and rate of the warm-up that a rule has; zeros are none."""
     own = layer(rule, WarmUp)
     return (own.steps, own.rate) if own else (0, 0.0)
+
+
+def with_warmup(rule: UpdateRule, steps: int | None, rate: float | None) -> UpdateRule:
+    """The rule with this warm-up; what is None is as in its own, or as `WarmUp` has it."""
+    if steps is None and rate is None:
+        return rule
+    own = layer(rule, WarmUp) or WarmUp
+    return warmed_up(
+        rule, own.steps if steps is None else steps, own.rate if rate is None else rate
+    )

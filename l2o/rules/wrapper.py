@@ -112,6 +112,32 @@ def layer(rule: UpdateRule, kind: type[Wrapper]):
     return next((found for found in layers(rule) if type(found) is kind), None)
 
 
+def checked_state(rule: UpdateRule, given: State, returned: State) -> State:
+    """What a rule returned, if it has the tensors of the state that the rule was given.
+
+    Raises:
+        ValueError: If not: a condition around the rule would fail with a line about itself.
+    """
+    wanted, found = _tensors(given), _tensors(returned)
+    if wanted == found:
+        return returned
+    name = core(rule).name or type(core(rule)).__name__
+    error = ValueError(
+        f"Rule '{name}' must return a state with the tensors of the one that it is given. "
+        f"Missing: {', '.join(sorted(wanted - found)) or 'none'}; "
+        f"not given: {', '.join(sorted(found - wanted)) or 'none'}"
+    )
+    # Or Keras wraps the line in many about the condition.
+    error._keras_call_info_injected = True  # type: ignore[attr-defined]
+    raise error
+
+
+def _tensors(state: State) -> set[str]:
+    if not isinstance(state, State):
+        return {f"{type(state).__name__} in place of a State"}
+    return {f"{part}['{name}']" for part, held in state._asdict().items() for name in held}
+
+
 def rewrapped(
     rule: UpdateRule, kind: type[Wrapper], wrap: Callable[[UpdateRule], UpdateRule] | None
 ) -> UpdateRule:
