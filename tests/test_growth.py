@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from made_tasks import with_data
 
-from l2o.amalgamation.curriculum import Schedule, Stage
+from l2o.amalgamation.curriculum import Stage, Stages
 from l2o.amalgamation.plan import Meta, Phase
 from l2o.amalgamation.trainer import Trainer
 from l2o.rules import RNNProp
@@ -49,7 +49,7 @@ def measured(path: Path) -> dict[str, int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_two_thousand_updates(data, tmp_path):
     stage = Stage((2,), 2)
-    schedule = Schedule(
+    schedule = Stages(
         (stage,), truncation=2, meta_batch=1, period=2000 // _PERIODS, min_periods=_PERIODS,
         max_periods=_PERIODS, patience=_PERIODS, validation_trajectories=1,
     )  # fmt: skip

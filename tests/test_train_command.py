@@ -185,7 +185,7 @@ def test_no_run_lies_in_another(line, run_there, nested, untouched, capfd):
 def test_all_runs_are_moved_aside_before_the_first_begins(capfd, monkeypatch):
     """So that what is stopped goes on without --fresh, as it says."""
 
-    def stopped(*_):
+    def stopped(*_, **__):
         raise Stopped
 
     monkeypatch.setattr(command, "train", stopped)

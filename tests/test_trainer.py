@@ -17,7 +17,7 @@ from made_weights import made_weights
 
 from l2o.amalgamation import meta
 from l2o.amalgamation import trainer as module
-from l2o.amalgamation.curriculum import Schedule, Stage
+from l2o.amalgamation.curriculum import Stage, Stages
 from l2o.amalgamation.meta import MetaTraining, initial_state
 from l2o.amalgamation.perturbation import Perturbation
 from l2o.amalgamation.plan import Meta, Phase
@@ -30,7 +30,7 @@ from l2o.runs.directory import RunDirectory
 from l2o.tasks.batches import Stream
 
 _META = Meta(seed=3, warmup_steps=2)
-_SCHEDULE = Schedule(
+_SCHEDULE = Stages(
     (Stage((2,), 4, alpha=0.2), Stage((4,), 2, alpha=0.1)),
     truncation=2,
     meta_batch=1,

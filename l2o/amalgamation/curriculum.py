@@ -99,7 +99,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Schedule(Pace):
+class Stages(Pace):
     """The curriculum of one policy: its stages, in order, and the rules by which they end.
 
     Raises:
@@ -157,7 +157,7 @@ class Curriculum(Pace):
         self.schedule  # noqa: B018  its own checks
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> Stages:
         """The policy's: one stage an unroll, each validated on the next one's."""
         if len(self.unrolls) != len(self.alphas):
             raise ValueError(
@@ -171,7 +171,7 @@ class Curriculum(Pace):
         )
 
     @property
-    def choice(self) -> Schedule:
+    def choice(self) -> Stages:
         """The Choice policy's: as many periods as unrolls.
 
         Raises:
@@ -187,9 +187,9 @@ class Curriculum(Pace):
         except ValueError as error:
             raise ValueError(f"Schedule of the Choice policy: {error}") from error
 
-    def _paced(self, stages: Iterable[Stage], **changes: int) -> Schedule:
+    def _paced(self, stages: Iterable[Stage], **changes: int) -> Stages:
         pace = {f.name: getattr(self, f.name) for f in fields(Pace)}
-        return Schedule(tuple(stages), **(pace | changes))
+        return Stages(tuple(stages), **(pace | changes))
 
 
 # cpu has the paper's stages and about its number of meta-updates, with one trajectory in each.
@@ -270,7 +270,7 @@ def standard_error(losses: np.ndarray) -> float:
 
 
 def judge(
-    schedule: Schedule, progress: Progress, loss: float, skipped: float = 0.0
+    schedule: Stages, progress: Progress, loss: float, skipped: float = 0.0
 ) -> tuple[Progress, Verdict]:
     """What to make of a period.
 
@@ -316,13 +316,13 @@ def judge(
     return progress, verdict
 
 
-def last_period(schedule: Schedule, progress: Progress) -> int:
+def last_period(schedule: Stages, progress: Progress) -> int:
     """The number of periods after which the stage ends if no new best comes."""
     patient = progress.best_period + schedule.patience
     return min(max(schedule.min_periods, patient), schedule.max_periods)
 
 
-def steps_left(schedule: Schedule, progress: Progress) -> list[tuple[int, int]]:
+def steps_left(schedule: Stages, progress: Progress) -> list[tuple[int, int]]:
     """Inner steps still to come, (training, validation) for each stage from the present one on.
 
     The present stage is counted to where it ends without a new best, later ones to their fewest

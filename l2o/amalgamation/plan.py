@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from l2o.amalgamation.curriculum import MOST_STEPS, Progress, Schedule, steps_left
+from l2o.amalgamation.curriculum import MOST_STEPS, Progress, Stages, steps_left
 from l2o.amalgamation.losses import META_LOSSES
 from l2o.amalgamation.meta import CLIP_FLOOR, CLIP_RATIO
 from l2o.amalgamation.perturbation import Perturbation
@@ -97,7 +97,7 @@ class Phase:
     name: str
     rule: UpdateRule
     scheme: str
-    schedule: Schedule
+    schedule: Stages
     teachers: tuple[Teacher, ...] | None = ()
     start: tuple[np.ndarray, ...] | None = None
 
