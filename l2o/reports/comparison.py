@@ -95,6 +95,11 @@ class Evaluation:
         return log_loss(min(finite)) if self._whole and finite else nan
 
     @property
+    def final(self) -> float:
+        """Log validation loss after the last epoch."""
+        return log_loss(self.rows[-1].validation_loss) if self._whole else nan
+
+    @property
     def final_train(self) -> float:
         """Log training loss of the last epoch."""
         return log_loss(self.rows[-1].train_loss) if self._whole else nan
@@ -141,6 +146,7 @@ class Summary:
         optimization: Of the optimization stability.
         test: Mean log test loss at the epoch chosen on validation.
         best_test: Mean log test loss at the epoch chosen on test.
+        final: Mean log validation loss after the last epoch.
         final_train: Mean log training loss of the last epoch.
         validation_accuracy, test_accuracy: Means, at the epoch chosen on validation.
         seconds: Mean training time of an evaluation.
@@ -155,6 +161,7 @@ class Summary:
     optimization: Stability
     test: float
     best_test: float
+    final: float
     final_train: float
     validation_accuracy: float
     test_accuracy: float
@@ -204,6 +211,7 @@ def _summary(case: Case, label: str, members: Sequence[Evaluation]) -> Summary:
         optimization=mixed_effects([e.jitter for e in members], replicates, seeds),
         test=mean(lambda e, chosen: e.test),
         best_test=mean(lambda e, chosen: e.best_test),
+        final=mean(lambda e, chosen: e.final),
         final_train=mean(lambda e, chosen: e.final_train),
         validation_accuracy=mean(lambda e, chosen: chosen.validation_accuracy),
         test_accuracy=mean(lambda e, chosen: chosen.test_accuracy),

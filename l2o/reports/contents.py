@@ -12,6 +12,7 @@ import numpy as np
 
 from l2o.evaluation.results import Result
 from l2o.policies.checkpoint import doubts
+from l2o.reports import versus
 from l2o.reports.comparison import (
     Case,
     Summary,
@@ -97,6 +98,8 @@ def report(
 ) -> list[Section]:
     """The report's sections, figures drawn; `write_report` says what the arguments are."""
     sections = [Section("Overview", _overview(cases, cards, selection))]
+    if ahead := versus.blocks(cases):
+        sections.append(Section("Policies and baselines of today", ahead))
     for f in figures:
         if f.draw:
             sections.append(Section(f.title, [Picture(f.file, f.title, f.caption, png(f.draw))]))
@@ -217,14 +220,15 @@ def _case(case: Case, found: Sequence[Summary], private: bool) -> list[Block]:
         blocks.append(Notice([f"Data really used: {case.data}."]))
     columns = [Column("optimizer"), Column("n"), Column("diverged"), Column("log validation loss"),
                Column("95% interval", interval=True), Column("log test loss"),
-               Column("best log test loss"), Column("final log training loss"),
+               Column("best log test loss"), Column("final log validation loss"),
+               Column("final log training loss"),
                Column("validation accuracy, %", 2), Column("test accuracy, %", 2),
                Column("seconds", 1), Column("ε")]  # fmt: skip
     name = f" ({oracle_name(found)})"
     rows: list[list[Value]] = [
         [s.label + name * (s is best), len(s.evaluations), s.diverged,
          s.performance.mean, (s.performance.low, s.performance.high), s.test,
-         s.best_test, s.final_train,
+         s.best_test, s.final, s.final_train,
          100 * s.validation_accuracy, 100 * s.test_accuracy, s.seconds,
          s.epsilon if isfinite(s.epsilon) else nan]
         for s in found
