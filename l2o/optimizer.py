@@ -108,7 +108,8 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         self._policy = replace(policy, rule=rule)
         self._start = initial_state(self._policy)
         self._kept: tuple[np.ndarray, ...] = ()  # what was loaded before there was a state
-        self._skips_seen = 0
+        self._skips_seen = 0  # at the last look
+        self._fitted = 0  # steps at the end of the last fit
 
     @classmethod
     def load(cls, path_or_name: Path | str, **kwargs) -> AmalgamatedOptimizer:
@@ -189,8 +190,11 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
     def finalize_variable_values(self, var_list) -> None:
         """Called by `fit` at its end."""
         super().finalize_variable_values(var_list)
-        self._warn_of_skipped_steps()
         steps = int(ops.convert_to_numpy(self.iterations))
+        if steps <= self._fitted:  # set back to zero: as many may have been skipped again
+            self._skips_seen = 0
+        self._fitted = steps
+        self._warn_of_skipped_steps()
         if 0 < steps <= self.warmup_steps:
             warnings.warn(
                 f"{self.name}: all {steps} steps so far were warm-up, which is plain SGD; the "
@@ -200,8 +204,10 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
 
     def _warn_of_skipped_steps(self) -> None:
         """Warns once, and again if the variables have been set back to zero since."""
-        before, self._skips_seen = self._skips_seen, self.skipped_steps
-        if self._skips_seen and not 0 < before <= self._skips_seen:
+        seen, self._skips_seen = self._skips_seen, self.skipped_steps
+        if self._skips_seen < seen:
+            self._fitted = 0
+        if self._skips_seen and not 0 < seen <= self._skips_seen:
             steps = int(ops.convert_to_numpy(self.iterations))
             warnings.warn(
                 f"{self.name}: gradients were not finite; {self._skips_seen} of {steps} steps "

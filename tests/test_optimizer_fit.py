@@ -260,16 +260,19 @@ def test_a_schedule_counts_the_steps_of_the_warm_up_and_scales_them():
 
 
 @pytest.mark.parametrize("settings", [{"jit_compile": True}, {"run_eagerly": True}], ids=str)
-def test_fit_warns_once_of_skipped_steps(settings):
+def test_fit_warns_once_of_skipped_steps_until_they_are_set_back(settings):
     network, (inputs, targets) = model(), data()
     targets[5] = np.nan
     network.compile(optimizer(), "mse", **settings)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        network.fit(inputs, targets, 8, 2, shuffle=False, verbose=0)
-    assert network.optimizer.skipped_steps == 2 and int(network.optimizer.iterations) == 16
-    assert np.isfinite(weights_of(network)).all()
-    assert sum("steps so far were skipped" in str(w.message) for w in caught) == 1
+    for back, steps, warned in ((False, 16, 1), (True, 16, 1), (False, 32, 0)):
+        for variable in network.optimizer.variables if back else ():
+            variable.assign(np.zeros(variable.shape))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            network.fit(inputs, targets, 8, 2, shuffle=False, verbose=0)
+        assert int(network.optimizer.iterations) == steps == 8 * network.optimizer.skipped_steps
+        assert np.isfinite(weights_of(network)).all()
+        assert sum("steps so far were skipped" in str(w.message) for w in caught) == warned
 
 
 def test_a_compiled_optimizer_may_be_a_dictionary(eager):
