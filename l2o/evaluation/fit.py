@@ -30,6 +30,7 @@ class Epoch:
     Attributes:
         steps: Steps so far, warm-up included.
         seconds: Training time so far, without compiling and measuring.
+        cpu_seconds: Of this process's processor, for the same.
         train_loss, train_accuracy: Over the epoch's batches, each before its step; at epoch 0
             those of the first batch.
         validation_loss, validation_accuracy: After the epoch, over all examples.
@@ -39,6 +40,7 @@ class Epoch:
 
     steps: int
     seconds: float
+    cpu_seconds: float
     train_loss: float
     train_accuracy: float
     validation_loss: float
@@ -120,25 +122,27 @@ class Fit:
             self._call(held, seed, 0, 0)
         scores = self._scores(held)
         rows: list[Epoch] = []
-        records, done, seconds = [np.zeros((2, 0), "float32")], 0, 0.0
+        records, done, spent = [np.zeros((2, 0), "float32")], 0, np.zeros(2)
         for epoch in range(epochs):
-            begun = time.perf_counter()
+            begun = _now()
             held, record = self._run_epoch(held, seed, epoch, report)
-            seconds += time.perf_counter() - begun
+            spent += _now() - begun
             records.append(record)
             if not rows:
                 loss, accuracy = map(float, record[:, 0])
-                rows.append(Epoch(0, 0.0, _loss(loss), accuracy, _loss(scores[0]), *scores[1:]))
+                rows.append(
+                    Epoch(0, 0.0, 0.0, _loss(loss), accuracy, _loss(scores[0]), *scores[1:])
+                )
             done += record.shape[1]
             scores = self._scores(held)
             if not np.isfinite(record[0, -1]):
-                rows.append(self._diverged(done, seconds, done - 1))
+                rows.append(self._diverged(done, spent, done - 1))
                 break
             if not np.isfinite(scores[: 2 * len(self._held_out) : 2]).all():
-                rows.append(self._diverged(done, seconds, done))  # the step that would be next
+                rows.append(self._diverged(done, spent, done))  # the step that would be next
                 break
             loss, accuracy = map(float, record.mean(1, dtype="float64"))
-            rows.append(Epoch(done, seconds, loss, accuracy, *scores))
+            rows.append(Epoch(done, float(spent[0]), float(spent[1]), loss, accuracy, *scores))
         return History(rows, *np.concatenate(records, axis=1))
 
     def _compiled(self, held):
@@ -163,10 +167,10 @@ class Fit:
             report(done)
         return held, np.concatenate(records, axis=1)
 
-    def _diverged(self, steps: int, seconds: float, step: int) -> Epoch:
+    def _diverged(self, steps: int, spent: np.ndarray, step: int) -> Epoch:
         scores = (np.inf, 0.0 if self._task.classifies else np.nan)
         test = scores if len(self._held_out) > 1 else (np.nan, np.nan)
-        return Epoch(steps, seconds, *scores, *scores, *test, step)
+        return Epoch(steps, float(spent[0]), float(spent[1]), *scores, *scores, *test, step)
 
     def _call(self, held, seed: int, start: int, count: int):
         """Runs `count` steps; losses and accuracies [2, steps], shorter where the loss diverged."""
@@ -230,3 +234,8 @@ class Fit:
 def _loss(value: float) -> float:
     """A loss; one that is no number is infinite, as where a fit diverged."""
     return math.inf if math.isnan(value) else value
+
+
+def _now() -> np.ndarray:
+    """Seconds by the clock, and of this process's processor, [2]."""
+    return np.array([time.perf_counter(), time.process_time()])

@@ -195,6 +195,7 @@ def as_results(key: Key, task: Task, history: History) -> list[Result]:
             epoch=number,
             steps=epoch.steps,
             seconds=round(epoch.seconds, 3),
+            cpu_seconds=round(epoch.cpu_seconds, 3),
             train_loss=epoch.train_loss,
             train_accuracy=epoch.train_accuracy,
             validation_loss=epoch.validation_loss,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import inf, isnan
+from math import inf, isnan, nan
 from pathlib import Path
 from typing import NamedTuple
 
 from l2o.evaluation.tables import TableError, read_table, write_table
 
-VERSION = 1
+VERSION = 2
+_ADDED = {"cpu_seconds": nan}  # since version 1
 TABLE = "results.csv"  # its name in a directory of results
 _MOST = 2**53  # of what is counted, as a float can
 
@@ -50,6 +51,7 @@ class Result:
         epoch: After how many epochs this was measured; 0 is before the first step.
         steps: Steps so far, warm-up included.
         seconds: Training time so far; measuring is not counted.
+        cpu_seconds: Of the process's processor, for the same; nan where nobody measured it.
         train_loss, train_accuracy: Means over the epoch's batches, each before its step; at epoch
             0 those of the first batch. Accuracies are nan where labels are no classes.
         validation_loss, validation_accuracy, test_loss, test_accuracy: After the epoch.
@@ -75,6 +77,7 @@ class Result:
     epoch: int
     steps: int
     seconds: float
+    cpu_seconds: float
     train_loss: float
     train_accuracy: float
     validation_loss: float
@@ -99,6 +102,8 @@ class Result:
             most = _MOST if isinstance(value, int) or name == "seconds" else inf
             if not least.get(name, 0) <= value <= most:  # NaN is no value either
                 raise ValueError(f"{name} cannot be {str(value)[:30]}")
+        if not (0 <= self.cpu_seconds <= _MOST or isnan(self.cpu_seconds)):
+            raise ValueError(f"cpu_seconds cannot be {self.cpu_seconds}")
         for name in ("train_accuracy", "validation_accuracy", "test_accuracy"):
             value = getattr(self, name)
             if not (0 <= value <= 1 or isnan(value)):
@@ -122,7 +127,7 @@ def read_results(*paths: Path | str) -> list[Result]:
         if path.is_dir() and not (path / TABLE).exists():
             raise TableError(f"{path} holds no {TABLE}")
         path = path / TABLE if path.is_dir() else path
-        for key, rows in by_evaluation(read_table(path, Result, VERSION)).items():
+        for key, rows in by_evaluation(read_table(path, Result, VERSION, _ADDED)).items():
             epochs = [row.epoch for row in rows]
             whole = rows[-1].diverged_at >= 0 or epochs[-1] == key.epochs
             if epochs != list(range(len(rows))) or not whole:

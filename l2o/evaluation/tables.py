@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import Field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from l2o.errors import UserError
 from l2o.runs.files import csv_lines, write_atomically
@@ -24,7 +25,12 @@ class TableError(UserError):
     """A table that cannot be read; the message names file and fault in one line."""
 
 
-def read_table(path: Path | str, kind: type[Row], version: int | None = None) -> list[Row]:
+def read_table(
+    path: Path | str,
+    kind: type[Row],
+    version: int | None = None,
+    added: Mapping[str, Any] = MappingProxyType({}),
+) -> list[Row]:
     """Reads a table written by `write_table`, or saved again by a program that kept all cells.
 
     A spreadsheet may have put a mark before it, other separators and line ends into it and empty
@@ -34,6 +40,7 @@ def read_table(path: Path | str, kind: type[Row], version: int | None = None) ->
         path: The file.
         kind: The dataclass of its rows; its fields are annotated str, int or float.
         version: What the table's column `version` must say, if it has one.
+        added: Columns that the version before had not, and what its rows have there.
 
     Raises:
         TableError: If the file cannot be read, has another version or other columns, or a line
@@ -51,6 +58,9 @@ def read_table(path: Path | str, kind: type[Row], version: int | None = None) ->
     except csv.Error as error:
         raise TableError(f"{path} cannot be read: {error}") from error
     (_, columns), *rows = lines or [(0, [])]
+    names = [f.name for f in fields(kind)]
+    before = version if added and columns == [x for x in names if x not in added] else None
+    version = before - 1 if before else version
     if version is not None and "version" in columns:
         at = columns.index("version")
         for found in (line[at] for _, line in rows if len(line) > at):
@@ -59,13 +69,23 @@ def read_table(path: Path | str, kind: type[Row], version: int | None = None) ->
                     f"{path} is a table of another release of l2o, in version {found[:30]} of its "
                     f"form. This release reads version {version}"
                 )
-    names = [f.name for f in fields(kind)]
-    if columns != names:
+    if columns != names and not before:
         found = " ".join(_other(columns, names).split())  # a column's name may have line breaks
         raise TableError(f"{path} needs the columns {', '.join(names)}. {found}")
     if not text.endswith("\n"):
         raise TableError(f"{path} is cut off: its last line, number {lines[-1][0]}, has no end")
+    if before:
+        rows = [(number, _as_now(line, names, added, before)) for number, line in rows]
     return [_row(f"{path}, line {number}", line, kind) for number, line in rows]
+
+
+def _as_now(line: list[str], names: list[str], added: Mapping[str, Any], version: int) -> list[str]:
+    """A line of the version before, as this one has it; one of another length as it is."""
+    if len(line) != len(names) - len(added):
+        return line
+    cells = iter(line)
+    whole = {name: str(added[name]) if name in added else next(cells) for name in names}
+    return [*(whole | {"version": str(version)}).values()]
 
 
 def write_table(path: Path | str, rows: Sequence, kind: type) -> None:

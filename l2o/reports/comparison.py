@@ -104,6 +104,11 @@ class Evaluation:
         """Log training loss of the last epoch."""
         return log_loss(self.rows[-1].train_loss) if self._whole else nan
 
+    def within(self, seconds: float) -> float:
+        """Log validation loss of the last epoch that ends in so many processor seconds."""
+        rows = [row for row in self.rows if row.cpu_seconds <= seconds + 1e-9]
+        return log_loss(rows[-1].validation_loss) if self._whole and rows else nan
+
     @property
     def jitter(self) -> float:
         """Optimization stability."""
@@ -149,7 +154,8 @@ class Summary:
         final: Mean log validation loss after the last epoch.
         final_train: Mean log training loss of the last epoch.
         validation_accuracy, test_accuracy: Means, at the epoch chosen on validation.
-        seconds: Mean training time of an evaluation.
+        seconds, cpu_seconds: Mean training time of an evaluation, by the clock and the processor.
+        within: Mean log validation loss within the processor seconds of the fastest optimizer.
         epsilon: Privacy spent by the end, the largest; infinite where training is not private.
         diverged: How many evaluations diverged.
     """
@@ -166,6 +172,8 @@ class Summary:
     validation_accuracy: float
     test_accuracy: float
     seconds: float
+    cpu_seconds: float
+    within: float
     epsilon: float
     diverged: int
 
@@ -183,16 +191,18 @@ def summarize(results: Iterable[Result]) -> dict[Case, list[Summary]]:
     for evaluation in known:
         case = evaluation.case._replace(apart=titles[evaluation.case.title] > 1)
         groups.setdefault(case, {}).setdefault(evaluation.label, []).append(evaluation)
-    return {
-        case: sorted(
-            (_summary(case, label, members) for label, members in labels.items()),
+    found = {}
+    for case, labels in groups.items():
+        ends = [np.mean([e.rows[-1].cpu_seconds for e in members]) for members in labels.values()]
+        limit = float(np.min(ends))
+        found[case] = sorted(
+            (_summary(case, label, members, limit) for label, members in labels.items()),
             key=lambda s: (isnan(s.performance.mean), s.performance.mean, s.label),
         )
-        for case, labels in groups.items()
-    }
+    return found
 
 
-def _summary(case: Case, label: str, members: Sequence[Evaluation]) -> Summary:
+def _summary(case: Case, label: str, members: Sequence[Evaluation], limit: float) -> Summary:
     replicates, seeds = [e.key.replicate for e in members], [e.key.seed for e in members]
     whole = [(e, e.chosen) for e in members if e.chosen is not None and isfinite(e.best)]
 
@@ -216,6 +226,8 @@ def _summary(case: Case, label: str, members: Sequence[Evaluation]) -> Summary:
         validation_accuracy=mean(lambda e, chosen: chosen.validation_accuracy),
         test_accuracy=mean(lambda e, chosen: chosen.test_accuracy),
         seconds=mean(lambda e, chosen: e.rows[-1].seconds),
+        cpu_seconds=mean(lambda e, chosen: e.rows[-1].cpu_seconds),
+        within=mean(lambda e, chosen: e.within(limit)),
         epsilon=max(e.rows[-1].epsilon for e in members),
         diverged=sum(e.diverged_at >= 0 for e in members),
     )

@@ -223,13 +223,14 @@ def _case(case: Case, found: Sequence[Summary], private: bool) -> list[Block]:
                Column("best log test loss"), Column("final log validation loss"),
                Column("final log training loss"),
                Column("validation accuracy, %", 2), Column("test accuracy, %", 2),
-               Column("seconds", 1), Column("ε")]  # fmt: skip
+               Column("seconds", 1), Column("CPU seconds", 1),
+               Column("log validation loss at equal CPU seconds"), Column("ε")]  # fmt: skip
     name = f" ({oracle_name(found)})"
     rows: list[list[Value]] = [
         [s.label + name * (s is best), len(s.evaluations), s.diverged,
          s.performance.mean, (s.performance.low, s.performance.high), s.test,
          s.best_test, s.final, s.final_train,
-         100 * s.validation_accuracy, 100 * s.test_accuracy, s.seconds,
+         100 * s.validation_accuracy, 100 * s.test_accuracy, s.seconds, s.cpu_seconds, s.within,
          s.epsilon if isfinite(s.epsilon) else nan]
         for s in found
     ]  # fmt: skip
