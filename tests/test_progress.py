@@ -41,7 +41,7 @@ def test_the_bar_says_how_long_a_run_takes(tmp_path, monkeypatch):
     A step takes 0.2 s for each of the two, one of a validation 0.3 of that: a stage 32 s and 2 or,
     with that of its beginning, 3 times 1.2 s, of which 8 s are over.
     """
-    schedule = curriculum.Schedule(
+    schedule = curriculum.Stages(
         (curriculum.Stage((20,), 20),) * 2, truncation=10, meta_batch=2, period=4, min_periods=2,
         max_periods=2, patience=2, validation_trajectories=1,
     )  # fmt: skip

@@ -50,8 +50,8 @@ optimizers:
   oracle               the six tuned teachers; reports take the best
   adam, adam@0.01      a teacher at its tuned rate, or at another
   keras:Adam+constant, keras:AdamW@0.003+cosine+decay0.1
-                       a Keras optimizer: rate, schedule (constant, linear, cosine;
-                       the first 5% rise), weight decay, each its own by default
+                       a Keras optimizer: its rate, schedule (constant, linear or
+                       cosine, after a rise over 5%) and weight decay
   keras:Adam, keras:Adam@0.001
                        the same after the paper's 100 steps of SGD, as teachers
   tuned:AdamW, tuned:Lion, tuned:Muon
