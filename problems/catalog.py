@@ -90,8 +90,8 @@ def get_problem(name: str) -> Problem:
     """The problem of a name.
 
     Args:
-        name: A name in `PROBLEMS`, or `package.module:function`, a function without arguments that
-            returns a `Problem`. The module is looked for in the current directory first.
+        name: A name in `PROBLEMS`, or `package.module:function`, a `Problem`, or a function without
+            arguments that returns one. The module is looked for in the current directory first.
 
     Raises:
         ProblemError: There is none; the message lists the names there are, or says what is wrong
@@ -125,6 +125,8 @@ def _own(name: str) -> Problem:
             ) from error
         raise ProblemError(f"{name}: importing {module} failed: {_line(error)}") from error
     make = getattr(found, function, None)
+    if isinstance(make, Problem):
+        return make
     if not callable(make):
         place = getattr(found, "__file__", None) or module
         raise ProblemError(f"{name}: {place} has no function {function}")

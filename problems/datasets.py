@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from l2o.extras import require
 
-from .dataset import Dataset, DatasetDamaged, DatasetUnavailable
+from .dataset import Dataset, DatasetDamaged, DatasetUnavailable, ProblemError
 from .readers import DIGITS, TABLES, TEXTS, damaged, read_images, read_text
 
 if TYPE_CHECKING:
@@ -189,16 +189,18 @@ def _builder(name: str, folder: Path) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder(name, data_dir=folder)
     except tfds.core.DatasetNotFoundError:
-        raise ValueError(f"TFDS has no dataset of that name. Received: {name!r}") from None
+        raise ProblemError(f"TFDS has no dataset of that name. Received: {name!r}") from None
     except Exception as error:  # it reads what is in the folder
         raise damaged(folder / name, error) from error
     features, splits = builder.info.features, builder.info.splits
     if name in TEXTS:
         return builder
     if not {"image", "label"} <= set(features) or None in features["image"].shape:
-        raise ValueError(f"A dataset of labelled images of one shape is needed. Received: {name!r}")
+        raise ProblemError(
+            f"A dataset of labelled images of one shape is needed. Received: {name!r}"
+        )
     if splits and not {"train", "test"} <= set(splits):
-        raise ValueError(f"A dataset with splits train and test is needed. Received: {name!r}")
+        raise ProblemError(f"A dataset with splits train and test is needed. Received: {name!r}")
     return builder
 
 

@@ -87,7 +87,10 @@ def test_wrong_calls_touch_nothing(tmp_path):
         ({"pool": "huge"}, "Unknown pool. Allowed: adam, small, large. Received: huge"),
         ({"pool": ()}, "teachers must be a pool's name, or rules and names. Received: \\(\\)"),
         ({"pool": ("adam", RNNProp())}, "Rules with weights are no teachers. Received: rnnprop"),
-        ({"policy": 3}, "Unknown policy. Allowed: rnnprop, original, scale. Received: 3"),
+        (
+            {"policy": 3},
+            "Unknown policy. Allowed: rnnprop, original, scale, or a rule .* Received: int",
+        ),
         ({"unrolls": (3,)}, "multiple of the truncation, 2. Received: 3"),
         ({"unrolls": "all"}, "unrolls must be whole numbers. Received: \\('all',\\)"),
         ({"magnitude": (1e-3, 1e-4)}, "magnitude must be a number. Received: \\(0.001"),

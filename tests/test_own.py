@@ -592,3 +592,32 @@ def test_validation_data_of_another_kind_is_refused():
     with keras_seed(0), pytest.raises(ProblemError, match="batched by 8. Received: batch_size=4"):
         dataset = tf.data.Dataset.from_tensor_slices((TABLE, TARGETS)).batch(8)
         load_task(Problem(regression, dataset, loss="mse", batch_size=4))
+
+
+def test_data_by_name_are_checked_and_told_apart_like_arrays():
+    def small(shape, classes):
+        return sequential(shape, layers.Flatten, dense(classes))()
+
+    def other(shape, classes):
+        return sequential(shape, layers.Flatten, dense(4), dense(classes))()
+
+    def softmax(shape, classes):
+        return sequential(shape, layers.Flatten, dense(classes, activation="softmax"))()
+
+    said = []
+    one, two = (load_task(Problem(f, "digits"), report=said.append) for f in (small, other))
+    assert one.name == "own Sequential of 7,850 weights" and one.name != two.name
+    assert one.dataset.name != two.dataset.name and one.network != two.network
+    assert one.dataset.name.startswith("digits, network ") and not one.dataset.in_place_of
+    stood_in = load_task(Problem(small, "mnist"), "digits", report=said.append)
+    assert stood_in.dataset.in_place_of == "mnist"
+    with pytest.raises(ProblemError, match="are probabilities"):
+        load_task(Problem(softmax, "digits"), report=said.append)
+    with pytest.raises(ProblemError, match="batch_size .* Received: 0"):
+        load_task(Problem(small, "digits", batch_size=0), report=said.append)
+    with pytest.raises(ProblemError, match="digits brings its own examples"):
+        load_task(Problem(small, "digits", (TABLE, TARGETS)), report=said.append)
+    with pytest.raises(ProblemError, match="TFDS has no dataset of that name. Received: 'mnst'"):
+        load_task(Problem(small, "mnst"), report=said.append)
+    with pytest.raises(ProblemError, match="l2o.Problem.* Received: a function"):
+        load_task(small)

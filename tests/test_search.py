@@ -14,6 +14,7 @@ from l2o.evaluation.evaluations import evaluate
 from l2o.evaluation.fit import Fit
 from l2o.evaluation.search import SPACES, Space, better_space, names
 from l2o.problems import Batch, Problem
+from l2o.rules import Adam
 from l2o.tasks.batches import batch_indices
 from l2o.tasks.task import Task
 
@@ -175,3 +176,23 @@ def test_a_tuned_optimizer_is_the_best_of_its_trials_on_fresh_seeds(tmp_path, ca
 def test_what_cannot_be_tuned_is_refused():
     with pytest.raises(ValueError, match="tuned:Adom.*Allowed: .*tuned:AdamW"):
         evaluate("digits_cnn", "tuned:Adom", epochs=1)
+
+
+def test_objects_have_names_in_a_dictionary_and_what_cannot_be_is_one_line():
+    data = examples(320)
+    problem = Problem(network, data[:2], batch_size=_BATCH, name="made:up")
+    rows = evaluate(problem, {"slow": Adam(1e-4), "fast": Adam(1e-2)}, repeats=1, epochs=1)
+    assert {r.optimizer for r in rows} == {"slow", "fast"}
+    with pytest.raises(ValueError, match="called adam; .* in a dictionary"):
+        evaluate(problem, [Adam(1e-4), Adam(1e-2)], repeats=1, epochs=1)
+    for settings, said in (
+        ({"repeats": 0}, "repeats must be .* Received: 0"),
+        ({"epochs": -1}, "epochs must be .* Received: -1"),
+        ({"jobs": 1.5}, "jobs must be .* Received: 1.5"),
+        ({"seed": -5}, "seed must be .* Received: -5"),
+        ({"optimizers": []}, "optimizers must be one or several"),
+        ({"optimizers": [keras.optimizers.Adam()]}, "An optimizer is a name, a policy or a rule"),
+        ({"problems": network}, "problems must be one or several"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            evaluate(**{"problems": problem, "optimizers": "adam"} | settings)

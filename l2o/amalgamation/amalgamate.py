@@ -190,6 +190,11 @@ def train(
     if preset is None:
         preset = "paper" if tf.config.list_physical_devices("GPU") else "cpu"
     chosen = {"policy": policy, "teachers": teachers, "scheme": scheme, "seed": seed}
+    if paper := {"strategy": "scheme", "pool": "teachers"}.keys() & settings:
+        raise TypeError(
+            f"l2o.train calls them scheme and teachers; l2o.amalgamate has the paper's names. "
+            f"Received: {', '.join(sorted(paper))}"
+        )
     check_names(settings, CHOICES.keys() - chosen)
     start = preset if isinstance(preset, Settings) else get_preset(preset)
     choices = with_choices(start, chosen | settings)
@@ -254,6 +259,11 @@ def amalgamate(
     Raises:
         As `train`.
     """
+    if own := {"scheme", "teachers"} & settings.keys():
+        raise TypeError(
+            "l2o.amalgamate calls them strategy and pool; l2o.train has the library's names. "
+            f"Received: {', '.join(sorted(own))}"
+        )
     problem = Problem(model_fn, data, validation=(), loss=loss, batch_size=batch_size)
     return train(problem, teachers=pool, scheme=strategy, **settings)
 

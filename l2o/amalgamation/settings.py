@@ -69,9 +69,13 @@ class Settings:
     def rule(self) -> UpdateRule:
         """The policy that is trained."""
         if isinstance(self.policy, UpdateRule):
+            if not next(iter(self.policy.weight_shapes()), None):
+                raise ValueError(f"policy must have weights to train. Received: {self.policy}")
             return self.policy
         if self.policy not in [*POLICIES]:
-            raise _unknown("policy", POLICIES, self.policy)
+            received = self.policy if isinstance(self.policy, str) else type(self.policy).__name__
+            allowed = [*POLICIES, "or a rule (finetune= begins with a trained policy)"]
+            raise _unknown("policy", allowed, received)
         return POLICIES[self.policy]()
 
     def phases(self) -> tuple[Phase, ...]:

@@ -37,7 +37,7 @@ DESCRIPTION = """\
 Fits problems with optimizers and compares them.
 
   {prog} --problem mnist_dp       the shipped policy, Adam and AdamW
-  {prog} --suite modern           problems and tuned baselines of today
+  {prog} --suite modern           problems, tuned baselines of today
   {prog} --problem mine:tumours   your own: docs/amalgamate.md
 
 In each repeat all optimizers start from the same weights and see the same
@@ -50,8 +50,8 @@ optimizers:
   oracle               the six tuned teachers; reports take the best
   adam, adam@0.01      a teacher at its tuned rate, or at another
   keras:Adam+constant, keras:AdamW@0.003+cosine+decay0.1
-                       a Keras optimizer: its rate, schedule (constant, linear or
-                       cosine, after a rise over 5%) and weight decay
+                       a Keras optimizer: rate, schedule (constant, linear or
+                       cosine, after a rise over 5%), weight decay
   keras:Adam, keras:Adam@0.001
                        the same after the paper's 100 steps of SGD, as teachers
   tuned:AdamW, tuned:Lion, tuned:Muon
@@ -139,6 +139,8 @@ def _evaluate(options: argparse.Namespace) -> int:
             raise UserError(f"--{name} must be at most {most}. Received: {value}")
     if options.seed > (most := MOST_SEED - repeats + 1):
         raise UserError(f"--seed must be at most {most}. Received: {options.seed}")
+    if options.suite and options.problem:
+        raise UserError("--suite names problems, so --problem cannot be given too")
     words = options.problem or ([] if options.suite else ["mnist_cnn"])
     problems = [n for word in words for n in (PROBLEMS if word == ALL else [word])]
     problems += SUITES[options.suite] if options.suite else ()

@@ -178,6 +178,11 @@ def get_candidates(what: str | Candidate | Policy | UpdateRule) -> list[Candidat
         return [_of_policy(what, "policy")]
     if isinstance(what, UpdateRule):
         return [Candidate(what.name, fingerprint((), what.get_config()), WarmUp(what))]
+    if not isinstance(what, str):
+        raise UserError(
+            "An optimizer is a name, a policy or a rule; Keras' own are named, as in "
+            f"keras:AdamW@0.003+cosine. Received: {what!r}"
+        )
     text = what
     if text == ORACLE:
         return [_teacher(name, None) for name in TEACHERS]

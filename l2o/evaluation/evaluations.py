@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
@@ -77,10 +77,11 @@ class Comparison:
             same = different.setdefault((c.name, c.replicate), c)
             together = [d.source for d in different.values() if d.name == c.name]
             if same.origin != c.origin or (same is c and set(together) != {c.source}):
-                words = " ".join(one for one in self.optimizers if isinstance(one, str))
+                words = " ".join(map(str, self.optimizers))[:200]
                 raise UserError(
                     f"Two different optimizers are called {c.name}; name one yourself, as in "
-                    f"other=DIR. Received: {words}"
+                    "other=DIR, or in Python in a dictionary, as in {'other': policy}. "
+                    f"Received: {words}"
                 )
         return list(different.values())
 
@@ -102,7 +103,7 @@ class Comparison:
 
 def evaluate(
     problems: Sequence[Problem | Task | str] | Problem | Task | str = "mnist_cnn",
-    optimizers: Sequence[Optimizer] | Optimizer = DEFAULTS,
+    optimizers: Mapping[str, Optimizer] | Sequence[Optimizer] | Optimizer = DEFAULTS,
     *,
     repeats: int = 3,
     epochs: int | None = None,
@@ -126,7 +127,7 @@ def evaluate(
         problems: Problems, or their names.
         optimizers: Names as `get_candidates` takes them ("choice-large", "oracle", "adam@0.01",
             "keras:AdamW@0.003+cosine", a directory), "tuned:AdamW" (the best of a search on each
-            problem), policies, or rules.
+            problem), policies, or rules; by names of your own in a dictionary.
         repeats: Fits of each optimizer on each problem.
         epochs: Of each fit; a problem's own number, or 5, by default.
         seed: Of the first repeat; each later one has one more.
@@ -150,6 +151,21 @@ def evaluate(
         problems = (problems,)
     if isinstance(optimizers, str | Policy | UpdateRule | Candidate):
         optimizers = (optimizers,)
+    if isinstance(optimizers, Mapping):
+        optimizers = [
+            replace(candidate, bare_name=name)
+            for name, one in optimizers.items()
+            for candidate in get_candidates(one)
+        ]
+    counts = {"repeats": repeats, "epochs": epochs, "tune": tune, "jobs": jobs}
+    for name, value in counts.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UserError(f"{name} must be a whole number of at least 1. Received: {value!r}")
+    if not isinstance(seed, int) or seed < 0:
+        raise UserError(f"seed must be a whole number of at least 0. Received: {seed!r}")
+    for name, several in {"problems": problems, "optimizers": optimizers}.items():
+        if not isinstance(several, Sequence) or not several:
+            raise UserError(f"{name} must be one or several. Received: {several!r}")
     searched = [o for o in optimizers if isinstance(o, str) and o.lower().startswith(TUNED)]
     for word in searched:
         space_of(word)
@@ -168,6 +184,7 @@ def evaluate(
         tasks = comparison.tasks()
         with ResultsDirectory(path, made_with(task.dataset for task in tasks)) as directory:
             tf.config.experimental.enable_op_determinism()
+            tf.get_logger().setLevel("ERROR")  # each optimizer is traced anew, it warns of that
             run = partial(_run, comparison, directory, jobs, f"{gpus} GPU" if gpus else "the CPU")
             _announce(comparison, tasks, candidates, directory)
             plan = comparison.plan

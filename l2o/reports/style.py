@@ -159,7 +159,10 @@ def legend(figure: Figure, cases: Cases, look: Look, teachers: bool = False) -> 
             handles.append(_line(Style("#bbbbbb", "-", ""), "other teachers", width=0.7))
     if not handles:
         return
-    columns = min(3, len(handles))
+    # A label's letter is some 0.09 inches wide, its line half an inch.
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    fitting = int(figure.get_figwidth() // (0.6 + 0.09 * longest))
+    columns = max(1, min(3, len(handles), fitting))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
     figure.set_figheight(figure.get_figheight() + 0.2 * ceil(len(handles) / columns))
 

@@ -166,7 +166,13 @@ def differences(there: Any, asked: Any, place: str = "") -> Iterator[str]:
         for k, pair in enumerate(zip(there, asked, strict=True)):
             yield from differences(*pair, f"{place}[{k}]")
     elif there != asked:
-        yield f"{place}: {there!r} there, {asked!r} asked for"
+        yield f"{place}: {_short(there)} there, {_short(asked)} asked for"
+
+
+def _short(value: Any) -> str:
+    """A value, or its beginning: a run's phases fill pages."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 class CSVLog:

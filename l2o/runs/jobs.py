@@ -18,8 +18,8 @@ from l2o.errors import UserError
 from l2o.runs.quiet import quiet
 
 _KILLED = (
-    "A process of --jobs was killed, perhaps for memory. What was over is kept; the same command, "
-    "with fewer --jobs and without --fresh, goes on"
+    "A process of several jobs was killed, perhaps for memory, or the script that asks for them "
+    "has no `if __name__ == '__main__':`. What was over is kept; the same with fewer jobs goes on"
 )
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, MutableMapping
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -13,7 +14,14 @@ import numpy as np
 import tensorflow as tf
 
 from l2o import problems
-from l2o.problems import Batch, Dataset, DatasetUnavailable, Problem, ProblemError, get_problem
+from l2o.problems import (
+    PROBLEMS,
+    Dataset,
+    DatasetUnavailable,
+    Problem,
+    ProblemError,
+    get_problem,
+)
 from l2o.tasks.batches import rows
 from l2o.tasks.checks import checked
 from l2o.tasks.examples import BATCH_SIZE, as_examples, digest
@@ -53,35 +61,80 @@ def load_task(
         ProblemError: If it cannot be had, or used.
     """
     problem = get_problem(problem) if isinstance(problem, str) else problem
-    if not isinstance(problem.data, str):
-        try:
-            return _own_task(problem, first_order, positive, report)
-        except ProblemError as error:
-            if not problem.name:
-                raise
-            raise ProblemError(f"{problem.name}: {error}") from error
+    if not isinstance(problem, Problem):
+        raise ProblemError(
+            "A problem is an l2o.Problem(model_fn, data), or a name. Received: a "
+            f"{type(problem).__name__}"
+        )
     if problem.private:
         check_python()
-    loaded = {} if loaded is None else loaded
-    if problem.data not in loaded:
-        loaded[problem.data] = problems.load_dataset(problem.data, data, data_dir, report)
-        report(f"Data: {loaded[problem.data].description}")
-    dataset = loaded[problem.data]
-    task = Task(problem, problem.prepare(dataset) if problem.prepare else dataset)
-    if not task.steps_per_epoch:
-        raise DatasetUnavailable(
-            f"{task.dataset.name} has {len(task.dataset.train.labels)} training examples, and a "
-            f"batch of {task.name} holds {task.batch_size}"
-        )
+    read = partial(_dataset, problem, data, data_dir, {} if loaded is None else loaded, report)
+    if problem is PROBLEMS.get(problem.name):  # which is known to be good
+        task = Task(problem, read())
+        if not task.steps_per_epoch:
+            raise DatasetUnavailable(
+                f"{task.dataset.name} has {task.dataset.sizes[0]} training examples, and a batch "
+                f"of {task.name} holds {task.batch_size}"
+            )
+    else:
+        try:
+            task = _own_task(problem, read, first_order, positive, report)
+        except ProblemError as error:
+            if not problem.name or isinstance(error, DatasetUnavailable):
+                raise
+            raise ProblemError(f"{problem.name}: {error}") from error
     if problem.private:
         check_network(task.model)
     return task
 
 
+def _dataset(
+    problem: Problem,
+    data: str,
+    data_dir: str | None,
+    loaded: MutableMapping[str, Dataset],
+    report: Callable[[str], None],
+) -> Dataset:
+    """The data that a problem has by name, as the problem has it."""
+    if problem.data not in loaded:
+        loaded[problem.data] = problems.load_dataset(problem.data, data, data_dir, report)
+        report(f"Data: {loaded[problem.data].description}")
+    dataset = loaded[problem.data]
+    return problem.prepare(dataset) if problem.prepare else dataset
+
+
 def _own_task(
-    problem: Problem, first_order: bool, positive: bool, report: Callable[[str], None]
+    problem: Problem,
+    read: Callable[[], Dataset],
+    first_order: bool,
+    positive: bool,
+    report: Callable[[str], None],
 ) -> Task:
-    train, batch_size = _training_examples(problem)
+    named = isinstance(problem.data, str)
+    if named and not (problem.validation is None is problem.test):
+        raise ProblemError(f"{problem.data} brings its own examples for validation and test")
+    dataset, batch_size = (read(), None) if named else _own_dataset(problem)
+    problem = replace(problem, batch_size=_batch_size(problem, batch_size))
+    task = checked(Task(problem, dataset), first_order, positive)
+    network, splits, mark = described_network(task), [dataset.train], ""
+    if not problem.name:
+        kind, weights = type(task.model).__name__, task.layout.size
+        problem = replace(problem, name=f"own {kind} of {weights:,} weights")
+    if dataset.sizes[1]:
+        splits += [dataset.validation, dataset.test]
+        mark = f", network {hashlib.sha256(repr(network).encode()).hexdigest()[:4]}"
+    name = dataset.name if named else f"own data {digest(*splits)}"
+    dataset = replace(dataset, name=name + mark, requested=dataset.in_place_of)
+    if not named:
+        report(f"Data: {dataset.description}")
+    if starts_alike(task):
+        report(f"Note: model_fn of {problem.name} {_STARTS_ALIKE}")
+    return Task(problem, dataset, network)
+
+
+def _own_dataset(problem: Problem) -> tuple[Dataset, int | None]:
+    """Arrays as a dataset, and the batch size that they have themselves."""
+    train, batch_size = as_examples(problem.data)
     validation, test = (
         part if part is None or part == () else as_examples(part, name)[0]
         for part, name in ((problem.validation, "validation"), (problem.test, "test"))
@@ -95,20 +148,17 @@ def _own_task(
     nothing = rows(train, slice(0))
     dataset = Dataset("own data", train, validation or nothing, test or nothing)
     _compare(dataset)
-    problem = replace(problem, batch_size=batch_size)
-    task = checked(Task(problem, dataset), first_order, positive)
-    network, splits, mark = described_network(task), [train], ""
-    if not problem.name:
-        kind, weights = type(task.model).__name__, task.layout.size
-        problem = replace(problem, name=f"own {kind} of {weights:,} weights")
-    if validation:
-        splits += [dataset.validation, dataset.test]
-        mark = f", network {hashlib.sha256(repr(network).encode()).hexdigest()[:4]}"
-    dataset = replace(dataset, name=f"own data {digest(*splits)}{mark}")
-    report(f"Data: {dataset.description}")
-    if starts_alike(task):
-        report(f"Note: model_fn of {problem.name} {_STARTS_ALIKE}")
-    return Task(problem, dataset, network)
+    return dataset, batch_size
+
+
+def _batch_size(problem: Problem, own: int | None) -> int:
+    """Examples a step, by the problem, its data or the default."""
+    given = problem.batch_size
+    if given is not None and (not isinstance(given, Integral) or given < 1):
+        raise ProblemError(f"batch_size must be a whole number of at least 1. Received: {given!r}")
+    if given and own and given != own:
+        raise ProblemError(f"data is batched by {own}. Received: batch_size={given}")
+    return int(given or own or BATCH_SIZE)
 
 
 def starts_alike(task: Task) -> bool:
@@ -130,18 +180,6 @@ def _compare(dataset: Dataset) -> None:
                     f"{name}'s {which} must be like those to train on, {one.dtype} of shape "
                     f"{one.shape[1:]}. Received: {other.dtype} of shape {other.shape[1:]}"
                 )
-
-
-def _training_examples(problem: Problem) -> tuple[Batch, int]:
-    """The examples to train on, and how many a step."""
-    examples, batch_size = as_examples(problem.data)
-    given = problem.batch_size
-    if given is not None and (not isinstance(given, Integral) or given < 1):
-        raise ProblemError(f"batch_size must be a whole number of at least 1. Received: {given!r}")
-    given = given and int(given)
-    if given and batch_size and given != batch_size:
-        raise ProblemError(f"data is batched by {batch_size}. Received: batch_size={given}")
-    return examples, given or batch_size or BATCH_SIZE
 
 
 def described_network(task: Task) -> dict[str, Any]:
