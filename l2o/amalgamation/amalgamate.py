@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from l2o.runs.cluster import check_place, open_directory, workers
 from l2o.runs.devices import make_strategy
 from l2o.runs.directory import CONFIG
 from l2o.runs.display import Display
+from l2o.runs.files import directory_or_temporary
 from l2o.runs.lock import move_aside
 from l2o.tasks.keras_loss import Loss
 from l2o.tasks.load import load_task
@@ -216,7 +216,7 @@ def train(
     if output is not None and fresh:
         move_aside(Path(output), CONFIG)
     origin = origin_of(choices, task, devices)
-    with _directory(output) as directory, _quiet():
+    with directory_or_temporary(output) as directory, _quiet():
         try:
             return meta_train(
                 phases, meta, task, devices, directory, origin, tensorboard,
@@ -266,15 +266,6 @@ def amalgamate(
         )
     problem = Problem(model_fn, data, validation=(), loss=loss, batch_size=batch_size)
     return train(problem, teachers=pool, scheme=strategy, **settings)
-
-
-@contextmanager
-def _directory(output: Path | str | None) -> Iterator[Path]:
-    if output is not None:
-        yield Path(output)
-        return
-    with tempfile.TemporaryDirectory(prefix="l2o-") as directory:
-        yield Path(directory)
 
 
 @contextmanager

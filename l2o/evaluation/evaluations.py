@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +34,7 @@ from l2o.problems import Dataset, Problem
 from l2o.rules import UpdateRule
 from l2o.rules.decayed import WEIGHT_DECAY_LIMIT
 from l2o.runs.devices import take_cores
+from l2o.runs.files import directory_or_temporary
 from l2o.runs.jobs import gpus_for, spread
 from l2o.runs.lock import check_free
 from l2o.runs.progress import ProgressBar, duration
@@ -179,7 +179,7 @@ def evaluate(
     if jobs > 1 and not all(isinstance(x, str) for x in (*chosen, *comparison.optimizers)):
         raise UserError("Several jobs need problems and optimizers by their names")
     candidates = comparison.candidates()
-    with _directory(output) as path:
+    with directory_or_temporary(output) as path:
         check_free(path, TABLE)
         tasks = comparison.tasks()
         with ResultsDirectory(path, made_with(task.dataset for task in tasks)) as directory:
@@ -344,12 +344,3 @@ def _run_one(
             if plan.key(task, candidate, key.repeat) == key:
                 return bench.run(task, key.repeat, candidate)
     raise UserError(f"{key.problem} or {key.optimizer} has changed since the evaluation began")
-
-
-@contextmanager
-def _directory(output: Path | str | None) -> Iterator[Path]:
-    if output is not None:
-        yield Path(output)
-        return
-    with tempfile.TemporaryDirectory(prefix="l2o-") as directory:
-        yield Path(directory)

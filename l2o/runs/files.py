@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -68,3 +69,13 @@ def sync_directory(path: Path) -> None:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+@contextmanager
+def directory_or_temporary(path: Path | str | None) -> Iterator[Path]:
+    """A directory that is named, or else one that is gone afterwards."""
+    if path is not None:
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="l2o-") as directory:
+        yield Path(directory)
