@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+import l2o
 from l2o.commands import run
 
 COMMANDS = ("train", "tune", "evaluate", "report")
@@ -28,6 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print(HELP)
+    elif name == "--version":
+        print(l2o.__version__)
     elif name in COMMANDS:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # in the processes of --jobs
         run(name, rest, f"l2o {name}")

@@ -60,7 +60,7 @@ def test_a_run_that_is_kept_and_one_that_is_not(tmp_path, monkeypatch, capsys):
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     capsys.readouterr()
     assert_same(policy, amalgamate(output=str(tmp_path / "run")))
-    assert "gone on with" in capsys.readouterr().out
+    assert "which is over" in capsys.readouterr().out
     others = {
         "\\(seed: 0 there, 1 asked": {"seed": 1},
         "data: 'own data": {"y": -_Y},

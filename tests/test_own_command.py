@@ -155,7 +155,7 @@ def test_train_and_evaluate(capfd):
     assert card["problem"] == "mine_own:regression" and "(42 train, 8 val" in card["data"]
     assert card["network"]["batch_size"] == 8
     assert call(train, *line) == 0
-    assert "gone on with" in capfd.readouterr().out
+    assert "which is over" in capfd.readouterr().out
 
     line = ["--optimizer", "run", "adam", "--repeats", "2", "--epochs", "21", "--output", "out"]
     problems = ["mine_own:regression", "mine_own:classes", "mine_own:below_zero"]

@@ -76,7 +76,8 @@ def meta_train(
         tf.config.experimental.enable_op_determinism()
         trainer = Trainer(phases, meta, task, strategy, run, card, display)
         if named:
-            again = ", which is gone on with" * trainer.resumed
+            again = ", which is over" if trainer.over else ", which is gone on with"
+            again *= trainer.resumed
             print(f"Run directory: {directory}{again}", flush=True)
         try:
             policy = trainer.run()
@@ -206,7 +207,8 @@ def train(
     task = problem
     if not isinstance(task, Task):
         positive = meta.meta_loss == "log"
-        task = load_task(task, data, data_dir, first_order=meta.first_order, positive=positive)
+        with _quiet():
+            task = load_task(task, data, data_dir, first_order=meta.first_order, positive=positive)
         print(f"Problem: {task.name}, batches of {task.batch_size}", flush=True)
     if task.problem.private:
         raise RunError(

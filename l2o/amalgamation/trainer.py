@@ -84,7 +84,8 @@ class Trainer:
         self._strategy, self._directory = strategy, directory
         self._card, self._callback, self._stopping = card, callback, False
         self._run = self._restore()
-        self.resumed = self._run is not None
+        self.resumed = (run := self._run) is not None
+        self.over = run is not None and run.progress.finished and run.phase + 1 == len(phases)
 
     def run(self) -> Policy:
         """Trains to the end, from where the directory's last run got.
