@@ -18,7 +18,7 @@ from made_results import made_evaluation
 from l2o import problems
 from l2o.commands import evaluate, report, train, tune
 from l2o.commands import train_options as options
-from l2o.evaluation.results import Result, read_results, write_results
+from l2o.evaluation.results import VERSION, Result, read_results, write_results
 from l2o.evaluation.store import ResultsDirectory, read_cards, read_samples
 from l2o.evaluation.tables import TableError
 from l2o.problems import Batch, Dataset, DatasetUnavailable, readers
@@ -98,6 +98,7 @@ def test_evaluate_command_lines(line, here):
 
 def table_of_two(path: Path) -> Path:
     row = {f.name: {"str": "p", "int": 1, "float": 0.5}[f.type] for f in fields(Result)}
+    row["version"] = VERSION
     rows = [
         Result(**row | {"repeat": repeat, "epoch": epoch, "diverged_at": -1, "steps": 9 * epoch})
         for repeat in (1, 2)

@@ -440,7 +440,7 @@ def test_a_damaged_table_is_one_line_and_left_alone(here, capsys, damage):
     broken = {
         "cut off": text[:-20],
         "other columns": text.replace("version,problem", "version,task"),
-        "other version": text.replace("\n1,", "\n2,"),
+        "other version": text.replace("\n2,", "\n3,"),
         "no text": "\udcff",
     }[damage].encode(errors="surrogateescape")
     table.write_bytes(broken)
