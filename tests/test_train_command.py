@@ -368,7 +368,7 @@ def test_a_run_and_the_same_command_again(capfd):
     assert json.loads(Path("out/config.json").read_text())["meta"]["seed"] == 0
     before = files()
     assert run(*line[:-1]) == 0
-    assert "over" in capfd.readouterr().out
+    assert "which is over" in capfd.readouterr().out
     assert files() == before
     assert run(*line, "--set", "validation_trajectories=3") == 2
     error = capfd.readouterr().err
