@@ -259,7 +259,7 @@ def amalgamate(
         The policy; `l2o.AmalgamatedOptimizer(policy)` takes it.
 
     Raises:
-        As `train`.
+        TypeError: For a setting that does not exist; for all else see `train`.
     """
     if own := {"scheme", "teachers"} & settings.keys():
         raise TypeError(
