@@ -23,6 +23,7 @@ from l2o.evaluation.evaluations import _run_one
 from l2o.evaluation.forecast import Forecast
 from l2o.evaluation.protocol import Plan, missing, run_evaluations
 from l2o.evaluation.results import by_evaluation, read_results, write_results
+from l2o.evaluation.search import trial, tuned
 from l2o.evaluation.store import ResultsDirectory, steps_file
 from l2o.problems import PROBLEMS, Batch, Dataset, get_problem
 from l2o.rules import TEACHERS, Averaged, Choice, RNNProp, WarmUp, decayed, get_pool
@@ -168,6 +169,17 @@ def test_a_process_of_jobs_runs_the_evaluation_that_is_meant(tmp_path):
     with pytest.raises(UserError, match="mnist_mlp or a has changed since"):
         other = key._replace(optimizer="a", data="other data")
         _run_one((bench, [task], candidates[:1]), plan, other, ())
+
+
+def test_a_process_of_jobs_runs_a_searchs_optimizer_as_it_is_used():
+    task, plan = Task(get_problem("mnist_mlp"), tiny("mnist")), Plan(1, 1)
+    bench = SimpleNamespace(run=lambda task, repeat, candidate: candidate)
+    best = "keras:SGD@0.1+linear"
+    candidate = tuned("tuned:SGD", best, 3, 0).using(weight_decay=0.1, ema=0.9)
+    assert candidate.name == "tuned:SGD+wd0.1+ema0.9"
+    for one in (candidate, trial(best)):
+        found = _run_one((bench, [task], []), plan, plan.key(task, one, 1), one.described)
+        assert (found.name, found.origin) == (one.name, one.origin)
 
 
 def test_another_programs_files_stay_where_a_table_is_not_ours(here, capsys):

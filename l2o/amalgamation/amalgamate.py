@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from l2o.runs.directory import CONFIG
 from l2o.runs.display import Display
 from l2o.runs.files import directory_or_temporary
 from l2o.runs.lock import move_aside
+from l2o.runs.quiet import untold_tracing
 from l2o.tasks.keras_loss import Loss
 from l2o.tasks.load import load_task
 from l2o.tasks.task import Task
@@ -207,7 +208,7 @@ def train(
     task = problem
     if not isinstance(task, Task):
         positive = meta.meta_loss == "log"
-        with _quiet():
+        with untold_tracing():
             task = load_task(task, data, data_dir, first_order=meta.first_order, positive=positive)
         print(f"Problem: {task.name}, batches of {task.batch_size}", flush=True)
     if task.problem.private:
@@ -218,7 +219,7 @@ def train(
     if output is not None and fresh:
         move_aside(Path(output), CONFIG)
     origin = origin_of(choices, task, devices)
-    with directory_or_temporary(output) as directory, _quiet():
+    with directory_or_temporary(output) as directory, untold_tracing():
         try:
             return meta_train(
                 phases, meta, task, devices, directory, origin, tensorboard,
@@ -268,15 +269,3 @@ def amalgamate(
         )
     problem = Problem(model_fn, data, validation=(), loss=loss, batch_size=batch_size)
     return train(problem, teachers=pool, scheme=strategy, **settings)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """TensorFlow warns of every second network that is traced."""
-    logger = tf.get_logger()
-    level = logger.level
-    logger.setLevel("ERROR")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

@@ -58,7 +58,8 @@ class Candidate:
         learned: Whether it is a policy, which costs far more a coordinate than the others.
         card: The policy's.
         source: The directory whose replicates stand together.
-        described: What another process makes it of, where its name does not say that.
+        described: What another process makes it of, where its name does not say that: a name,
+            what `using` was told, and what differs then.
     """
 
     bare_name: str
@@ -140,7 +141,11 @@ class Candidate:
         if ema is not None:
             wrap = lambda inner: MovingAverage(inner, ema)  # noqa: E731
             rule = rewrapped(rule, MovingAverage, wrap if ema else None)
-        return replace(self, rule=rule)
+        described = self.described
+        if described:
+            word, _, names = described
+            described = (word, (averaging, weight_decay, ema), names)
+        return replace(self, rule=rule, described=described)
 
 
 def keras_optimizers() -> dict[str, type[keras.optimizers.Optimizer]]:

@@ -38,6 +38,7 @@ from l2o.runs.files import directory_or_temporary
 from l2o.runs.jobs import gpus_for, spread
 from l2o.runs.lock import check_free
 from l2o.runs.progress import ProgressBar, duration
+from l2o.runs.quiet import untold_tracing
 from l2o.tasks.load import load_task
 from l2o.tasks.task import Task
 
@@ -179,12 +180,11 @@ def evaluate(
     if jobs > 1 and not all(isinstance(x, str) for x in (*chosen, *comparison.optimizers)):
         raise UserError("Several jobs need problems and optimizers by their names")
     candidates = comparison.candidates()
-    with directory_or_temporary(output) as path:
+    with directory_or_temporary(output) as path, untold_tracing():
         check_free(path, TABLE)
         tasks = comparison.tasks()
         with ResultsDirectory(path, made_with(task.dataset for task in tasks)) as directory:
             tf.config.experimental.enable_op_determinism()
-            tf.get_logger().setLevel("ERROR")  # each optimizer is traced anew, it warns of that
             run = partial(_run, comparison, directory, jobs, f"{gpus} GPU" if gpus else "the CPU")
             _announce(comparison, tasks, candidates, directory)
             plan = comparison.plan

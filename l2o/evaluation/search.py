@@ -150,14 +150,13 @@ def best_of_search(
     Raises:
         UserError: If all trials diverged.
     """
-    best = ""
     (name, space), first = space_of(word), plan.seed
     plan = Plan(1, plan.epochs, first + SEED)
     trials = [trial(each) for each in names(name, space, count, first)]
     for growth in range(GROWTHS + 1):
         print(f"Trials of {word} on {task.name}: {len(trials)}", flush=True)
         run(missing([task], trials, plan, directory), plan)
-        best = best_trial(present([task], trials, plan, directory)) or ""
+        best = best_trial(present([task], trials, plan, directory))
         if not best:
             raise UserError(f"All {len(trials)} trials of {word} on {task.name} diverged")
         grown = better_space(space, rate_of(best))
@@ -175,13 +174,13 @@ def rate_of(name: str) -> float:
     return float(name.split("@")[1].split("+")[0])
 
 
-def best_trial(results: Sequence[Result]) -> str | None:
-    """The baseline that did best: by its last validation loss; None if all diverged."""
+def best_trial(results: Sequence[Result]) -> str:
+    """The baseline that did best, by its last validation loss; "" if all diverged."""
     last = {r.optimizer: r for r in sorted(results, key=lambda r: r.epoch)}
     losses = {
         name: inf if r.diverged_at >= 0 or r.validation_loss != r.validation_loss
         else r.validation_loss
         for name, r in last.items()
     }  # fmt: skip
-    best = min(losses, key=losses.__getitem__, default=None)
-    return None if best is None or losses[best] == inf else best.replace(TRIAL, "keras:", 1)
+    best = min(losses, key=losses.__getitem__, default="")
+    return best.replace(TRIAL, "keras:", 1) if losses.get(best, inf) < inf else ""
