@@ -170,7 +170,7 @@ _PHASES = (Phase("policy", _RULE, "none", CURRICULA["smoke"].schedule),)
 def trainer(directory: RunDirectory) -> Trainer:
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     data = Batch(np.zeros((8, 64)), np.zeros(8))
-    return Trainer(_PHASES, Meta(), task_of(keras.Sequential, data, 8), strategy, directory, {})
+    return Trainer(_PHASES, Meta(), [task_of(keras.Sequential, data, 8)], strategy, directory, {})
 
 
 def start_run(path: Path) -> Path:

@@ -62,7 +62,7 @@ def test_two_thousand_updates(data, tmp_path):
 
     with RunDirectory(tmp_path / "run", {}) as directory:
         trainer = Trainer(
-            phases, Meta(), with_data(Parabola(), data, 8), strategy, directory, {}, callback
+            phases, Meta(), [with_data(Parabola(), data, 8)], strategy, directory, {}, callback
         )
         trainer.run()
     assert len(seen) == _PERIODS

@@ -89,7 +89,13 @@ def train(data, tmp_path, monkeypatch, traced):
         with RunDirectory(path, {"test": 1}) as directory:
             card = {"problem": "a pattern a class"}
             return Trainer(
-                phases, meta, with_data(Regression(), data, 8), strategy, directory, card, callback
+                phases,
+                meta,
+                [with_data(Regression(), data, 8)],
+                strategy,
+                directory,
+                card,
+                callback,
             ).run()
 
     return train
@@ -294,7 +300,9 @@ def test_a_phase_begins_with_the_weights_it_is_given(data, tmp_path):
     phases = (replace(_ALONE[0], start=start),)
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
     with RunDirectory(tmp_path, {}) as directory:
-        trainer = Trainer(phases, _META, with_data(Regression(), data, 4), strategy, directory, {})
+        trainer = Trainer(
+            phases, _META, [with_data(Regression(), data, 4)], strategy, directory, {}
+        )
         assert_same(trainer._fresh(0).now.weights, start)
 
 
@@ -484,7 +492,7 @@ def test_phases_train_by_the_settings(data, tmp_path):
         trainer = Trainer(
             _PHASES,
             settings,
-            with_data(Regression(), data, 4),
+            [with_data(Regression(), data, 4)],
             strategy,
             directory,
             {},
@@ -497,7 +505,7 @@ def test_phases_train_by_the_settings(data, tmp_path):
         unscaled = Trainer(
             _PHASES,
             replace(settings, scaling=False),
-            with_data(Regression(), data, 4),
+            [with_data(Regression(), data, 4)],
             strategy,
             directory,
             {},

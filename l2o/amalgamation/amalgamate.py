@@ -18,6 +18,7 @@ from l2o.amalgamation.settings import CHOICES, Settings, check_names, get_preset
 from l2o.amalgamation.trainer import Stopped, Trainer
 from l2o.errors import RunError
 from l2o.policies.checkpoint import Policy, fingerprint, load_policy
+from l2o.problems.dataset import Dataset
 from l2o.problems.problem import Problem
 from l2o.rules import UpdateRule, get_pool
 from l2o.runs.cluster import check_place, open_directory, workers
@@ -35,7 +36,7 @@ from l2o.tasks.task import Task
 def meta_train(
     phases: tuple[Phase, ...],
     meta: Meta,
-    task: Task,
+    tasks: Sequence[Task],
     strategy: tf.distribute.Strategy,
     directory: Path,
     origin: dict[str, Any],
@@ -49,7 +50,7 @@ def meta_train(
     Args:
         phases: In order.
         meta: Settings.
-        task: What it is trained on.
+        tasks: What it is trained on.
         strategy: A `tf.distribute` strategy.
         directory: Where the run is kept.
         origin: From `origin_of`.
@@ -62,11 +63,14 @@ def meta_train(
         Diverged: If it cannot recover.
         RunError: If there are not examples enough, or another worker is gone.
     """
-    config = origin | {"meta": asdict(meta), "phases": [_described(p) for p in phases]}
+    described = asdict(meta)
+    if meta.evolution is None:  # as a run that was begun by an older version has it
+        del described["evolution"]
+    config = origin | {"meta": described, "phases": [_described(p) for p in phases]}
     versions = {"l2o": l2o.__version__, "tensorflow": tf.__version__, "keras": keras.__version__}
     card = config | {"seed": meta.seed, "versions": versions}
-    if task.dataset.in_place_of:
-        card["in_place_of"] = task.dataset.in_place_of
+    if missing := _all([task.dataset.in_place_of for task in tasks]):
+        card["in_place_of"] = missing
     if meta.perturbation:
         card["perturbation"] = asdict(meta.perturbation)
     with (
@@ -75,7 +79,7 @@ def meta_train(
     ):
         keras.utils.set_random_seed(meta.seed)
         tf.config.experimental.enable_op_determinism()
-        trainer = Trainer(phases, meta, task, strategy, run, card, display)
+        trainer = Trainer(phases, meta, tasks, strategy, run, card, display)
         if named:
             again = ", which is over" if trainer.over else ", which is gone on with"
             again *= trainer.resumed
@@ -102,27 +106,37 @@ def meta_train(
         return policy
 
 
-def origin_of(settings: Settings, task: Task, strategy: tf.distribute.Strategy) -> dict[str, Any]:
+def origin_of(
+    settings: Settings, tasks: Sequence[Task], strategy: tf.distribute.Strategy
+) -> dict[str, Any]:
     """Where a run's policy comes from, as its configuration and cards say it.
 
     Args:
         settings: What was chosen.
-        task: What it is trained on.
+        tasks: What it is trained on.
         strategy: The devices.
     """
     kind = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
     pool = settings.teachers
     if not isinstance(pool, str):
         pool = ", ".join(rule.name for rule in get_pool(pool))
-    origin = {
+    origin: dict[str, Any] = {
         "strategy": settings.scheme,
         "pool": pool if settings.scheme != "none" else "none",
-        "problem": task.name,
-        "data": task.dataset.description,
+        "problem": _all([task.name for task in tasks]),
+        "data": _all([task.dataset.description for task in tasks], "; "),
         "preset": settings.preset,
         "devices": f"{strategy.num_replicas_in_sync} {kind}",
     }
-    return origin if task.network is None else origin | {"network": dict(task.network)}
+    networks = [None if task.network is None else dict(task.network) for task in tasks]
+    if any(networks):
+        origin["network"] = networks[0] if len(tasks) == 1 else networks
+    return origin
+
+
+def _all(names: Sequence[str], mark: str = ", ") -> str:
+    """Those of several problems, each once."""
+    return mark.join(dict.fromkeys(name for name in names if name))
 
 
 def _described(phase: Phase) -> dict:
@@ -141,7 +155,7 @@ def _described(phase: Phase) -> dict:
 
 
 def train(
-    problem: Problem | Task | str = "mnist_cnn",
+    problem: Problem | Task | str | Sequence[Problem | Task | str] = "mnist_cnn",
     policy: UpdateRule | str | None = None,
     teachers: Sequence[str | UpdateRule] | str | None = None,
     scheme: str | None = None,
@@ -162,7 +176,8 @@ def train(
     whole process.
 
     Args:
-        problem: What it is trained on, or its name: "mnist_cnn", "package.module:function".
+        problem: What it is trained on, or its name: "mnist_cnn", "package.module:function"; or
+            several, whose meta losses are divided by what there is to gain on each.
         policy: What is trained: "rnnprop" by default, "original", "scale", or a rule.
         teachers: A pool: "large" (six) by default, "small" or "adam"; or some, each by its name or
             as a rule.
@@ -205,24 +220,15 @@ def train(
         devices = make_strategy(devices, phases[-1].schedule.meta_batch)
     if output is not None:
         check_place(Path(output), fresh)
-    task = problem
-    if not isinstance(task, Task):
-        positive = meta.meta_loss == "log"
-        with untold_tracing():
-            task = load_task(task, data, data_dir, first_order=meta.first_order, positive=positive)
-        print(f"Problem: {task.name}, batches of {task.batch_size}", flush=True)
-    if task.problem.private:
-        raise RunError(
-            f"{task.name} is trained with DP-SGD, which is for evaluation; train on the same "
-            "problem without it"
-        )
+    several = [problem] if isinstance(problem, Problem | Task | str) else list(problem)
+    tasks = load_tasks(several, meta, data, data_dir)
     if output is not None and fresh:
         move_aside(Path(output), CONFIG)
-    origin = origin_of(choices, task, devices)
+    origin = origin_of(choices, tasks, devices)
     with directory_or_temporary(output) as directory, untold_tracing():
         try:
             return meta_train(
-                phases, meta, task, devices, directory, origin, tensorboard,
+                phases, meta, tasks, devices, directory, origin, tensorboard,
                 named=output is not None,
             )  # fmt: skip
         except Stopped:
@@ -231,9 +237,47 @@ def train(
             raise Stopped("Stopped" + kept * (output is not None)) from None
 
 
+def load_tasks(
+    problems: Sequence[Problem | Task | str], meta: Meta, data: str, data_dir: str | None
+) -> list[Task]:
+    """The problems of a run, with their data.
+
+    Args:
+        problems: Or their names; tasks are as they should be.
+        meta: Settings, which say what must be possible with them.
+        data, data_dir: See `l2o.problems.load_dataset`.
+
+    Raises:
+        ProblemError: If one cannot be had, or used.
+        RunError: If there is none, or one is trained with DP-SGD.
+    """
+    if not problems:
+        raise RunError("There is no problem to train on")
+    first_order = meta.first_order or meta.evolution is not None
+    positive = meta.meta_loss == "log"
+    tasks: list[Task] = []
+    loaded: dict[str, Dataset] = {}
+    for problem in problems:
+        task = problem
+        if not isinstance(task, Task):
+            with untold_tracing():
+                task = load_task(
+                    task, data, data_dir,
+                    first_order=first_order, positive=positive, loaded=loaded,
+                )  # fmt: skip
+            print(f"Problem: {task.name}, batches of {task.batch_size}", flush=True)
+        if task.problem.private:
+            raise RunError(
+                f"{task.name} is trained with DP-SGD, which is for evaluation; train on the same "
+                "problem without it"
+            )
+        tasks.append(task)
+    return tasks
+
+
 def amalgamate(
-    model_fn: Callable[[], keras.Model],
-    data: Any,
+    model_fn: Callable[[], keras.Model] | Sequence[Problem | str],
+    data: Any = None,
     loss: Loss = None,
     pool: Sequence[str | UpdateRule] | str | None = None,
     strategy: str | None = None,
@@ -244,7 +288,8 @@ def amalgamate(
     """Meta-trains an optimizer on a network and data of yours: `train`, under the paper's names.
 
     Args:
-        model_fn: Makes the Keras model, with fresh weights at every call.
+        model_fn: Makes the Keras model, with fresh weights at every call; or several problems in
+            one training, each an `l2o.Problem` or a name, which bring data, loss and batch size.
         data: Arrays (x, y) or (x, y, weight), or a finite, batched `tf.data.Dataset` of such, all
             of which is trained on. uint8 inputs of three dimensions or more are pixels, which the
             network sees divided by 255.
@@ -267,5 +312,9 @@ def amalgamate(
             "l2o.amalgamate calls them strategy and pool; l2o.train has the library's names. "
             f"Received: {', '.join(sorted(own))}"
         )
-    problem = Problem(model_fn, data, validation=(), loss=loss, batch_size=batch_size)
+    problem: Any = model_fn
+    if callable(model_fn):
+        problem = Problem(model_fn, data, validation=(), loss=loss, batch_size=batch_size)
+    elif not (data is loss is batch_size is None):
+        raise TypeError("Several problems bring their own data, loss and batch size")
     return train(problem, teachers=pool, scheme=strategy, **settings)

@@ -203,6 +203,20 @@ CURRICULA = {
         choice_unrolls=(20, 40, 60), choice_validation=80,
     ),
 }  # fmt: skip
+# The same for an evolution strategy: one stage, whose unrolls are as long as the longest fit.
+_WHOLE = Curriculum(
+    truncation=50, meta_batch=32, period=160, unrolls=(2000,), alphas=(0.1,), last_validation=2000,
+    choice_unrolls=(2000,) * 5, choice_validation=2000, choice_cold_periods=0,
+)  # fmt: skip
+WINDOWS = {
+    "paper": _WHOLE,
+    "cpu": replace(_WHOLE, meta_batch=8, period=40, min_periods=6, max_periods=6, patience=6),
+    "smoke": replace(
+        _WHOLE, truncation=20, meta_batch=2, period=4, unrolls=(80,), last_validation=80,
+        choice_unrolls=(80, 80), choice_validation=80, validation_trajectories=2,
+        min_periods=2, max_periods=2, patience=2,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,17 @@ def initial_state(weights: Sequence) -> MetaState:
     return MetaState(weights, moments, tf.zeros((), tf.int32))
 
 
+def meta_update(state: MetaState, gradient, finite, learning_rate) -> MetaState:
+    """One step of Adam along a clipped meta-gradient [K], unless something is not finite."""
+    layout = Layout.of(state.weights)
+    flat = layout.flatten(state.weights)
+    adam = meta_optimizer(learning_rate)
+    move, optimizer = adam.update([], gradient, flat, state.optimizer, layout)
+    new = MetaState(layout.unflatten(flat - move), optimizer, state.skipped)
+    finite &= all_finite(new)
+    return choose(finite, new, state._replace(skipped=state.skipped + 1))
+
+
 def clip(
     gradient: Sequence, weights: Sequence, ratio: float = CLIP_RATIO, floor: float = CLIP_FLOOR
 ) -> list:
@@ -248,7 +259,7 @@ class MetaTraining:
     @cached_property
     def _warm_up(self):
         def replica(weights, trajectories, early):
-            return _one_by_one(partial(warm_up, self.job, weights), trajectories, early)
+            return one_by_one(partial(warm_up, self.job, weights), trajectories, early)
 
         return tf.function(lambda *values: self.strategy.run(replica, values), autograph=False)
 
@@ -258,7 +269,7 @@ class MetaTraining:
             def one(trajectory, cut):
                 return truncation(self.job, state.weights, trajectory, cut.steps, alpha, cut.judged)
 
-            gradients, trajectories, result = _one_by_one(one, trajectories, cuts)
+            gradients, trajectories, result = one_by_one(one, trajectories, cuts)
             mean = [tf.reduce_mean(x, axis=0) for x in [*gradients, *result]]
             context = tf.distribute.get_replica_context()
             mean = context.all_reduce(tf.distribute.ReduceOp.MEAN, mean)
@@ -277,16 +288,9 @@ class MetaTraining:
         return update
 
     def _apply(self, state: MetaState, gradient: list, finite) -> MetaState:
-        layout = Layout.of(state.weights)
         cut = clip(gradient, state.weights, self.clip_ratio, self.clip_floor)
-        clipped = layout.flatten(cut)
-        adam = meta_optimizer(self.learning_rate)
-        flat = layout.flatten(state.weights)
-        move, optimizer = adam.update([], clipped, flat, state.optimizer, layout)
-        weights = layout.unflatten(flat - move)
-        new = MetaState(weights, optimizer, state.skipped)
-        finite &= all_finite(new)
-        return choose(finite, new, state._replace(skipped=state.skipped + 1))
+        flat = Layout.of(state.weights).flatten(cut)
+        return meta_update(state, flat, finite, self.learning_rate)
 
     @cached_property
     def _warm_up_alone(self):
@@ -301,7 +305,7 @@ def _tensors(structure):
     return tf.nest.map_structure(tf.convert_to_tensor, structure)
 
 
-def _one_by_one(function: Callable, *stacked):
+def one_by_one(function: Callable, *stacked):
     """`function` of every row of nested tensors, its results stacked again.
 
     A row waits for the one before, so that memory is that of one.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from l2o.amalgamation.curriculum import MOST_STEPS, Progress, Stages, steps_left
+from l2o.amalgamation.episodes import Evolution
 from l2o.amalgamation.losses import META_LOSSES
 from l2o.amalgamation.meta import CLIP_FLOOR, CLIP_RATIO
 from l2o.amalgamation.perturbation import Perturbation
@@ -44,6 +47,8 @@ class Meta:
         perturbation: Of the policy while it is trained: "gaussian": noise on the weights;
             "adversarial", "pgd" or "fgsm": weights moved to where the loss is higher; "input":
             noise on the gradients that it sees.
+        evolution: How an evolution strategy estimates the meta-gradient; none: it is taken by
+            backpropagation through truncations.
     """
 
     seed: int = 0
@@ -59,6 +64,7 @@ class Meta:
     held_out: bool = False
     meta_loss: str = "log"
     perturbation: Perturbation | None = None
+    evolution: Evolution | None = None
 
     def __post_init__(self):
         for name in ("learning_rate", "clip_ratio", "clip_floor", "warmup_rate", "scale_limit"):
@@ -79,6 +85,10 @@ class Meta:
             )
         if self.seed > MOST_SEED:
             raise ValueError(f"seed must be at most {MOST_SEED}. Received: {self.seed}")
+        if self.evolution and self.perturbation:
+            raise ValueError(
+                "A perturbation is for backpropagation; an evolution strategy adds noise by itself"
+            )
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,26 @@ class Phase:
     schedule: Stages
     teachers: tuple[Teacher, ...] | None = ()
     start: tuple[np.ndarray, ...] | None = None
+
+
+class Place(NamedTuple):
+    """Where a phase is, between two checkpoints.
+
+    Attributes:
+        key: Names the phase's stream of trajectories.
+        behind: Trajectories of all periods before this one.
+        origin: As many, when that began which this period goes on with.
+        number: The piece of the period; a run is saved between pieces.
+        unroll: N.
+        warmup: Steps of plain SGD before an unroll.
+    """
+
+    key: Sequence[int]
+    behind: int
+    origin: int
+    number: int
+    unroll: int
+    warmup: int
 
 
 def inner_steps_left(phases: tuple[Phase, ...], number: int, progress: Progress):

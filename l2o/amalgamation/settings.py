@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from l2o.amalgamation.curriculum import CURRICULA, Curriculum
+from l2o.amalgamation.curriculum import CURRICULA, WINDOWS, Curriculum
+from l2o.amalgamation.episodes import Evolution
 from l2o.amalgamation.losses import SCHEMES
 from l2o.amalgamation.perturbation import KINDS, Perturbation
 from l2o.amalgamation.plan import POLICIES, Meta, Phase
@@ -23,6 +24,7 @@ from l2o.rules import Choice, UpdateRule, core, get_pool
 from l2o.runs.directory import differences
 
 STRATEGIES = ("choice", "mean", "minmax", "none")  # that come with the library
+ESTIMATORS = ("backprop", "es")
 # The learned optimizers that the paper compares with (Section 5).
 RECIPES = {
     "original": {"policy": "original", "scheme": "none", "teachers": "adam"},
@@ -120,6 +122,8 @@ class Shorthands:
     """Choices that stand for others.
 
     Attributes:
+        estimator: Of the meta-gradient: "backprop", through truncations, or "es", an evolution
+            strategy, with the preset's curriculum for that.
         recipe: In place of policy, scheme and teachers, a learned optimizer that the paper compares
             with: "original", "scale" or "rnnprop" on the meta loss alone, or "stronger", rnnprop
             that also imitates Adam (Chen et al. 2020).
@@ -131,6 +135,7 @@ class Shorthands:
             unless choice_cold_periods is 0.
     """
 
+    estimator: str | None = None
     recipe: str | None = None
     output_scale: float | None = None
     updates: int | None = None
@@ -139,9 +144,9 @@ class Shorthands:
 # Of every choice, what it may be.
 CHOICES = {
     f.name: str(f.type).partition(" | None")[0]
-    for part in (Settings, Shorthands, Curriculum, Meta, Perturbation)
+    for part in (Settings, Shorthands, Curriculum, Meta, Evolution, Perturbation)
     for f in fields(part)
-    if f.name not in ("preset", "curriculum", "meta", "kind")
+    if f.name not in ("preset", "curriculum", "meta", "evolution", "kind")
 }
 _WORDS: dict[str, tuple[Any, str]] = {
     "str": (str, "a name"),
@@ -192,6 +197,7 @@ def with_choices(settings: Settings, choices: Mapping[str, Any]) -> Settings:
         raise ValueError(
             f"{', '.join(given)} cannot be set with scheme {scheme}: there is no Choice policy"
         )
+    settings = _estimated(settings, chosen)
     if "updates" in chosen:
         chosen |= _one_period(settings.curriculum, chosen)
     chosen["perturbation"] = _perturbation(settings.meta.perturbation, chosen)
@@ -260,6 +266,24 @@ def _one_period(curriculum: Curriculum, chosen: dict[str, Any]) -> dict[str, Any
     lone = {"min_periods": 1, "max_periods": 1, "patience": 1}
     last = {"last_validation": chosen.get("last_validation", unroll)}
     return first | last | lone | {"period": updates // each * now["meta_batch"]}
+
+
+def _estimated(settings: Settings, chosen: dict[str, Any]) -> Settings:
+    """The settings with the estimator that is chosen, which is taken out of the choices."""
+    name = chosen.pop("estimator", None)
+    there, meta = settings.meta.evolution, settings.meta
+    if name not in (None, *ESTIMATORS):
+        raise _unknown("estimator", ESTIMATORS, name)
+    if name == "backprop" and there:
+        raise ValueError("These settings are for an evolution strategy, not for backprop")
+    parts = {f.name: chosen.pop(f.name) for f in fields(Evolution) if f.name in chosen}
+    if name == "es" and there is None:
+        there = Evolution()
+        if settings.preset in WINDOWS:
+            settings = replace(settings, curriculum=WINDOWS[settings.preset])
+    if parts and there is None:
+        raise ValueError(f"{', '.join(parts)}: only with estimator es")
+    return replace(settings, meta=replace(meta, evolution=there and replace(there, **parts)))
 
 
 def _perturbation(there: Perturbation | None, chosen: dict[str, Any]) -> Perturbation | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from l2o.amalgamation.curriculum import Progress
 from l2o.amalgamation.meta import MetaState
 
 _STATES = ("now", "kept", "best")
-_COUNTERS = ("phase", "unrolls", "sums", "updates", "periods", "seconds")
+_COUNTERS = ("phase", "pieces", "origin", "sums", "updates", "periods", "seconds")
 
 
 @dataclass
@@ -26,7 +26,9 @@ class RunState:
         kept: As it was after the last period that was kept.
         best: The stage's best; the checkpoint it began with before there is one.
         previous: Weights of the phase before, or none.
-        unrolls: Unrolls of the present period that are behind.
+        trajectories: What the next piece goes on with, as tensors, or none.
+        origin: Of `plan.Place`.
+        pieces: Of the present period that are behind: unrolls, or windows of an evolution strategy.
         sums: Of meta loss and distance over the present period's updates.
         updates, periods: Rows of the tables.
         seconds: Spent so far, all sessions together.
@@ -38,7 +40,9 @@ class RunState:
     kept: MetaState
     best: MetaState
     previous: list
-    unrolls: int = 0
+    trajectories: list = field(default_factory=list)
+    origin: int = 0
+    pieces: int = 0
     sums: tuple[float, float] = (0.0, 0.0)
     updates: int = 0
     periods: int = 0
@@ -47,7 +51,9 @@ class RunState:
 
 def pack(run: RunState) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays by name, and the rest as JSON can hold it."""
-    parts = {name: tf.nest.flatten(getattr(run, name)) for name in (*_STATES, "previous")}
+    parts = {
+        name: tf.nest.flatten(getattr(run, name)) for name in (*_STATES, "previous", "trajectories")
+    }
     arrays = {
         f"{name}.{k}": np.asarray(tensor)
         for name, tensors in parts.items()
@@ -68,6 +74,7 @@ def unpack(arrays: dict[str, np.ndarray], status: dict[str, Any], fresh: RunStat
         count = sum(key.startswith(f"{name}.") for key in arrays)
         return [tf.convert_to_tensor(arrays[f"{name}.{k}"]) for k in range(count)]
 
+    status = {"pieces": status.get("unrolls"), "origin": 0} | status  # of an older version
     states = {name: tf.nest.pack_sequence_as(fresh.now, tensors(name)) for name in _STATES}
     for name, state in states.items():
         pairs = zip(tf.nest.flatten(state), tf.nest.flatten(fresh.now), strict=True)
@@ -75,7 +82,7 @@ def unpack(arrays: dict[str, np.ndarray], status: dict[str, Any], fresh: RunStat
             raise ValueError(f"the tensors of '{name}' have other shapes or dtypes")
     counters = {name: status[name] for name in _COUNTERS} | {"sums": tuple(status["sums"])}
     progress = Progress(**status["progress"])
-    whole = [counters[name] for name in ("phase", "unrolls", "updates", "periods")]
+    whole = [counters[name] for name in ("phase", "pieces", "origin", "updates", "periods")]
     whole += [progress.stage, progress.period, progress.repeats, progress.trajectories]
     whole += [progress.best_period]
     if not all(type(n) is int and n >= 0 for n in whole):
@@ -86,4 +93,7 @@ def unpack(arrays: dict[str, np.ndarray], status: dict[str, Any], fresh: RunStat
         raise ValueError(f"two sums, seconds and losses are numbers. Received: {numbers}")
     if not all(type(end) is bool for end in (progress.finished, progress.diverged)):
         raise ValueError("finished and diverged are true or false")
-    return replace(fresh, **states, **counters, previous=tensors("previous"), progress=progress)
+    return replace(
+        fresh, **states, **counters, previous=tensors("previous"),
+        trajectories=tensors("trajectories"), progress=progress,
+    )  # fmt: skip

@@ -18,14 +18,16 @@ import numpy as np
 import tensorflow as tf
 
 from l2o.amalgamation.curriculum import Progress, Stage, enter, judge, standard_error
-from l2o.amalgamation.meta import MetaState, MetaTraining, initial_state
-from l2o.amalgamation.plan import Meta, Phase
+from l2o.amalgamation.estimators import Estimator, make_estimator
+from l2o.amalgamation.meta import MetaState, initial_state
+from l2o.amalgamation.plan import Meta, Phase, Place
 from l2o.amalgamation.state import RunState, pack, unpack
-from l2o.amalgamation.unroll import Amalgamation, Teacher
+from l2o.amalgamation.unroll import Teacher
 from l2o.errors import RunError
 from l2o.policies.checkpoint import Policy, save_policy
 from l2o.rules import UpdateRule, warmed_up
 from l2o.rules.warmup import SHORT
+from l2o.runs.cluster import workers
 from l2o.runs.directory import CSVLog, RunDirectory
 from l2o.runs.lock import DirectoryError
 from l2o.runs.signals import handling
@@ -54,7 +56,7 @@ class Trainer:
     Args:
         phases: In order.
         meta: Settings.
-        task: What it is trained on.
+        tasks: What it is trained on.
         strategy: A `tf.distribute` strategy.
         directory: Where it is kept.
         card: What every saved policy says of its origin; the trainer adds its own findings.
@@ -69,18 +71,20 @@ class Trainer:
         self,
         phases: tuple[Phase, ...],
         meta: Meta,
-        task: Task,
+        tasks: Sequence[Task],
         strategy: tf.distribute.Strategy,
         directory: RunDirectory,
         card: dict[str, Any],
         callback: Callable[[str, dict[str, Any]], None] = lambda event, facts: None,
     ):
-        examples, batch_size = len(task.dataset.train.labels), task.batch_size
-        if (examples // 10 if meta.held_out else examples) < batch_size:
-            need = f"a batch of {batch_size}" + " from the held-out tenth" * meta.held_out
-            raise RunError(f"There are not examples enough for {need}. Received: {examples}")
-        self._phases, self._meta = phases, meta
-        self._task = task
+        for task in tasks:
+            examples, batch_size = len(task.dataset.train.labels), task.batch_size
+            if (examples // 10 if meta.held_out else examples) < batch_size:
+                need = f"a batch of {batch_size}" + " from the held-out tenth" * meta.held_out
+                raise RunError(
+                    f"There are not examples enough of {task.name} for {need}. Received: {examples}"
+                )
+        self._phases, self._meta, self._tasks = phases, meta, tasks
         self._strategy, self._directory = strategy, directory
         self._card, self._callback, self._stopping = card, callback, False
         self._run = self._restore()
@@ -112,11 +116,11 @@ class Trainer:
         """All phases that are left."""
         while True:
             phase = self._phases[run.phase]
-            training = self._training(phase, run)
+            estimator = self._estimator = self._made(phase, run)
             while not run.progress.finished:
                 if run.progress.diverged:
                     raise Diverged(_described(phase, run.progress))
-                self._advance(phase, training, run)
+                self._advance(phase, estimator, run)
             if run.phase + 1 == len(self._phases):
                 return Policy(self._usable(phase.rule), _arrays(run.now.weights), self._card)
             run = replace(
@@ -145,49 +149,24 @@ class Trainer:
         state = initial_state(weights)
         return RunState(number, Progress(), state, state, state, previous=[])
 
-    def _training(self, phase: Phase, run: RunState) -> MetaTraining:
-        teachers, scheme = phase.teachers, phase.scheme
+    def _made(self, phase: Phase, run: RunState) -> Estimator:
+        teachers = phase.teachers
         if teachers is None:
             teachers = (Teacher(self._phases[run.phase - 1].rule, run.previous),)
-        job = Amalgamation(
-            phase.rule,
-            teachers,
-            scheme,
-            self._task,
-            warmup_rate=self._meta.warmup_rate,
-            first_order=self._meta.first_order,
-            recompute=self._meta.recompute,
-            perturbation=self._meta.perturbation,
-            meta_loss=self._meta.meta_loss,
-        )
-        return MetaTraining(
-            job,
-            self._task.dataset.train,
-            self._task.batch_size,
-            phase.schedule.truncation,
-            phase.schedule.meta_batch,
-            self._strategy,
-            learning_rate=self._meta.learning_rate,
-            scaled=self._meta.scaling and phase.rule.scaled,
-            scale_limit=self._meta.scale_limit,
-            clip_ratio=self._meta.clip_ratio,
-            clip_floor=self._meta.clip_floor,
-            held_out=self._meta.held_out,
-        )
+        return make_estimator(phase, self._meta, self._tasks, teachers, self._strategy)
 
-    def _advance(self, phase: Phase, training: MetaTraining, run: RunState) -> None:
+    def _advance(self, phase: Phase, estimator: Estimator, run: RunState) -> None:
         """One period with its validation, before which the stage's start has its own."""
         schedule, progress = phase.schedule, run.progress
         stage = schedule.stages[progress.stage]
-        self._train_period(training, phase, stage, run)
+        self._train_period(estimator, phase, stage, run)
         if progress.incoming is None:  # only now, as nobody wants to wait for a first update
-            losses = self._validate(training, phase, stage, run, run.kept)
+            losses = self._validate(estimator, phase, stage, run, run.kept)
             progress = run.progress = enter(progress, float(losses.mean()))
             self._save(run)
             self._callback("entered", {"phase": phase, "stage": progress.stage, "losses": losses})
-        losses = self._validate(training, phase, stage, run, run.now)
-        updates = schedule.period // schedule.meta_batch
-        updates *= stage.unroll(progress.period) // schedule.truncation
+        losses = self._validate(estimator, phase, stage, run, run.now)
+        updates = self._updates_of(phase, stage, run)
         skipped = int(run.now.skipped) - int(run.kept.skipped)
         run.progress, verdict = judge(schedule, progress, float(losses.mean()), skipped / updates)
         sums = np.array(run.sums) / (updates - skipped) if skipped < updates else (np.nan, np.nan)
@@ -210,7 +189,10 @@ class Trainer:
         }
         self._periods.append(facts)
         run.periods += 1
-        run.unrolls, run.sums = 0, (0.0, 0.0)
+        run.pieces, run.sums = 0, (0.0, 0.0)
+        longer = stage.unroll(progress.period) != stage.unroll(run.progress.period)
+        if verdict.stage_over or not verdict.keep or longer:
+            run.trajectories, run.origin = [], run.progress.trajectories
         now = run.now if verdict.keep else run.kept
         if verdict.best:
             run.best = now
@@ -223,49 +205,57 @@ class Trainer:
         self._callback("period", facts | {"stage_over": verdict.stage_over})
 
     def _train_period(
-        self, training: MetaTraining, phase: Phase, stage: Stage, run: RunState
+        self, estimator: Estimator, phase: Phase, stage: Stage, run: RunState
     ) -> None:
-        """The unrolls of a period that are not behind yet."""
+        """The pieces of a period that are not behind yet."""
         schedule, progress = phase.schedule, run.progress
-        key = Stream.TRAINING.key(self._meta.seed, run.phase)
         unroll = stage.unroll(progress.period)
-        warmup = self._meta.warmup_steps if progress.period >= stage.cold_periods else 0
-        for number in range(run.unrolls, schedule.period // schedule.meta_batch):
-            first = progress.trajectories + number * schedule.meta_batch
-            begun = time.monotonic()
-            state, updates, sums = run.now, run.updates, np.array(run.sums)
-            trajectories = training.begin(state.weights, key, first, warmup)
-            for start in range(0, unroll, schedule.truncation):
+        span, updates = estimator.span(unroll), self._updates_of(phase, stage, run)
+        place = Place(
+            Stream.TRAINING.key(self._meta.seed, run.phase), progress.trajectories, run.origin, 0,
+            unroll, self._meta.warmup_steps if progress.period >= stage.cold_periods else 0,
+        )  # fmt: skip
+        for number in range(run.pieces, updates // span):
+            begun, place = time.monotonic(), place._replace(number=number)
+            state, behind, sums = run.now, run.updates, np.array(run.sums)
+            trajectories = estimator.begin(state.weights, place, run.trajectories)
+            for step in range(span):
                 self._leave_if_stopping(run)
                 left_out = int(state.skipped)
-                state, trajectories, result = training.update(
-                    state, trajectories, key, first, warmup + start, stage.alpha
+                state, trajectories, result = estimator.update(
+                    state, trajectories, place, step, stage.alpha
                 )
                 meta_loss, distance = float(result.meta_loss), float(result.distance)
                 finite = int(state.skipped) == left_out
                 seconds, begun = time.monotonic() - begun, time.monotonic()
-                updates += 1
+                behind += 1
                 if finite:
                     sums += (meta_loss, distance)
-                row = (phase.name, progress.stage + 1, progress.period + 1, updates, unroll, start,
-                       meta_loss, distance, int(finite), round(seconds, 3))  # fmt: skip
+                row = (phase.name, progress.stage + 1, progress.period + 1, behind, unroll,
+                       step * schedule.truncation, meta_loss, distance, int(finite),
+                       round(seconds, 3))  # fmt: skip
                 self._updates.append(dict(zip(UPDATES, row, strict=True)))
                 self._callback(
                     "update",
                     {
                         "phase": phase, "run": run, "meta_loss": meta_loss,
                         "distance": distance, "finite": finite, "seconds": seconds,
-                        "unroll": unroll,
-                        "done": number * unroll + start + schedule.truncation,
-                        "total": schedule.period // schedule.meta_batch * unroll,
+                        "unroll": unroll, "done": number * span + step + 1, "total": updates,
+                        "speed": estimator.inner_steps() / seconds,
                     },
                 )  # fmt: skip
-            run.now, run.unrolls = state, number + 1
-            run.updates, run.sums = updates, (float(sums[0]), float(sums[1]))
+            run.now, run.pieces, run.trajectories = state, number + 1, trajectories
+            run.updates, run.sums = behind, (float(sums[0]), float(sums[1]))
             self._leave_if_stopping(run)
             if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
                 self._save(run)
-        self._save(run)
+        self._save(run, together=True)
+
+    def _updates_of(self, phase: Phase, stage: Stage, run: RunState) -> int:
+        """Meta-updates of the present period."""
+        schedule = phase.schedule
+        unrolls = schedule.period // schedule.meta_batch
+        return unrolls * (stage.unroll(run.progress.period) // schedule.truncation)
 
     def _leave_if_stopping(self, run: RunState) -> None:
         if self._stopping:
@@ -273,23 +263,23 @@ class Trainer:
             raise Stopped
 
     def _validate(
-        self, training: MetaTraining, phase: Phase, stage: Stage, run: RunState, state: MetaState
+        self, estimator: Estimator, phase: Phase, stage: Stage, run: RunState, state: MetaState
     ) -> np.ndarray:
         """Meta losses [V] of a policy on the fixed trajectories."""
-        total = phase.schedule.validation_trajectories * stage.validation_unroll
-        done = 0
+        schedule, done = phase.schedule, 0.0
+        steps = schedule.validation_trajectories * stage.validation_unroll
 
-        def tick(seconds: float) -> None:
+        def tick(seconds: float, share: float) -> None:
             nonlocal done
-            done += phase.schedule.truncation
-            facts = {"phase": phase, "run": run, "seconds": seconds, "done": done, "total": total}
-            self._callback("validating", facts)
+            done += share
+            facts = {"phase": phase, "run": run, "done": done * steps, "total": steps}
+            self._callback("validating", facts | {"each": seconds / (share * steps)})
             self._leave_if_stopping(run)
 
-        return training.validate(
+        return estimator.validate(
             state.weights,
             Stream.VALIDATION.key(self._meta.seed, run.phase),
-            phase.schedule.validation_trajectories,
+            schedule.validation_trajectories,
             stage.validation_unroll,
             self._meta.warmup_steps,
             tick,
@@ -311,12 +301,16 @@ class Trainer:
         """A trained rule as it is to be used: after no more of a warm-up than in training."""
         return warmed_up(rule, min(SHORT, self._meta.warmup_steps), self._meta.warmup_rate)
 
-    def _save(self, run: RunState) -> None:
+    def _save(self, run: RunState, together: bool = False) -> None:
+        """Saves the run; `together`, where all workers do at the same point of it."""
+        if self._meta.evolution and workers() and not together:
+            return  # their particles could not be gathered
         self._updates.sync()
         self._periods.sync()
         now = time.monotonic()
         run.seconds, self._clock, self._saved = self._seconds(run), now, now
-        self._directory.save(*pack(run))
+        kept = self._estimator.kept(run.trajectories) if run.trajectories else []
+        self._directory.save(*pack(replace(run, trajectories=kept)))
 
     def _restore(self) -> RunState | None:
         saved = self._directory.load()

@@ -38,7 +38,7 @@ class Runner(NamedTuple):
 
 
 def inner_step(
-    task: Task,
+    task: Task | Scaled,
     rule: UpdateRule,
     weights: list,
     runner: Runner,
@@ -123,6 +123,7 @@ class Amalgamation:
         perturbation: Of the policy in `truncation`, or none.
         meta_loss: A name in `META_LOSSES`: "log", or "difference", without logarithms, for a loss
             that need not be positive.
+        gain: What the meta loss is divided by: about what there is to gain on this network.
     """
 
     rule: UpdateRule
@@ -134,6 +135,7 @@ class Amalgamation:
     recompute: int = 0
     perturbation: Perturbation | None = None
     meta_loss: str = "log"
+    gain: float = 1.0
 
     def __post_init__(self):
         for kind, name, known in (
@@ -151,6 +153,10 @@ class Amalgamation:
                 "'none' has no teachers, every other scheme needs at least one"
             )
 
+    def measured(self, loss):
+        """What the meta loss is made of, of a loss or of a tensor of losses."""
+        return META_LOSSES[self.meta_loss](loss) / self.gain
+
 
 def begin(
     job: Amalgamation, key: Sequence[int], scaled: bool, limit: float = SCALE_LIMIT
@@ -167,16 +173,19 @@ def begin(
     layout = job.task.layout
     generator = np.random.default_rng(Stream.START.key(*key))
     parameters, carried = job.task.initial(int(generator.integers(2**31)))
-    scale = np.ones(layout.size, parameters.dtype)
-    if scaled:
-        exponents = generator.uniform(-limit, limit, layout.size)
-        signs = generator.choice((-1.0, 1.0), layout.size)
-        scale = (signs * np.exp(exponents)).astype(parameters.dtype)
+    scale = random_scale(generator, layout.size, limit) if scaled else np.ones(layout.size)
+    scale = scale.astype(parameters.dtype)
     student = Runner(parameters / scale, carried, job.rule.initial_state(layout))
     teachers = [Runner(parameters, carried, t.rule.initial_state(layout)) for t in job.teachers]
     seed = np.random.default_rng(Stream.NOISE.key(*key)).integers(2**31, size=2, dtype="int32")
     trajectory = Trajectory(student, student[:2], scale, teachers, seed, np.int32(0))
     return tf.nest.map_structure(tf.convert_to_tensor, trajectory)
+
+
+def random_scale(generator: np.random.Generator, size: int, limit: float) -> np.ndarray:
+    """±exp(U(-limit, limit)), [size] (after Lv et al. 2017)."""
+    exponents = generator.uniform(-limit, limit, size)
+    return generator.choice((-1.0, 1.0), size) * np.exp(exponents)
 
 
 def warm_up(job: Amalgamation, weights: list, trajectory: Trajectory, batches: Batch) -> Trajectory:
@@ -267,13 +276,13 @@ def run_student(
     entries = (batches, judged, path, trajectory.step + tf.range(steps))
     losses, distances, runner = unrolled(step, weights, trajectory.student, entries, job.recompute)
     after = trajectory._replace(student=runner, step=trajectory.step + steps)
-    return META_LOSSES[job.meta_loss](losses), distances, after
+    return job.measured(losses), distances, after
 
 
 def start_losses(job: Amalgamation, trajectory: Trajectory, batches: Batch):
     """log M(x_i, theta_0) [T] over T batches, or as `job.meta_loss` has it."""
-    task, measured = Scaled(job.task, trajectory.scale), META_LOSSES[job.meta_loss]
-    loss = lambda batch: measured(task.loss(*trajectory.start, batch, training=True)[0])  # noqa: E731
+    task = Scaled(job.task, trajectory.scale)
+    loss = lambda batch: job.measured(task.loss(*trajectory.start, batch, training=True)[0])  # noqa: E731
     return tf.map_fn(loss, batches, fn_output_signature=trajectory.scale.dtype)
 
 

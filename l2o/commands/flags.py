@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import keras
 
@@ -27,11 +28,12 @@ def is_private(name: str) -> bool:
     return name in PROBLEMS and PROBLEMS[name].private
 
 
-def add_problem_flag(group: argparse._ArgumentGroup) -> None:
-    """--problem, where it is one."""
-    group.add_argument("--problem", type=problem_name, default="mnist_cnn", metavar="NAME",
-                       help=f"default mnist_cnn. One of {', '.join(PROBLEMS)}; or your "
-                       f"own as {OWN}")  # fmt: skip
+def add_problem_flag(group: argparse._ArgumentGroup, several: bool = False) -> None:
+    """--problem; `several` may be trained on together, and are a list then."""
+    more = {"nargs": "+", "default": ["mnist_cnn"]} if several else {"default": "mnist_cnn"}
+    group.add_argument("--problem", type=problem_name, metavar="NAME", **more,
+                       help=f"default mnist_cnn. One{' or several' * several} of "
+                       f"{', '.join(PROBLEMS)}; or your own as {OWN}")  # fmt: skip
 
 
 def add_data_flags(parser: Parser) -> None:
@@ -48,21 +50,21 @@ def add_data_flags(parser: Parser) -> None:
                    help="prepared TFDS data or raw official files")  # fmt: skip
 
 
-def check_trainable(options: argparse.Namespace) -> None:
-    """Whether --problem is one that is trained on without privacy, and the data flags mean it.
+def check_trainable(names: Sequence[str], options: argparse.Namespace) -> None:
+    """Whether problems are trained on without privacy, and the data flags mean them.
 
     Raises:
         UserError: If not.
     """
-    check_data_flags([options.problem], options)
-    if is_private(options.problem):
+    check_data_flags(names, options)
+    for name in filter(is_private, names):
         raise UserError(
-            f"--problem: {options.problem} is trained with DP-SGD, which is for l2o evaluate; "
-            "name the same problem without it"
+            f"--problem: {name} is trained with DP-SGD, which is for l2o evaluate; name the same "
+            "problem without it"
         )
 
 
-def check_data_flags(names: list[str], options: argparse.Namespace) -> None:
+def check_data_flags(names: Sequence[str], options: argparse.Namespace) -> None:
     """Says where flags mean nothing.
 
     Raises:

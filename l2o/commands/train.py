@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from l2o.amalgamation.amalgamate import train
+from l2o.amalgamation.amalgamate import load_tasks, train
 from l2o.amalgamation.plan import Phase
 from l2o.amalgamation.settings import Settings
 from l2o.amalgamation.trainer import Diverged, Stopped
@@ -28,7 +28,6 @@ from l2o.runs.directory import CONFIG
 from l2o.runs.jobs import gpus_for, spread
 from l2o.runs.lock import move_aside
 from l2o.runs.progress import duration
-from l2o.tasks.load import load_task
 from l2o.tasks.task import Task
 
 
@@ -47,7 +46,7 @@ def _train(options: argparse.Namespace) -> int:
     work = _prepare(options)
     _check_places(work)
     print(f"Preset: {work.preset}{work.reason}", flush=True)
-    task, count, status = _load_task(work), len(work.runs), 0
+    tasks, count, status = _load_tasks(work), len(work.runs), 0
     for directory, _ in work.runs if work.options.fresh else ():
         move_aside(directory, CONFIG)  # all of them now: what is stopped goes on without --fresh
     if work.options.jobs > 1 and count > 1:
@@ -57,7 +56,7 @@ def _train(options: argparse.Namespace) -> int:
             noise = chosen.meta.perturbation
             magnitude = f", magnitude {noise.magnitude:g}" if noise else ""
             print(f"Run {k + 1} of {count}: seed {chosen.meta.seed}{magnitude}")
-        status = max(status, _run(work, task, k))
+        status = max(status, _run(work, tasks, k))
         if status == STOPPED:
             break
     return status
@@ -112,21 +111,19 @@ def _prepare(options: argparse.Namespace) -> Work:
     return Work(options, preset, reason, runs, phases, strategy)
 
 
-def _load_task(work: Work) -> Task:
-    options, meta = work.options, work.runs[0][1].meta
+def _load_tasks(work: Work) -> list[Task]:
+    options = work.options
     in_float32()
-    return load_task(
-        options.problem, options.data or "auto", options.data_dir,
-        first_order=meta.first_order, positive=meta.meta_loss == "log",
-    )  # fmt: skip
+    meta = work.runs[0][1].meta
+    return load_tasks(options.problem, meta, options.data or "auto", options.data_dir)
 
 
-def _run(work: Work, task: Task, k: int) -> int:
+def _run(work: Work, tasks: list[Task], k: int) -> int:
     """One run, and the exit status it asks for."""
     options, (directory, chosen), begun = work.options, work.runs[k], time.monotonic()
     try:
         policy = train(
-            task, preset=chosen, output=directory, devices=work.strategy,
+            tasks, preset=chosen, output=directory, devices=work.strategy,
             tensorboard=options.tensorboard,
         )  # fmt: skip
     except Stopped:
@@ -162,16 +159,16 @@ def _spread(work: Work) -> int:
     return status
 
 
-def _start_worker(options: argparse.Namespace) -> tuple[Work, Task]:
+def _start_worker(options: argparse.Namespace) -> tuple[Work, list[Task]]:
     """What a process of --jobs holds."""
     with redirect_stdout(io.StringIO()):
         work = _prepare(options)
-        task = _load_task(work)
+        tasks = _load_tasks(work)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    return work, task
+    return work, tasks
 
 
-def _run_one(held: tuple[Work, Task], k: int) -> tuple[int, int, str]:
+def _run_one(held: tuple[Work, list[Task]], k: int) -> tuple[int, int, str]:
     said = io.StringIO()
     with redirect_stdout(said), redirect_stderr(said):
         status = _run(*held, k)

@@ -11,6 +11,7 @@ from l2o.amalgamation.perturbation import KINDS
 from l2o.amalgamation.plan import MOST_SEED, POLICIES, Meta
 from l2o.amalgamation.settings import (
     CHOICES,
+    ESTIMATORS,
     PRESETS,
     RECIPES,
     STRATEGIES,
@@ -68,7 +69,7 @@ def parser(prog: str = "l2o train") -> Parser:
                    f"{', '.join(RECIPES)}")
     g.add_argument("--finetune", metavar="POLICY",
                    help="begin with this policy's weights: a directory or a shipped name")
-    add_problem_flag(g)
+    add_problem_flag(g, several=True)
     add_data_flags(p)
     g = p.add_argument_group("schedule: a preset, and what departs from it")
     g.add_argument("--preset", type=known(tuple(PRESETS)), metavar="NAME",
@@ -93,6 +94,9 @@ def parser(prog: str = "l2o train") -> Parser:
     g.add_argument("--period", type=count, metavar="P",
                    help="trajectories between two validations")
     g = p.add_argument_group("meta-training")
+    g.add_argument("--estimator", type=known(ESTIMATORS), metavar="NAME",
+                   help="of the meta-gradient: backprop, through truncations, or es, an evolution "
+                   "strategy, which sees whole fits; default backprop")
     g.add_argument("--learning-rate", type=positive, metavar="RATE",
                    help=f"of the meta-optimizer, Adam; default {Meta.learning_rate:g}")
     g.add_argument("--warmup-steps", type=whole, metavar="W",
@@ -151,7 +155,7 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         UserError: If its values do not go together.
     """
-    check_trainable(options)
+    check_trainable(options.problem, options)
     for name, most in (("replicates", 10_000), ("jobs", 1_000)):
         if (value := getattr(options, name)) > most:
             raise UserError(f"--{name} must be at most {most}. Received: {value}")
@@ -205,6 +209,7 @@ def _name(options: argparse.Namespace) -> str:
         policy = options.policy or Settings.policy
         name = f"{options.scheme or Settings.scheme}-{options.teachers or Settings.teachers}"
         name += f"-{policy}" * (policy != Settings.policy)
+    name += "-es" * (options.estimator == "es")
     if options.perturbation not in (None, "none"):
         name += f"-{options.perturbation}"
         if options.magnitude and len(options.magnitude) == 1:

@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None, prog: str = "l2o tune") -> None:
 
 
 def _main(options: argparse.Namespace) -> int:
-    check_trainable(options)
+    check_trainable([options.problem], options)
     in_float32()
     for name, most in (("seeds", 10_000), ("jobs", 1_000)):
         if (value := getattr(options, name) or 1) > most:

@@ -67,8 +67,10 @@ class Display:
 
     def _step(self, event: str, facts: dict[str, Any]) -> None:
         phase, run = facts["phase"], facts["run"]
-        side_by_side = phase.schedule.meta_batch if event == "update" else 1
-        each = facts["seconds"] / phase.schedule.truncation / side_by_side
+        if event == "validating":
+            each = facts["each"]
+        else:
+            each = facts["seconds"] / phase.schedule.truncation / phase.schedule.meta_batch
         if (run.phase, event) in self._seconds:
             self._seconds[run.phase, event].append(each)
         else:  # the first call is mostly tracing and says nothing of the speed
@@ -85,7 +87,7 @@ class Display:
         if event == "update" and facts["finite"]:
             if phase.scheme != "none":
                 text += f" | distance {facts['distance']:+.3f}"
-            text += f" | {1 / each:.1f} steps/s"
+            text += f" | {facts['speed']:,.0f} steps/s"
         self._bar.show(facts["done"], facts["total"], text)
 
     def _time_left(self, run, event: str, facts: dict[str, Any]) -> str:
@@ -99,7 +101,8 @@ class Display:
         stage, whole = self._steps_left(run.phase, run.progress)
         phase = facts["phase"]
         if event == "update":
-            behind = facts["done"] * phase.schedule.meta_batch * training
+            each = phase.schedule.truncation * phase.schedule.meta_batch
+            behind = facts["done"] * each * training
         else:
             unroll = phase.schedule.stages[run.progress.stage].unroll(run.progress.period)
             behind = facts["done"] * validation + phase.schedule.period * unroll * training

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
+from functools import lru_cache
 
 import numpy as np
 import tensorflow as tf
@@ -25,6 +26,7 @@ class Stream(Enum):
     NOISE = "trajectory", 2
     SPLIT = "trajectory", 3
     HELD_OUT_BATCHES = "trajectory", 4
+    SCALE = "trajectory", 5
 
     def key(self, *of: int) -> list[int]:
         """The stream's key, from that of its phase or trajectory."""
@@ -73,14 +75,15 @@ def batch_indices(seed: list[int], examples: int, batch_size: int, start: int, s
     per_epoch = examples // batch_size
     if not per_epoch:
         raise ValueError(f"A batch holds {batch_size} examples. Received: {examples} in all")
-    order = {}
-    rows = []
-    for step in range(start, start + steps):
-        epoch, place = divmod(step, per_epoch)
-        if epoch not in order:
-            order = {epoch: np.random.default_rng([*seed, epoch]).permutation(examples)}
-        rows.append(order[epoch][place * batch_size : (place + 1) * batch_size])
-    return np.stack(rows).astype("int32") if rows else np.zeros((0, batch_size), "int32")
+    first, end = start // per_epoch, -(-(start + steps) // per_epoch)
+    orders = [_permutation((*seed, epoch), examples) for epoch in range(first, max(end, first + 1))]
+    cut = np.concatenate([order[: per_epoch * batch_size] for order in orders])
+    return cut.reshape(-1, batch_size)[start - first * per_epoch :][:steps]
+
+
+@lru_cache(maxsize=512)  # many fits side by side, an epoch each
+def _permutation(seed: tuple[int, ...], examples: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(examples).astype("int32")
 
 
 def held_out(examples: int, key: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

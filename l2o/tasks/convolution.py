@@ -1,4 +1,4 @@
-"""A convolution whose kernel's gradient is vectorized over examples.
+"""Convolutions that vectorize: their kernel's gradient over examples, or all over kernels.
 
 `tf.vectorized_map` runs TensorFlow's own gradient of a convolution's kernel in a loop, an example
 at a time, which makes a private step 3.9 plain gradients (Train network, batch 128, processor
@@ -67,3 +67,39 @@ def _kernel_gradient(inputs, shape, upstream, strides: list[int]):
     patches = tf.reshape(tf.concat(patches, -1), (-1, shape[0] * shape[1] * shape[2]))
     upstream = tf.reshape(upstream, (-1, shape[3]))
     return tf.reshape(tf.matmul(patches, upstream, transpose_a=True), shape)
+
+
+@contextmanager
+def convolution_of_patches() -> Iterator[None]:
+    """Keras' convolutions called within are products of matrices, which vectorize over kernels too.
+
+    `tf.vectorized_map` has no convolution of many images by many kernels.
+    """
+    tf.nn.convolution = product_of_patches
+    try:
+        yield
+    finally:
+        tf.nn.convolution = _convolution
+
+
+def product_of_patches(inputs, kernel, strides, padding, data_format="NHWC", dilations=1):
+    """As `tf.nn.convolution` of images in NHWC without dilation; else it is TensorFlow's."""
+    plain = all(d == 1 for d in tf.nest.flatten(dilations))
+    if not (data_format == "NHWC" and plain and kernel.shape.rank == 4) or (
+        inputs.shape[-1] != kernel.shape[-2]
+    ):
+        return _convolution(inputs, kernel, strides, padding, data_format, dilations)
+    size, strides = kernel.shape[:2], [strides] * 2 if isinstance(strides, int) else strides
+    if padding.upper() == "SAME":
+        lacking = [max((-(-n // s) - 1) * s + k - n, 0)
+                   for n, s, k in zip(inputs.shape[1:3], strides, size, strict=True)]  # fmt: skip
+        around = [(n // 2, n - n // 2) for n in lacking]
+        inputs = tf.pad(inputs, [(0, 0), *around, (0, 0)])
+    rows, columns = (
+        [slice(i, i + (n - k) // s * s + 1, s) for i in range(k)]
+        for n, s, k in zip(inputs.shape[1:3], strides, size, strict=True)
+    )
+    patches = tf.concat([inputs[:, row, column] for row in rows for column in columns], -1)
+    flat = tf.reshape(kernel, (-1, kernel.shape[-1]))
+    products = tf.matmul(tf.reshape(patches, (-1, flat.shape[0])), flat)
+    return tf.reshape(products, (-1, *patches.shape[1:3], kernel.shape[-1]))

@@ -1,0 +1,274 @@
+"""Evolution strategies: meta-updates from the losses of whole fits, without backpropagation.
+
+Noise-reuse evolution strategies, where a fit keeps its noise (Li et al. 2023), or persistent ones,
+where every window adds its own (Vicol et al. 2021). What a window is stands in `particles`, who
+begins a fit when in `episodes`.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from l2o.amalgamation.episodes import Entry, Evolution, Timetable
+from l2o.amalgamation.meta import MetaState, meta_update, one_by_one
+from l2o.amalgamation.particles import Particles, estimate, resting, window
+from l2o.amalgamation.plan import Place
+from l2o.amalgamation.unroll import SCALE_LIMIT, Amalgamation, TruncationResult
+from l2o.rules.layout import Layout
+from l2o.runs.devices import cores
+from l2o.tasks.convolution import convolution_of_patches
+from l2o.tasks.examples import in_one_line
+
+# Networks that are faster many at once and under XLA: their parameters, and an example's entries.
+MOST_PARAMETERS, MOST_ENTRIES = 12_000, 512
+
+
+@dataclass(frozen=True)
+class EvolutionTraining:
+    """Meta-updates of one policy on some problems, over the replicas of a strategy.
+
+    What is random derives from (key, pair, episode), so R replicas with A pairs each do what one
+    device with R A pairs does.
+
+    Attributes:
+        jobs: Who learns what from whom, on each problem; each has a window in every meta-update.
+        evolution: Settings.
+        truncation: W, inner steps of a window.
+        meta_batch: Pairs of each problem, over all replicas.
+        strategy: A `tf.distribute` strategy.
+        learning_rate: Adam's.
+        warmup: Steps of plain SGD at the start of a fit.
+        scale_limit: Largest logarithm of a random scale; 0 for none.
+        held_out: Whether the meta loss is measured on examples that its fit never trains on.
+    """
+
+    jobs: tuple[Amalgamation, ...]
+    evolution: Evolution
+    truncation: int
+    meta_batch: int
+    strategy: tf.distribute.Strategy
+    learning_rate: float = 1e-3
+    warmup: int = 0
+    scale_limit: float = SCALE_LIMIT
+    held_out: bool = False
+
+    def span(self, unroll: int) -> int:
+        """Meta-updates between which nothing is saved: one, as particles are kept."""
+        return 1
+
+    def inner_steps(self) -> int:
+        """Inner steps of a meta-update."""
+        return 2 * self.truncation * self.meta_batch * len(self.jobs)
+
+    def begin(self, weights: list, place: Place, kept: list) -> list[Particles]:
+        """The particles of every problem, as they were kept, or before their first fit."""
+        if kept and isinstance(kept[0], Particles):
+            return kept
+        whole = [resting(job, self.meta_batch) for job in self.jobs]
+        if kept:  # as tensors, from a checkpoint
+            whole = tf.nest.pack_sequence_as(whole, kept)
+        share = self.meta_batch // self.strategy.num_replicas_in_sync
+        mine = lambda replica, x: x[replica * share : (replica + 1) * share]  # noqa: E731
+        return self._spread(lambda replica: tf.nest.map_structure(partial(mine, replica), whole))
+
+    def kept(self, particles: list[Particles]) -> list:
+        """All of their tensors, [P, ...], of all replicas."""
+        tensors = tf.nest.flatten(particles)
+        if self.strategy.num_replicas_in_sync == 1:
+            return tensors
+        return [self.strategy.gather(x, axis=0) for x in tensors]
+
+    def update(
+        self,
+        state: MetaState,
+        particles: list[Particles],
+        place: Place,
+        step: int,
+        alpha: float,
+    ) -> tuple[MetaState, list[Particles], TruncationResult]:
+        """One window of every particle, and the meta-update.
+
+        Args:
+            state: Policy and meta-optimizer.
+            particles: From `begin`, or the update before.
+            place: Which piece of which period.
+            step: 0, as a piece has one update.
+            alpha: Weight of the distance.
+
+        Returns:
+            The new state and particles, and the result of the window, averaged.
+        """
+        flat = Layout.of(state.weights).flatten(state.weights)
+        alpha = tf.constant(alpha, keras.config.floatx())
+        key, longest = (*place.key, place.origin), place.unroll
+        number = (place.behind - place.origin) // self.meta_batch * (longest // self.truncation)
+        number, done = number + place.number, []
+        for k, before in enumerate(particles):
+            entry = self._spread(partial(self._entry, key, k, longest, number))
+            done.append(self._windows[k](flat, before, entry, alpha))
+        estimates, particles = map(list, zip(*done, strict=True))
+        state, result = self._update(state, estimates)
+        return state, particles, result
+
+    def validate(
+        self,
+        weights: list,
+        key: Sequence[int],
+        trajectories: int,
+        unroll: int,
+        warmup: int,
+        tick: Callable[[float, float], None] = lambda seconds, share: None,
+    ) -> np.ndarray:
+        """Meta losses of whole fits, unscaled and without teachers, of all problems in turn.
+
+        Args:
+            weights: The policy's.
+            key: Names the fits.
+            trajectories: How many of each problem, their lengths evenly spread.
+            unroll: Of the longest, a multiple of the window.
+            warmup: Not used: fits begin as in training.
+            tick: Called after every window with the seconds it took, and its share of the work.
+        """
+        flat, losses = Layout.of(weights).flatten(weights), []
+        plain, share = replace(self.evolution, reparameterised=0.0), self.truncation / unroll
+        share /= len(self.jobs)
+        for k, job in enumerate(self._validated):
+            table = Timetable(
+                job.task, (*key, k), range(trajectories), plain, self.truncation, unroll,
+                len(flat), held_out=self.held_out, abreast=True,
+            )  # fmt: skip
+            particles, total, begun = resting(job, trajectories, 1), 0.0, time.monotonic()
+            for number in range(unroll // self.truncation):
+                entry = _tensors(table.entry(number))
+                outcome, particles = self._validation[k](flat, particles, entry, 0.0)
+                total += outcome.meta_loss[:, 0] * self.truncation / entry.steps
+                tick(time.monotonic() - begun, share)
+                begun = time.monotonic()
+            losses.append(np.asarray(total))
+        return np.concatenate(losses)
+
+    @cached_property
+    def _windows(self) -> list[Callable]:
+        return [self._window(job) for job in self.jobs]
+
+    def _window(self, job: Amalgamation) -> Callable:
+        """A window of a problem's particles, in a part for each core."""
+        run = self._compiled(job, (1.0, -1.0))
+        parts = max(cores() // self.strategy.num_replicas_in_sync, 1)
+
+        def replica(weights, particles, entry, alpha):
+            pairs = entry.fresh.shape[0]
+            count = max(n for n in range(1, parts + 1) if pairs % n == 0)
+            flat = [tf.split(x, count) for x in tf.nest.flatten((particles, entry))]
+            cut = [
+                tf.nest.pack_sequence_as((particles, entry), part)
+                for part in zip(*flat, strict=True)
+            ]
+            done = [run(weights, *part, alpha) for part in cut]
+            outcome, after = tf.nest.map_structure(lambda *x: tf.concat(x, 0), *done)
+            return estimate(self.evolution, outcome, entry.total), after
+
+        return tf.function(lambda *values: self.strategy.run(replica, values), autograph=False)
+
+    def _compiled(self, job: Amalgamation, signs: tuple[float, ...]) -> Callable:
+        """(weights, particles, entry, alpha) -> (outcome, particles)."""
+        data, task = _tensors(job.task.dataset.train), job.task
+        entries = max(math.prod(x.shape[1:]) for x in tf.nest.flatten(data.inputs))
+        small = task.layout.size <= MOST_PARAMETERS and entries <= MOST_ENTRIES
+        small &= sys.platform != "darwin"  # TensorFlow has no XLA there
+        spread = side_by_side(task.name) if small else one_by_one
+
+        def run(weights, particles, entry, alpha):
+            with convolution_of_patches() if small else nullcontext():
+                return window(
+                    job, self.evolution, self.warmup, weights, tf.constant(signs, weights.dtype),
+                    particles, entry, data, alpha, spread,
+                )  # fmt: skip
+
+        return tf.function(run, autograph=False, jit_compile=small)
+
+    @cached_property
+    def _validated(self) -> list[Amalgamation]:
+        return [replace(job, teachers=(), scheme="none") for job in self.jobs]
+
+    @cached_property
+    def _validation(self) -> list[Callable]:
+        return [self._compiled(job, (0.0,)) for job in self._validated]
+
+    @cached_property
+    def _update(self) -> Callable:
+        def replica(state, estimates):
+            mean = tf.nest.map_structure(lambda *x: tf.add_n(x) / len(x), *estimates)
+            context = tf.distribute.get_replica_context()
+            flat = context.all_reduce(tf.distribute.ReduceOp.MEAN, tf.nest.flatten(mean))
+            gradient, result = tf.nest.pack_sequence_as(mean, flat)
+            gradient = tf.clip_by_norm(gradient, self.evolution.gradient_norm)
+            finite = result.finite >= 1
+            return meta_update(state, gradient, finite, self.learning_rate), result
+
+        @tf.function(autograph=False)
+        def update(state, estimates):
+            both = self.strategy.run(replica, (state, estimates))
+            first = lambda x: self.strategy.experimental_local_results(x)[0]  # noqa: E731
+            return tf.nest.map_structure(first, both)
+
+        return update
+
+    @cached_property
+    def _tables(self) -> dict:
+        return {}
+
+    def _entry(
+        self, key: tuple[int, ...], k: int, longest: int, number: int, replica: int
+    ) -> Entry:
+        """What a window is given on problem k, on one replica."""
+        job, share = self.jobs[k], self.meta_batch // self.strategy.num_replicas_in_sync
+        name = (key, k, longest, replica)
+        if name not in self._tables:
+            pairs = range(replica * share, (replica + 1) * share)
+            weights = Layout.of(job.rule.initial_weights(0)).size
+            self._tables[name] = Timetable(
+                job.task, (*key, k), pairs, self.evolution, self.truncation, longest, weights,
+                self.scale_limit, self.held_out,
+            )  # fmt: skip
+        return self._tables[name].entry(number)
+
+    def _spread(self, make: Callable[[int], Any]):
+        """`make(replica)` on each replica, as tensors."""
+        if self.strategy.num_replicas_in_sync == 1:
+            return _tensors(make(0))
+        return self.strategy.experimental_distribute_values_from_function(
+            lambda context: _tensors(make(context.replica_id_in_sync_group))
+        )
+
+
+def side_by_side(name: str) -> Callable:
+    """`tf.vectorized_map`, or one by one where that cannot be had, which is said once."""
+    said: list[str] = []
+
+    def spread(function: Callable, stacked):
+        try:
+            return tf.vectorized_map(function, stacked, fallback_to_while_loop=False)
+        except ValueError as error:
+            if not said:
+                print(f"Note: {name} is trained one particle after another, as TensorFlow cannot "
+                      f"vectorize it: {in_one_line(error)}", flush=True)  # fmt: skip
+            said.append(name)
+            return one_by_one(function, stacked)
+
+    return spread
+
+
+def _tensors(structure):
+    return tf.nest.map_structure(tf.convert_to_tensor, structure)
