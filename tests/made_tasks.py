@@ -18,5 +18,5 @@ def task_of(model_fn, train: Batch, batch_size: int, loss=None) -> Task:
 
 def with_data(task, train: Batch, batch_size: int):
     """A task of a test's own, which then has these examples too."""
-    task.dataset, task.batch_size = dataset_of(train), batch_size
+    task.dataset, task.batch_size, task.name = dataset_of(train), batch_size, "made up"
     return task

@@ -228,7 +228,17 @@ def test_checkpoint_of_another_status(status, tmp_path_factory):
     assert files_of(path) == before
 
 
-_COUNTS = "phase", "unrolls", "updates", "periods", "stage", "period", "repeats", "trajectories"
+_COUNTS = (
+    "phase",
+    "pieces",
+    "origin",
+    "updates",
+    "periods",
+    "stage",
+    "period",
+    "repeats",
+    "trajectories",
+)
 _OF_NO_SUCH_KIND = [
     *((name, value) for name in (*_COUNTS, "best_period") for value in (-1, 0.5, True)),
     *(("sums", value) for value in ([], [0.0], [0.0, "0"], {})),

@@ -18,6 +18,7 @@ from made_weights import made_weights
 from l2o.amalgamation import meta
 from l2o.amalgamation import trainer as module
 from l2o.amalgamation.curriculum import Stage, Stages
+from l2o.amalgamation.episodes import Evolution
 from l2o.amalgamation.meta import MetaTraining, initial_state
 from l2o.amalgamation.perturbation import Perturbation
 from l2o.amalgamation.plan import Meta, Phase
@@ -30,6 +31,7 @@ from l2o.runs.directory import RunDirectory
 from l2o.tasks.batches import Stream
 
 _META = Meta(seed=3, warmup_steps=2)
+_EVOLVED = replace(_META, evolution=Evolution(shortest=2))
 _SCHEDULE = Stages(
     (Stage((2,), 4, alpha=0.2), Stage((4,), 2, alpha=0.1)),
     truncation=2,
@@ -74,15 +76,15 @@ def traced():
 def train(data, tmp_path, monkeypatch, traced):
     """Runs a trainer in a directory, from where that got."""
     monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0)
-    make = Trainer._training
+    make = Trainer._made
 
     def once(self, phase, run):
-        key = (phase, *(np.asarray(w).tobytes() for w in run.previous))
+        key = (phase, self._meta, *(np.asarray(w).tobytes() for w in run.previous))
         if key not in traced:
             traced[key] = make(self, phase, run)
         return traced[key]
 
-    monkeypatch.setattr(Trainer, "_training", once)
+    monkeypatch.setattr(Trainer, "_made", once)
 
     def train(path, callback=lambda event, facts: None, phases=_PHASES, meta=_META):
         strategy = tf.distribute.MirroredStrategy(["CPU:0"])
@@ -148,6 +150,12 @@ def whole():
     return {}
 
 
+@pytest.fixture(scope="module")
+def evolved():
+    """As `whole`, of an evolution strategy."""
+    return {}
+
+
 @pytest.fixture
 def uninterrupted(whole, train, tmp_path_factory):
     if not whole:
@@ -183,6 +191,23 @@ def test_killed_and_taken_up_again(here, uninterrupted, train, tmp_path):
     shutil.copytree(uninterrupted / str(here), tmp_path / "run")
     train(tmp_path / "run")
     assert_ends_alike(tmp_path / "run", uninterrupted / "run")
+
+
+@pytest.mark.parametrize("here", [_PLACES[1], _PLACES[2], _PLACES[6], _PLACES[7]], ids=str)
+def test_an_evolution_strategy_killed_and_taken_up_again(here, train, tmp_path, request, evolved):
+    """Its particles are in the checkpoint, in the midst of fits of different lengths."""
+    if not evolved:
+        evolved["path"] = request.getfixturevalue("tmp_path_factory").mktemp("evolved")
+
+        def callback(event, facts):
+            where = evolved["path"] / str(place(event, facts))
+            shutil.rmtree(where, ignore_errors=True)
+            shutil.copytree(evolved["path"] / "run", where)
+
+        train(evolved["path"] / "run", callback, meta=_EVOLVED)
+    shutil.copytree(evolved["path"] / str(here), tmp_path / "run")
+    train(tmp_path / "run", meta=_EVOLVED)
+    assert_ends_alike(tmp_path / "run", evolved["path"] / "run")
 
 
 @pytest.mark.parametrize("here", [_PLACES[1], _PLACES[5]], ids=str)
@@ -499,7 +524,7 @@ def test_phases_train_by_the_settings(data, tmp_path):
             lambda *_: None,
         )
         first, second = (
-            trainer._training(phase, replace(trainer._fresh(k), previous=["taught"]))
+            trainer._made(phase, replace(trainer._fresh(k), previous=["taught"])).parts[0]
             for k, phase in enumerate(_PHASES)
         )
         unscaled = Trainer(
@@ -511,7 +536,7 @@ def test_phases_train_by_the_settings(data, tmp_path):
             {},
         )
         run = replace(unscaled._fresh(1), previous=["taught"])
-        assert not unscaled._training(_PHASES[1], run).scaled
+        assert not unscaled._made(_PHASES[1], run).parts[0].scaled
     for training in (first, second):
         for name in ("learning_rate", "scale_limit", "clip_ratio", "clip_floor", "held_out"):
             assert getattr(training, name) == getattr(settings, name)

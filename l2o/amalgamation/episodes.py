@@ -184,7 +184,8 @@ class Timetable:
         judged = ()
         if self.held_out:
             stream = Stream.HELD_OUT_BATCHES.key(*key)
-            judged = episode.tenth[batch_indices(stream, len(episode.tenth), batch, *drawn)]
+            few = min(batch, len(episode.tenth))
+            judged = episode.tenth[batch_indices(stream, len(episode.tenth), few, *drawn)]
         start, scale = self._start(episode)
         return Entry(
             fresh=np.bool_(behind == 0),

@@ -26,6 +26,7 @@ from l2o.amalgamation.particles import Particles, estimate, resting, window
 from l2o.amalgamation.plan import Place
 from l2o.amalgamation.unroll import SCALE_LIMIT, Amalgamation, TruncationResult
 from l2o.rules.layout import Layout
+from l2o.runs.cluster import workers
 from l2o.runs.devices import cores
 from l2o.tasks.convolution import convolution_of_patches
 from l2o.tasks.examples import in_one_line
@@ -85,9 +86,9 @@ class EvolutionTraining:
     def kept(self, particles: list[Particles]) -> list:
         """All of their tensors, [P, ...], of all replicas."""
         tensors = tf.nest.flatten(particles)
-        if self.strategy.num_replicas_in_sync == 1:
-            return tensors
-        return [self.strategy.gather(x, axis=0) for x in tensors]
+        if workers():
+            return [self.strategy.gather(x, axis=0) for x in tensors]
+        return [tf.concat(self.strategy.experimental_local_results(x), 0) for x in tensors]
 
     def update(
         self,

@@ -199,8 +199,11 @@ def _meta_loss(job: Amalgamation, evolution: Evolution, losses, first, entry: En
     limit = first + (evolution.loss_limit - 1) * tf.abs(first)
     losses = tf.where(losses < limit, losses, limit)  # or not a number
     number = entry.step + tf.range(losses.shape[0], dtype=first.dtype)[:, None]
-    weight = tf.where(number < END * entry.steps, 1.0, evolution.end_weight)
-    weight = tf.where(number < entry.steps, weight, 0.0) / (END + (1 - END) * evolution.end_weight)
+    late, within = (
+        tf.cast(x, first.dtype) for x in (number >= END * entry.steps, number < entry.steps)
+    )
+    more = evolution.end_weight - 1
+    weight = within * (1 + more * late) / (1 + more * (1 - END))
     return tf.reduce_mean(weight[:, :, None] * (job.measured(losses) - job.measured(first)), axis=0)
 
 

@@ -79,8 +79,11 @@ class Trainer:
     ):
         for task in tasks:
             examples, batch_size = len(task.dataset.train.labels), task.batch_size
-            if (examples // 10 if meta.held_out else examples) < batch_size:
-                need = f"a batch of {batch_size}" + " from the held-out tenth" * meta.held_out
+            tenth = meta.held_out and not meta.evolution  # which makes do with a smaller batch
+            if (
+                examples // 10 if tenth else examples - examples // 10 * meta.held_out
+            ) < batch_size:
+                need = f"a batch of {batch_size}" + " from the held-out tenth" * tenth
                 raise RunError(
                     f"There are not examples enough of {task.name} for {need}. Received: {examples}"
                 )
