@@ -12,7 +12,7 @@ import numpy as np
 
 from l2o.evaluation.results import Result
 from l2o.policies.checkpoint import doubts
-from l2o.reports import versus
+from l2o.reports import targets, versus
 from l2o.reports.comparison import (
     Case,
     Summary,
@@ -38,7 +38,6 @@ from l2o.reports.page import (
     markdown,
 )
 from l2o.reports.style import png
-from l2o.reports.targets import targets, times
 from l2o.reports.text import notes
 from l2o.rules import WarmUp
 from l2o.runs.files import write_atomically
@@ -100,6 +99,8 @@ def report(
     sections = [Section("Overview", _overview(cases, cards, selection))]
     if ahead := versus.blocks(cases):
         sections.append(Section("Policies and baselines of today", ahead))
+    if soon := targets.blocks(cases):
+        sections.append(Section(f"Time to the last loss of {targets.REFERENCE}", soon))
     for f in figures:
         if f.draw:
             sections.append(Section(f.title, [Picture(f.file, f.title, f.caption, png(f.draw))]))
@@ -112,6 +113,8 @@ def report(
                   ("Table 6: input perturbation", inputs))
                  if table.rows]  # fmt: skip
     lacking = [f"{f.title}: needs {f.lacking}." for f in figures if not f.draw]
+    if not soon:
+        lacking.append(f"Time to the last loss of {targets.REFERENCE}: {targets.NEEDS}.")
     if not costs.rows:
         lacking.append("Table 4, training cost: needs the policies' cards.")
     if not inputs.rows:
@@ -241,25 +244,7 @@ def _case(case: Case, found: Sequence[Summary], private: bool) -> list[Block]:
         blocks.append(Remarks(notes(found)))
     if best is not None and len(found) > 1:
         blocks += _against_oracle(found, best, prefix)
-    goals = times(found)
-    if goals and best is not None:
-        columns, rows = [Column("optimizer")], [[t.label] for t in goals[-1]]
-        for goal in goals:
-            name, of = goal[0].target.name, {t.label: t for t in goal}
-            columns += [Column(f"{name}: reached"), Column(f"{name}: steps", 0, "never"),
-                        Column(f"{name}: seconds", 1, "never")]  # fmt: skip
-            for row, last in zip(rows, goals[-1], strict=True):
-                t = of[last.label]
-                row += [f"{t.reached} of {len(t.each)}", float(t.steps), float(t.seconds)]
-        losses = " and ".join(f"{t.loss:.4f} ({t.name})" for t in targets(found))
-        blocks += ["Time to target: median steps and seconds, warm-up included, until the "
-                   f"validation loss is at that of the {oracle_name(found)}, {best.label}: "
-                   f"{losses}. Measured once an epoch; never means that half or more of the "
-                   "evaluations did not.",
-                   Table("time_to_target", columns, rows, prefix)]  # fmt: skip
-    elif best is None:
-        blocks.append("No tuned teacher without divergence, or a loss below zero, is in these "
-                      "results: there is no oracle, and no time to target.")  # fmt: skip
+    blocks += targets.case_blocks(found, prefix)
     return blocks
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from math import isfinite, isnan
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite, isinf, isnan
 from textwrap import wrap
 
 from l2o.evaluation.results import Result
-from l2o.reports.comparison import Summary, no_oracle, oracle, oracle_name, summarize
+from l2o.reports.comparison import Case, Summary, no_oracle, oracle, oracle_name, summarize
 from l2o.reports.stability import Difference, Stability
+from l2o.reports.targets import NEEDS, REFERENCE, races, shares
 
 _MEASURED = 5.0  # seconds; what is shorter varies by itself
 
@@ -41,6 +42,27 @@ def _line(name: str, count: str, loss: str, spent: str, accuracy: str, seconds: 
     if len(name) > 22:  # on a line of its own
         name = f"{name[:78]}\n{'':24}"
     return f"  {name:<22}{count:>3}  {loss:<24}{spent:>9} {accuracy:>9} {seconds:>7}"
+
+
+def shares_table(cases: Mapping[Case, Sequence[Summary]]) -> str:
+    """How soon optimizers are where tuned AdamW ends, as plain text; why not, where nobody is."""
+    head, found = f"Time to the last loss of {REFERENCE}", races(cases)
+    if not found:
+        return f"{head}: {NEEDS}\n"
+    lines = [f"{head}, as a share of its steps", _share("optimizer", "reached", "mean of shares")]
+    for s in shares(found):
+        mean = "never" if isinf(s.mean) else f"{s.mean:.3f}"
+        lines.append(_share(s.label, f"{s.reached} of {len(s.by_case)}", mean))
+    note = "The interquartile mean over settings (problems and lengths), never being infinite"
+    if without := len(cases) - len(found):
+        note += f". Left out, without such a loss: {without} of {len(cases)}"
+    return (
+        "\n".join([*lines, *wrap(note, 78, initial_indent="  ", subsequent_indent="    ")]) + "\n"
+    )
+
+
+def _share(name: str, reached: str, mean: str) -> str:
+    return f"  {name[:46]:<46} {reached:>12} {mean:>16}"
 
 
 def notes(summaries: Sequence[Summary]) -> list[str]:
