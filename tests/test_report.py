@@ -203,7 +203,9 @@ def test_table_says_what_it_must():
     assert max(map(len, lines)) <= 80
     adam = next(line for line in lines if line.startswith("  adam (oracle)"))
     mean = (log(0.22) + log(0.24)) / 2
-    assert re.search(rf"\b2  {mean:.2f} \[", adam) and "6.0" in adam
+    assert re.search(rf"\b2 {mean:.2f} \[", adam)
+    assert lines[1].split()[-4:] == ["wall", "s", "CPU", "s"]
+    assert adam.split()[-2:] == ["6.0", "9.0"]  # 3 epochs of 2 seconds, 1.5 of the processor
     assert "adam@0.5: 1 of 1 DIVERGED (at step 107)" in text
     assert "Intervals are over replicates and seeds for choice-large" in text
     plain, private = text.split("\n\n")
@@ -322,6 +324,26 @@ def test_columns_hold_what_their_heads_say(written):
         assert [float(found[f"{name}: {unit}"]) for unit in ("steps", "seconds")] == [150, 3]
     with open(written[0] / "tables" / "overview.csv", newline="") as file:
         assert all(float(row["paired difference"]) < 0 for row in csv.DictReader(file))
+
+
+def test_every_table_of_fits_has_their_seconds_by_clock_and_processor(tmp_path, undrawn):
+    found = small() + rows(
+        *(made_evaluation("tuned:AdamW", [2.3, 0.4, 0.3, 0.3], repeat=k, seconds=4.0)
+          for k in (1, 2))
+    )  # fmt: skip
+    write_report(found, tmp_path)
+    expected = {"seconds": 6, "CPU seconds": 9}  # 3 epochs of 2 seconds, 1.5 of the processor
+    for name in ("results", "against_oracle", "stability", "overview", "versus"):
+        with open(tmp_path / "tables" / f"{name}.csv", newline="") as file:
+            line = next(r for r in csv.DictReader(file) if "choice-large" in r.values())
+        assert {unit: float(line[unit]) for unit in expected} == expected, name
+        if name == "versus":
+            line = {unit: float(line[f"baseline's {unit}"]) for unit in expected}
+            assert line == {"seconds": 12, "CPU seconds": 18}
+    with open(tmp_path / "tables" / "time_to_target.csv", newline="") as file:
+        line = next(csv.DictReader(file))
+    for goal in ("best", "95% of the fall"):
+        assert float(line[f"{goal}: CPU seconds"]) == 1.5 * float(line[f"{goal}: seconds"])
 
 
 def test_what_results_do_not_contain_is_named(written):

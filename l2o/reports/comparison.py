@@ -182,6 +182,11 @@ class Summary:
         """Whether this is one of the teachers at its tuned rate."""
         return self.evaluations[0].teacher
 
+    @property
+    def costs(self) -> tuple[float, float]:
+        """Seconds of a fit, by the clock and the processor."""
+        return self.seconds, self.cpu_seconds
+
 
 def summarize(results: Iterable[Result]) -> dict[Case, list[Summary]]:
     """Statistics of every optimizer on every case, the best mean first."""

@@ -25,6 +25,7 @@ from l2o.reports.comparison import (
 )
 from l2o.reports.figures import Drawing, drawings, perturbation
 from l2o.reports.page import (
+    COSTS,
     Block,
     Column,
     Notice,
@@ -173,19 +174,22 @@ def _overview(cases, cards: Cards, selection: str) -> list[Block]:
                      reference.label if reference else "none",
                      reference.performance.mean if reference else nan,
                      reference.test_accuracy * 100 if reference else nan,
-                     *((d.mean, (d.low, d.high)) if d else (nan, (nan, nan)))])  # fmt: skip
+                     *((d.mean, (d.low, d.high)) if d else (nan, (nan, nan))),
+                     *best.costs, *(reference.costs if reference else (nan, nan))])  # fmt: skip
     name = "best teacher" if stand_ins else "oracle"
     columns = [Column("problem"), Column("best optimizer"), Column("log validation loss"),
                Column("test accuracy, %", 2), Column(name), Column(f"{name}'s loss"),
                Column(f"{name}'s accuracy, %", 2), Column("paired difference"),
-               Column("95% interval", interval=True)]  # fmt: skip
+               Column("95% interval", interval=True), *COSTS,
+               *(Column(f"{name}'s {cost.name}", 1) for cost in COSTS)]  # fmt: skip
     return [
         *([Notice(warnings)] if warnings else []),
         *([f"A selection of the results there are: {selection}."] if selection else []),
         f"Evaluations: {len(evaluations)}, of {len(labels)} optimizers in {len(cases)} "
         f"{'setting' if len(cases) == 1 else 'settings'} (a setting is a problem, its data and a "
         "number of epochs). Losses are cross-entropy in nats (of your own problems, what you "
-        "gave), their logarithms natural; lower is better. The epoch with the best "
+        "gave), their logarithms natural; lower is better. Seconds are those of one fit on "
+        "average, by the clock and of the processor, without measuring. The epoch with the best "
         "validation loss is chosen, and test is reported at that epoch; the best log test loss "
         "alone is of the epoch that is best on test, as Huang et al. report. The oracle is, for "
         "each problem, the tuned teacher with the best mean on validation. The best optimizer "
@@ -226,14 +230,13 @@ def _case(case: Case, found: Sequence[Summary], private: bool) -> list[Block]:
                Column("best log test loss"), Column("final log validation loss"),
                Column("final log training loss"),
                Column("validation accuracy, %", 2), Column("test accuracy, %", 2),
-               Column("seconds", 1), Column("CPU seconds", 1),
-               Column("log validation loss at equal CPU seconds"), Column("ε")]  # fmt: skip
+               *COSTS, Column("log validation loss at equal CPU seconds"), Column("ε")]  # fmt: skip
     name = f" ({oracle_name(found)})"
     rows: list[list[Value]] = [
         [s.label + name * (s is best), len(s.evaluations), s.diverged,
          s.performance.mean, (s.performance.low, s.performance.high), s.test,
          s.best_test, s.final, s.final_train,
-         100 * s.validation_accuracy, 100 * s.test_accuracy, s.seconds, s.cpu_seconds, s.within,
+         100 * s.validation_accuracy, 100 * s.test_accuracy, *s.costs, s.within,
          s.epsilon if isfinite(s.epsilon) else nan]
         for s in found
     ]  # fmt: skip
@@ -250,9 +253,9 @@ def _case(case: Case, found: Sequence[Summary], private: bool) -> list[Block]:
 
 def _against_oracle(found, best: Summary, prefix) -> list[Block]:
     pairs = [(s, difference(s, best)) for s in found if s is not best]
-    rows = [[s.label, d.mean, (d.low, d.high), d.pairs, d.unpaired] for s, d in pairs]
+    rows = [[s.label, d.mean, (d.low, d.high), d.pairs, d.unpaired, *s.costs] for s, d in pairs]
     columns = [Column("optimizer"), Column("difference"), Column("95% interval", interval=True),
-               Column("pairs"), Column("left out")]  # fmt: skip
+               Column("pairs"), Column("left out"), *COSTS]  # fmt: skip
     return [f"Paired differences of the best log validation loss to the {oracle_name(found)}, "
             f"{best.label}: pairs share problem and seed; below zero is better than it.",
             Table("against_oracle", columns, rows, prefix)]  # fmt: skip
@@ -261,7 +264,7 @@ def _against_oracle(found, best: Summary, prefix) -> list[Block]:
 def _stability(cases) -> list[Block]:
     columns = [Column("optimizer"), Column("replicates"), Column("n"), Column("meta-stability", 4),
                Column("evaluation stability", 4), Column("optimization stability", 4),
-               Column("95% interval", 4, interval=True)]  # fmt: skip
+               Column("95% interval", 4, interval=True), *COSTS]  # fmt: skip
     blocks: list[Block] = [
         "Meta-stability is the standard deviation between replicates (trainings of the policy), "
         "evaluation stability that between evaluations of one replicate, both of the best log "
@@ -275,7 +278,7 @@ def _stability(cases) -> list[Block]:
         prefix = _prefix(case)
         rows = [[s.label, s.performance.replicates, s.performance.evaluations, s.performance.meta,
                  s.performance.evaluation, s.optimization.mean,
-                 (s.optimization.low, s.optimization.high)] for s in found]  # fmt: skip
+                 (s.optimization.low, s.optimization.high), *s.costs] for s in found]  # fmt: skip
         blocks += [f"{case.title}:", Table("stability", columns, rows, prefix)]
         for s in found:
             for note in s.performance.notes:
@@ -320,8 +323,8 @@ def _inputs(cases, cards: Cards) -> Table:
             if kind == "input":
                 rows.append([s.label, case.title, magnitude, s.performance.replicates,
                              s.performance.mean, s.performance.meta,
-                             s.performance.evaluation])  # fmt: skip
+                             s.performance.evaluation, *s.costs])  # fmt: skip
     columns = [Column("policy"), Column("problem"), Column("magnitude", -1), Column("replicates"),
                Column("log validation loss"), Column("meta-stability", 3),
-               Column("evaluation stability", 3)]  # fmt: skip
+               Column("evaluation stability", 3), *COSTS]  # fmt: skip
     return Table("table-6", columns, rows)

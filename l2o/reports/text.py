@@ -18,30 +18,38 @@ _MEASURED = 5.0  # seconds; what is shorter varies by itself
 def summary_table(results: Iterable[Result]) -> str:
     """The results as plain text of at most 80 columns: a block a problem, a line an optimizer.
 
-    Where training is private, ε stands in place of the training loss.
+    Seconds are of one fit, by the clock and the processor. Where training is private, ε stands in
+    place of the training loss.
     """
     blocks = []
     for case, summaries in summarize(results).items():
         best, best_name = oracle(summaries), oracle_name(summaries)
         private = any(isfinite(s.epsilon) for s in summaries)
         head = "optimizer", "n", "log val. loss [95%]", "ε" if private else "log train"
-        lines = [case.title[:80], _line(*head, "test acc.", "seconds")]
+        lines = [case.title[:80], _line(*head, "test %", "wall s", "CPU s")]
         for s in summaries:
             name = s.label + (f" ({best_name})" if s is best else "")
             spent = _number(s.epsilon, 3) if private else _number(s.final_train, 2)
-            loss, accuracy = _interval(s.performance, 2), _percent(s.test_accuracy)
-            members = str(len(s.evaluations))
-            lines.append(_line(name, members, loss, spent, accuracy, _number(s.seconds, 1)))
+            loss, accuracy = _interval(s.performance, 2), _number(100 * s.test_accuracy, 2)
+            members, times = str(len(s.evaluations)), (_seconds(s.seconds), _seconds(s.cpu_seconds))
+            lines.append(_line(name, members, loss, spent, accuracy, *times))
         for note in notes(summaries):
             lines += wrap(note, 78, initial_indent="  ", subsequent_indent="    ")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
 
 
-def _line(name: str, count: str, loss: str, spent: str, accuracy: str, seconds: str) -> str:
-    if len(name) > 22:  # on a line of its own
-        name = f"{name[:78]}\n{'':24}"
-    return f"  {name:<22}{count:>3}  {loss:<24}{spent:>9} {accuracy:>9} {seconds:>7}"
+def _line(
+    name: str, count: str, loss: str, spent: str, accuracy: str, wall: str, processor: str
+) -> str:
+    if len(name) > 20:  # on a line of its own
+        name = f"{name[:78]}\n{'':22}"
+    return f"  {name:<20}{count:>3} {loss:<24}{spent:>9} {accuracy:>6} {wall:>6} {processor:>6}"
+
+
+def _seconds(value: float) -> str:
+    """Seconds in six places, so far as they go."""
+    return _number(value, 1 if value < 1000 else 0)
 
 
 def shares_table(cases: Mapping[Case, Sequence[Summary]]) -> str:
@@ -121,8 +129,3 @@ def _interval(s: Stability | Difference, digits: int = 3) -> str:
 def _number(value: float, digits: int) -> str:
     """A number, or a dash where there is none."""
     return f"{value:.{digits}f}" if isfinite(value) else "-"
-
-
-def _percent(value: float) -> str:
-    """An accuracy in percent, or a dash."""
-    return f"{100 * value:.2f}%" if isfinite(value) else "-"
