@@ -362,7 +362,8 @@ def test_data_that_stands_in_is_said_in_the_table(here, capsys, monkeypatch):
     assert "mnist_mlp, 1 epoch, ON DIGITS FOR MNIST" in out
     assert "Note: mine was trained by the smoke preset" in out
     assert "Note: mine was trained on digits, IN PLACE OF mnist\n" in out
-    assert {r.data for r in read_results("results/smoke")} == {"digits for mnist"}
+    found = read_results("results/smoke")
+    assert {(r.data, r.in_place_of) for r in found} == {("digits", "mnist")}
 
 
 def test_list_names_what_there_is(here, capsys):

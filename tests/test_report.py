@@ -153,7 +153,9 @@ def test_a_name_that_meant_two_things_is_told_apart_by_origin():
     assert [s.label for s in summaries] == ["policy [aaaaaa]", "policy [bbbbbb]"]
 
 
-@pytest.mark.parametrize("other", [{"problem": "b"}, {"data": "b for a"}, {"epochs": 2}])
+@pytest.mark.parametrize(
+    "other", [{"problem": "b"}, {"data": "b"}, {"in_place_of": "a"}, {"epochs": 2}]
+)
 def test_what_cannot_be_compared_is_kept_apart(other):
     first = made_evaluation("adam", [3.0, 1.0])
     second = made_evaluation("adam", [3.0, 1.0, 0.5] if "epochs" in other else [3.0, 1.0], **other)
@@ -216,7 +218,8 @@ def test_table_says_what_it_must():
 def test_table_keeps_its_width_and_names_substituted_data():
     found = rows(
         *(made_evaluation(f"a-very-long-name-of-a-policy-{k}", [3.0, 1e-9 + k, 1e5], replicate=j,
-                          problem="mnist_deeper_strided", data="digits for mnist", epsilon=0.1)
+                          problem="mnist_deeper_strided", data="digits", in_place_of="mnist",
+                          epsilon=0.1)
           for k in range(9) for j in (1, 2)),
     )  # fmt: skip
     text = summary_table(found)
@@ -374,8 +377,8 @@ def test_a_single_evaluation_still_makes_a_report(tmp_path):
 
 def test_divergence_and_substituted_data_are_said_first(tmp_path, undrawn):
     found = rows(
-        made_evaluation("adam", [2.0, 1.0, inf], data="digits for mnist"),
-        made_evaluation("sgd", [2.0, 1.0, 0.5], data="digits for mnist"),
+        made_evaluation("adam", [2.0, 1.0, inf], data="digits", in_place_of="mnist"),
+        made_evaluation("sgd", [2.0, 1.0, 0.5], data="digits", in_place_of="mnist"),
         made_evaluation("sgd", [2.0, 1.0, 0.5], problem="mnist_mlp"),
         made_evaluation("mine", [2.0, 1.0, 0.5], problem="mnist_mlp", origin="m"),
     )

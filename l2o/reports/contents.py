@@ -129,10 +129,10 @@ def _overview(cases, cards: Cards, selection: str) -> list[Block]:
     evaluations = [(s.label, e) for found in cases.values() for s in found for e in s.evaluations]
     labels = list(dict.fromkeys(s.label for found in cases.values() for s in found))
     warnings = [
-        f"{case.problem} ran on substituted data: {case.data}. Its numbers are not "
-        f"{case.data.split(' for ')[1]}'s."
+        f"{case.problem} ran on substituted data: {case.used}. Its numbers are not "
+        f"{case.in_place_of}'s."
         for case in cases
-        if case.substituted
+        if case.in_place_of
     ]
     warnings += [
         f"{case.problem}: {s.diverged} of {len(s.evaluations)} evaluations of {s.label} diverged."
@@ -216,15 +216,16 @@ def _counts(cases, labels: Sequence[str]) -> list[Block]:
 
 def _prefix(case: Case) -> dict[str, str | int]:
     """What tells a case's lines in a CSV file from another's."""
-    return {"problem": case.problem, "data": case.data, "epochs": case.epochs}
+    return {"problem": case.problem, "data": case.data, "in_place_of": case.in_place_of,
+            "epochs": case.epochs}  # fmt: skip
 
 
 def _case(case: Case, found: Sequence[Summary], private: bool) -> list[Block]:
     prefix = _prefix(case)
     best = oracle(found)
     blocks: list[Block] = []
-    if case.substituted:
-        blocks.append(Notice([f"Data really used: {case.data}."]))
+    if case.in_place_of:
+        blocks.append(Notice([f"Data really used: {case.used}."]))
     columns = [Column("optimizer"), Column("n"), Column("diverged"), Column("log validation loss"),
                Column("95% interval", interval=True), Column("log test loss"),
                Column("best log test loss"), Column("final log validation loss"),
