@@ -44,7 +44,8 @@ def main() -> int:
                         if d.draw and d.file in ("figure-3", "figure-8"))  # fmt: skip
     path = folder / "figure-3.png"
     write_atomically(path, png(draw))
-    print(f"{path}: {figure.title}, of {results[0].problem} on {results[0].data}")
+    case = next(iter(cases))
+    print(f"{path}: {figure.title}, of {case.problem} on {case.used}")
     return 0
 
 

@@ -29,7 +29,6 @@ from l2o.backends import (
 )
 from l2o.policies.checkpoint import Policy, load_policy
 from l2o.policies.config import policy_config, policy_from_config
-from l2o.policies.shipped import policy_path
 from l2o.rules import UpdateRule, averaged, averaging, decaying, warming
 from l2o.rules.decayed import WEIGHT_DECAY_LIMIT, with_decay
 from l2o.rules.warmup import with_warmup
@@ -122,7 +121,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         Raises:
             PolicyError: If the directory cannot be read, or there is neither that nor such a name.
         """
-        return cls(load_policy(policy_path(path_or_name)), **kwargs)
+        return cls(load_policy(path_or_name), **kwargs)
 
     @property
     def policy(self) -> Policy:

@@ -13,6 +13,7 @@ def made_evaluation(
     losses: Sequence[float],
     problem: str = "mnist_cnn",
     data: str = "mnist",
+    in_place_of: str = "",
     origin: str | None = None,
     replicate: int = 1,
     repeat: int = 1,
@@ -28,7 +29,8 @@ def made_evaluation(
         accuracy = 1 / (1 + max(loss, 0)) if finite else 0.0
         rows.append(
             Result(
-                version=VERSION, problem=problem, data=data, optimizer=optimizer,
+                version=VERSION, problem=problem, data=data,
+                in_place_of=in_place_of, optimizer=optimizer,
                 origin=origin or f"{optimizer}-{replicate}", replicate=replicate, repeat=repeat,
                 seed=1000 + repeat, epochs=epochs or len(losses) - 1, epoch=epoch,
                 steps=epoch * steps, seconds=epoch * seconds,

@@ -185,7 +185,7 @@ class Trap:
 @pytest.mark.parametrize(
     "damage, said",
     [
-        (shutil.rmtree, "There is no policy directory"),
+        (shutil.rmtree, "is neither a policy directory nor a shipped policy"),
         (remove_description, "no policy directory: it has no policy.json"),
         (remove_weights, "lacks the weights"),
         (truncate_description, "policy.json cannot be read"),

@@ -21,6 +21,7 @@ from l2o.amalgamation.curriculum import (
 PAPER, CPU, SMOKE = (CURRICULA[name].schedule for name in ("paper", "cpu", "smoke"))
 ONE_STAGE = replace(PAPER, stages=PAPER.stages[:1])
 KEPT, BEST = Verdict(True), Verdict(True, best=True)
+BEHIND = Verdict(True, best=True, behind=True)  # worse than what came in, and yet the best period
 UNDONE = Verdict(False, exploded=True)
 
 
@@ -106,11 +107,12 @@ def test_choice_schedule(name):
     ("incoming", "loss", "verdict"),
     [
         (-1.5, -2.0, BEST),
-        (-1.5, -1.2, BEST),  # worse than what came in, and yet the best of the periods
-        (-1.5, -0.75, BEST),  # worse by exactly half its size: not by more
+        (-1.5, -1.5, BEST),
+        (-1.5, -1.2, BEHIND),
+        (-1.5, -0.75, BEHIND),  # worse by exactly half its size: not by more
         (-1.5, -0.74, UNDONE),
         (-1.5, 0.5, UNDONE),
-        (2.0, 3.0, BEST),
+        (2.0, 3.0, BEHIND),
         (2.0, 3.01, UNDONE),
         (0.0, 0.0, BEST),
         (0.0, 0.01, UNDONE),
@@ -126,6 +128,12 @@ def test_first_period(incoming, loss, verdict):
     assert verdicts == [verdict]
 
 
+def test_a_best_period_behind_the_stages_start_is_called_so():
+    _, verdicts = play(PAPER, -1.5, [-1.2, -1.0, -1.3, -1.6])
+    behind = "best, behind the stage's start"
+    assert [v.word for v in verdicts] == [behind, "kept", behind, "best"]
+
+
 @pytest.mark.parametrize(
     ("best", "loss", "verdict"),
     [
@@ -139,7 +147,7 @@ def test_first_period(incoming, loss, verdict):
 )
 def test_best_so_far_is_the_reference(best, loss, verdict):
     _, verdicts = play(PAPER, -1.5, [best, loss])
-    assert verdicts == [BEST, verdict]
+    assert verdicts == [BEHIND if best > -1.5 else BEST, verdict]
 
 
 # Repeats

@@ -22,7 +22,7 @@ from l2o.evaluation.baselines import get_candidates
 from l2o.evaluation.evaluations import _run_one
 from l2o.evaluation.forecast import Forecast
 from l2o.evaluation.protocol import Plan, missing, run_evaluations
-from l2o.evaluation.results import by_evaluation, read_results, write_results
+from l2o.evaluation.results import VERSION, by_evaluation, read_results, write_results
 from l2o.evaluation.search import trial, tuned
 from l2o.evaluation.store import ResultsDirectory, steps_file
 from l2o.problems import PROBLEMS, Batch, Dataset, get_problem
@@ -362,7 +362,8 @@ def test_data_that_stands_in_is_said_in_the_table(here, capsys, monkeypatch):
     assert "mnist_mlp, 1 epoch, ON DIGITS FOR MNIST" in out
     assert "Note: mine was trained by the smoke preset" in out
     assert "Note: mine was trained on digits, IN PLACE OF mnist\n" in out
-    assert {r.data for r in read_results("results/smoke")} == {"digits for mnist"}
+    found = read_results("results/smoke")
+    assert {(r.data, r.in_place_of) for r in found} == {("digits", "mnist")}
 
 
 def test_list_names_what_there_is(here, capsys):
@@ -452,7 +453,7 @@ def test_a_damaged_table_is_one_line_and_left_alone(here, capsys, damage):
     broken = {
         "cut off": text[:-20],
         "other columns": text.replace("version,problem", "version,task"),
-        "other version": text.replace("\n2,", "\n3,"),
+        "other version": text.replace(f"\n{VERSION},", f"\n{VERSION + 1},"),
         "no text": "\udcff",
     }[damage].encode(errors="surrogateescape")
     table.write_bytes(broken)

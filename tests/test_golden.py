@@ -26,6 +26,7 @@ from made_golden import (
 from l2o import AmalgamatedOptimizer, load_policy, pretrained
 from l2o.commands import evaluate, train
 from l2o.evaluation.results import read_results
+from l2o.evaluation.store import steps_file
 from l2o.reports.contents import write_report
 
 _POLICIES = sorted(path.name for path in (GOLDEN / "policies").iterdir())
@@ -114,6 +115,9 @@ def test_results_are_read_and_gone_on_with(tmp_path, monkeypatch, capsys):
     )
     anew = {(r.key, r.epoch): r.validation_loss for r in read_results(tmp_path / "anew")}
     results = read_results(GOLDEN / "results")
+    assert {(r.data, r.in_place_of) for r in results} == {("digits", "mnist")}
+    for key in {r.key for r in results}:
+        assert (GOLDEN / "results" / "steps" / steps_file(key)).exists()
     there = {(r.key, r.epoch): r.validation_loss for r in results if r.repeat == 1}
     assert anew == pytest.approx(there, rel=1e-5)
     assert len(anew) == 6 * 13

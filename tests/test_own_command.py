@@ -97,7 +97,7 @@ _WRONG = {
     "mine_own:raises": "raises failed: RuntimeError: the file is not there",
     "mine_own:number": "number must return an l2o.Problem. Received: a int",
     "mine_own:stateful": "error: mine_own:stateful: Layer 'kept' is stateful",
-    "mine_own:": "unknown name 'mine_own:'; allowed: mnist_cnn, ",
+    "mine_own:": "unknown name 'mine_own:'. Allowed: mnist_cnn, ",
     "mine_own": "or package.module:function for your own",
     "mine_own:regression --data digits": "--data: mine_own:regression brings its own data",
     "mine_own:regression --data-dir x": "--data-dir: mine_own:regression brings its own data",

@@ -153,7 +153,9 @@ def test_a_name_that_meant_two_things_is_told_apart_by_origin():
     assert [s.label for s in summaries] == ["policy [aaaaaa]", "policy [bbbbbb]"]
 
 
-@pytest.mark.parametrize("other", [{"problem": "b"}, {"data": "b for a"}, {"epochs": 2}])
+@pytest.mark.parametrize(
+    "other", [{"problem": "b"}, {"data": "b"}, {"in_place_of": "a"}, {"epochs": 2}]
+)
 def test_what_cannot_be_compared_is_kept_apart(other):
     first = made_evaluation("adam", [3.0, 1.0])
     second = made_evaluation("adam", [3.0, 1.0, 0.5] if "epochs" in other else [3.0, 1.0], **other)
@@ -203,7 +205,9 @@ def test_table_says_what_it_must():
     assert max(map(len, lines)) <= 80
     adam = next(line for line in lines if line.startswith("  adam (oracle)"))
     mean = (log(0.22) + log(0.24)) / 2
-    assert re.search(rf"\b2  {mean:.2f} \[", adam) and "6.0" in adam
+    assert re.search(rf"\b2 {mean:.2f} \[", adam)
+    assert lines[1].split()[-4:] == ["wall", "s", "CPU", "s"]
+    assert adam.split()[-2:] == ["6.0", "9.0"]  # 3 epochs of 2 seconds, 1.5 of the processor
     assert "adam@0.5: 1 of 1 DIVERGED (at step 107)" in text
     assert "Intervals are over replicates and seeds for choice-large" in text
     plain, private = text.split("\n\n")
@@ -214,7 +218,8 @@ def test_table_says_what_it_must():
 def test_table_keeps_its_width_and_names_substituted_data():
     found = rows(
         *(made_evaluation(f"a-very-long-name-of-a-policy-{k}", [3.0, 1e-9 + k, 1e5], replicate=j,
-                          problem="mnist_deeper_strided", data="digits for mnist", epsilon=0.1)
+                          problem="mnist_deeper_strided", data="digits", in_place_of="mnist",
+                          epsilon=0.1)
           for k in range(9) for j in (1, 2)),
     )  # fmt: skip
     text = summary_table(found)
@@ -324,6 +329,26 @@ def test_columns_hold_what_their_heads_say(written):
         assert all(float(row["paired difference"]) < 0 for row in csv.DictReader(file))
 
 
+def test_every_table_of_fits_has_their_seconds_by_clock_and_processor(tmp_path, undrawn):
+    found = small() + rows(
+        *(made_evaluation("tuned:AdamW", [2.3, 0.4, 0.3, 0.3], repeat=k, seconds=4.0)
+          for k in (1, 2))
+    )  # fmt: skip
+    write_report(found, tmp_path)
+    expected = {"seconds": 6, "CPU seconds": 9}  # 3 epochs of 2 seconds, 1.5 of the processor
+    for name in ("results", "against_oracle", "stability", "overview", "versus"):
+        with open(tmp_path / "tables" / f"{name}.csv", newline="") as file:
+            line = next(r for r in csv.DictReader(file) if "choice-large" in r.values())
+        assert {unit: float(line[unit]) for unit in expected} == expected, name
+        if name == "versus":
+            line = {unit: float(line[f"baseline's {unit}"]) for unit in expected}
+            assert line == {"seconds": 12, "CPU seconds": 18}
+    with open(tmp_path / "tables" / "time_to_target.csv", newline="") as file:
+        line = next(csv.DictReader(file))
+    for goal in ("best", "95% of the fall"):
+        assert float(line[f"{goal}: CPU seconds"]) == 1.5 * float(line[f"{goal}: seconds"])
+
+
 def test_what_results_do_not_contain_is_named(written):
     output, _ = written
     lacking = (output / "report.md").read_text().split("## What these results do not contain")[1]
@@ -352,8 +377,8 @@ def test_a_single_evaluation_still_makes_a_report(tmp_path):
 
 def test_divergence_and_substituted_data_are_said_first(tmp_path, undrawn):
     found = rows(
-        made_evaluation("adam", [2.0, 1.0, inf], data="digits for mnist"),
-        made_evaluation("sgd", [2.0, 1.0, 0.5], data="digits for mnist"),
+        made_evaluation("adam", [2.0, 1.0, inf], data="digits", in_place_of="mnist"),
+        made_evaluation("sgd", [2.0, 1.0, 0.5], data="digits", in_place_of="mnist"),
         made_evaluation("sgd", [2.0, 1.0, 0.5], problem="mnist_mlp"),
         made_evaluation("mine", [2.0, 1.0, 0.5], problem="mnist_mlp", origin="m"),
     )

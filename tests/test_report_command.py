@@ -122,3 +122,11 @@ def test_results_that_cannot_be_looked_at_are_not_said_to_be_unwritable(here, mo
     (here / "closed").mkdir()
     said = assert_refused(main, "closed")
     assert "Permission denied: 'closed/results.csv'" in said and "write" not in said
+
+
+def test_a_report_prints_the_time_to_the_last_loss_of_tuned_adamw(here, monkeypatch, capsys):
+    fits = made_evaluation("tuned:AdamW", [2.0, 1.0, 0.5]), made_evaluation("mine", [2.0, 0.4, 0.6])
+    write_results("results.csv", sum(fits, []))
+    assert reported(monkeypatch, whole=True) == sum(fits, [])
+    (line,) = (x for x in capsys.readouterr().out.splitlines() if x.startswith("  mine "))
+    assert line.split() == ["mine", "1", "of", "1", "0.500"]

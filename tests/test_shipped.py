@@ -31,16 +31,16 @@ def test_a_shipped_policy_is_found_by_name_and_others_are_listed(shelf):
         save_policy(shelf / name, SGD(rate), [], {"evaluation": {"log_validation_loss": loss}})
     assert pretrained() == ("fast", "fast/1", "fast/2", "fast/3", "slow", "slow/10")
     for name, rate in (("slow", 0.1), ("slow/10", 0.1), ("fast", 0.4), ("fast/1", 0.5)):
-        assert AmalgamatedOptimizer.load(name).policy.rule == SGD(rate)
+        assert AmalgamatedOptimizer.load(name).policy.rule == SGD(rate) == load_policy(name).rule
     # 2 and 3 are level to two digits, so the first of them is the default.
     (best,), (other,) = get_candidates("fast"), get_candidates("fast/1")
     (named,) = get_candidates("mine=fast")
     assert (named.name, named.replicate, named.origin) == ("mine", 1, best.origin)
     assert (best.name, best.replicate, other.name, other.replicate) == ("fast", 2, "fast", 1)
     with pytest.raises(PolicyError, match="'medium' is neither .* Shipped: fast, fast/1, fast/2,"):
-        AmalgamatedOptimizer.load("medium")
+        load_policy("medium")
     save_policy(Path("fast"), SGD(0.3), [], {})  # a directory of that name goes before it
-    assert AmalgamatedOptimizer.load("fast").policy.rule == SGD(0.3)
+    assert AmalgamatedOptimizer.load("fast").policy.rule == SGD(0.3) == load_policy("fast").rule
     assert get_candidates("fast")[0].origin not in (best.origin, other.origin)
 
 

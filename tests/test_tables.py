@@ -101,7 +101,7 @@ _ANEW = "no {} as l2o writes it: a spreadsheet writes numbers anew, with fewer d
 _NUMBERS = {
     "seconds is '0', " + _ANEW.format("float"): shown(".10g"),
     "seconds is '0,0', " + _ANEW.format("float"): put("seconds", "0,0"),
-    "version is '2.00E+00', " + _ANEW.format("int"): shown(".2E"),
+    "version is '3.00E+00', " + _ANEW.format("int"): shown(".2E"),
     "validation_loss is '1.00E-03'": put("validation_loss", "1.00E-03"),
     "diverged_at is 'TRUE'": put("diverged_at", "TRUE"),
     "repeat is '1.0'": put("repeat", "1.0"),
@@ -145,7 +145,7 @@ _OTHER = {
     "fewer": (lambda text: text.replace(",privacy\n", "\n"), "Not there: privacy"),
     "a short row": (
         lambda text: text.replace("0.0,\n", "0.0\n"),
-        "line 2 .* it has 22 cells, not 23",
+        "line 2 .* it has 23 cells, not 24",
     ),
     "no end": (lambda text: text[:-1], "is cut off: its last line, number 7, has no end"),
     "no end after blank lines": (
@@ -165,7 +165,7 @@ def test_another_table_is_refused_with_what_is_other(how, tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("version", [0, 3, -1])
+@pytest.mark.parametrize("version", [0, 4, -1])
 @pytest.mark.parametrize("columns", ["the same", "one more", "one less"])
 def test_another_releases_table_is_refused_with_both_versions(version, columns, tmp_path):
     names = [f.name for f in fields(Result)]
@@ -178,19 +178,25 @@ def test_another_releases_table_is_refused_with_both_versions(version, columns, 
     before = (tmp_path / TABLE).read_bytes()
     assert refused(tmp_path) == (
         f"{tmp_path / TABLE} is a table of another release of l2o, in version {version} of its "
-        "form. This release reads version 2"
+        "form. This release reads version 3"
     )
     assert (tmp_path / TABLE).read_bytes() == before
 
 
-def test_a_table_of_version_1_is_read_and_goes_on_as_one_of_version_2(tmp_path):
-    """It has no processor seconds, and `tests/golden` holds a whole directory of it."""
-    names = [f.name for f in fields(Result) if f.name != "cpu_seconds"]
+@pytest.mark.parametrize("version, lacking", [(1, ["cpu_seconds"]), (2, [])])
+def test_a_table_of_an_earlier_version_is_read_and_goes_on_as_one_of_today(
+    version, lacking, tmp_path
+):
+    """1 has no processor seconds; in both the data, and what they stood in for, are one string."""
+    names = [f.name for f in fields(Result) if f.name not in ("in_place_of", *lacking)]
+    rows = _ROWS + made_evaluation("sgd", [2.0, 1.0], data="digits, network 1", in_place_of="mnist")
     with open(tmp_path / TABLE, "w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         table.writeheader()
-        table.writerows(asdict(row) | {"version": 1} for row in _ROWS)
-    unknown = [replace(row, cpu_seconds=nan) for row in _ROWS]
+        for row in rows:
+            data = f"{row.data} for mnist" if row.in_place_of else row.data
+            table.writerow(asdict(row) | {"version": version, "data": data})
+    unknown = [replace(row, **dict.fromkeys(lacking, nan)) for row in rows]
     found = read_results(tmp_path)
     assert repr(found) == repr(unknown)
     write_results(tmp_path / TABLE, found)

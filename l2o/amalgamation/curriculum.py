@@ -256,19 +256,23 @@ class Verdict:
         best: Remember the present policy as the stage's best.
         exploded: The validation was worse than the reference allows, or the period was lost.
         stage_over: Take up the stage's best policy; the next stage, if any, begins with it.
+        behind: The stage's best, but not as good as the policy it began with.
     """
 
     keep: bool
     best: bool = False
     exploded: bool = False
     stage_over: bool = False
+    behind: bool = False
 
     @property
     def word(self) -> str:
         """In a table."""
         if self.exploded:
             return "exploded, kept" if self.keep else "exploded, undone"
-        return "best" if self.best else "kept"
+        if self.best:
+            return "best, behind the stage's start" if self.behind else "best"
+        return "kept"
 
 
 def enter(progress: Progress, loss: float) -> Progress:
@@ -308,7 +312,8 @@ def judge(
     """
     if progress.incoming is None or progress.finished or progress.diverged:
         raise ValueError(f"There is no period to judge. Received: {progress}")
-    reference = progress.incoming if progress.best is None else progress.best
+    start = progress.incoming
+    reference = start if progress.best is None else progress.best
     progress = replace(progress, trajectories=progress.trajectories + schedule.period)
     lost = not isfinite(loss) or skipped > MOST_SKIPPED
     exploded = lost or loss > reference + schedule.tolerance * abs(reference)
@@ -322,7 +327,7 @@ def judge(
     if best:
         progress = replace(progress, best=loss, best_period=period)
     over = period >= last_period(schedule, progress)
-    verdict = Verdict(True, best, exploded, over)
+    verdict = Verdict(True, best, exploded, over, behind=best and loss > start)
     if over and progress.stage + 1 < len(schedule.stages):
         progress = Progress(progress.stage + 1, trajectories=progress.trajectories)
     elif over:

@@ -19,7 +19,7 @@ from l2o.amalgamation.perturbation import KINDS, Perturbation
 from l2o.amalgamation.plan import POLICIES, Meta, Phase
 from l2o.amalgamation.unroll import Teacher
 from l2o.policies.checkpoint import Policy, load_policy
-from l2o.policies.shipped import did_you_mean, policy_path
+from l2o.policies.shipped import did_you_mean
 from l2o.rules import Choice, UpdateRule, core, get_pool
 from l2o.runs.directory import differences
 
@@ -91,7 +91,7 @@ class Settings:
         if policy is None:
             return phases
         if not isinstance(policy, Policy):
-            policy, where = load_policy(policy_path(policy)), f" in {policy}"
+            policy, where = load_policy(policy), f" in {policy}"
         own = core(policy.rule)
         if not any(phase.rule == own for phase in phases):
             kinds = [p.rule for p in phases if p.rule.name == own.name]

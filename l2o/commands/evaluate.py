@@ -161,6 +161,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         return STOPPED
     print(f"\n{summary_table(counted(results))}")
     print("Means over n evaluations. Test accuracy is at the epoch chosen on validation.")
+    print("Seconds are of one fit: by the clock (wall), and of the processor (CPU).")
     private = {name for name in problems if is_private(name)}
     if private != set(problems):
         print("Log train is of the last epoch's mean loss, each batch's before its step.")

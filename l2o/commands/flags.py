@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import keras
 
-from l2o.commands.terminal import Parser, known
+from l2o.commands.terminal import Parser, known, unknown
 from l2o.errors import UserError
 from l2o.problems import PROBLEMS, is_own
 from l2o.problems.catalog import OWN
@@ -18,8 +18,7 @@ ALL = "all"  # of the problems
 def problem_name(text: str) -> str:
     """An argument that names a problem; one of the user's own is not looked for yet."""
     if text not in PROBLEMS and not is_own(text):
-        allowed = f"{', '.join(PROBLEMS)}; or {OWN} for your own"
-        raise argparse.ArgumentTypeError(f"unknown name '{text}'; allowed: {allowed}")
+        raise argparse.ArgumentTypeError(unknown(text, PROBLEMS, f"; or {OWN} for your own"))
     return text
 
 

@@ -16,8 +16,9 @@ from l2o.evaluation.results import Result, distinct, read_results
 from l2o.evaluation.search import TRIAL
 from l2o.evaluation.store import read_cards, read_samples
 from l2o.policies.shipped import did_you_mean
-from l2o.reports.comparison import evaluations
+from l2o.reports.comparison import evaluations, summarize
 from l2o.reports.contents import write_report
+from l2o.reports.text import shares_table
 from l2o.rules import TEACHERS
 
 DESCRIPTION = """\
@@ -73,6 +74,7 @@ def _main(options: argparse.Namespace) -> int:
         page, *files = write_report(chosen, output, cards, samples, selection)
     except OSError as error:
         raise UserError(f"Cannot write {output}: {error.strerror}") from error
+    print(shares_table(summarize(chosen)))
     print(f"Written: {page} and {len(files)} files beside it")
     return 0
 

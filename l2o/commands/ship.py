@@ -88,7 +88,7 @@ def evaluation(options: argparse.Namespace, problem: str) -> dict:
     case = found[0].case
     return {
         "problem": case.problem,
-        "data": case.data,
+        "data": case.used,
         "epochs": case.epochs,
         "averaging": options.averaging,
         "weight_decay": options.weight_decay,

@@ -7,9 +7,10 @@ import io
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from l2o.errors import UserError
+from l2o.policies.shipped import did_you_mean
 from l2o.problems.dataset import ProblemError
 
 STOPPED = 130  # the exit status of what a signal ended
@@ -76,10 +77,15 @@ def known(names: Sequence[str]) -> Callable[[str], str]:
 
     def parse(text: str) -> str:
         if text not in names:
-            raise argparse.ArgumentTypeError(f"unknown name '{text}'; allowed: {', '.join(names)}")
+            raise argparse.ArgumentTypeError(unknown(text, names))
         return text
 
     return parse
+
+
+def unknown(name: str, names: Iterable[str], more: str = "") -> str:
+    """What to say of a name that is not among those there are."""
+    return f"unknown name '{name}'. {did_you_mean(name, names)}Allowed: {', '.join(names)}{more}"
 
 
 def count(text: str) -> int:

@@ -164,6 +164,8 @@ def check(options: argparse.Namespace) -> None:
     of = {"strategy": options.scheme, "pool": options.teachers, "policy": options.policy}
     if options.recipe and (given := [f"--{name}" for name, value in of.items() if value]):
         raise UserError(f"--recipe says what is trained, so {', '.join(given)} cannot be set")
+    if options.scheme == "none" and options.teachers:
+        raise UserError("--strategy none imitates no teachers, so --pool cannot be set")
 
 
 def settings(options: argparse.Namespace, preset: str) -> list[tuple[Path, Settings]]:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from l2o.evaluation.baselines import Candidate
 from l2o.evaluation.fit import Fit, History
-from l2o.evaluation.results import VERSION, Key, Result
+from l2o.evaluation.results import VERSION, Key, Result, data_in_words
 from l2o.evaluation.store import ResultsDirectory, is_image
 from l2o.rules import WarmUp
 from l2o.tasks.gradient import plain_gradient
@@ -42,21 +42,15 @@ class Plan:
         """The name of one evaluation."""
         return Key(
             task.name,
-            data_of(task),
+            task.dataset.name,
             candidate.name,
             candidate.origin,
             candidate.replicate,
             repeat,
             self.seed + repeat - 1,
             self.epochs_of(task),
+            task.dataset.in_place_of,
         )
-
-
-def data_of(task: Task) -> str:
-    """The data as tables name it: "digits for mnist" where they stood in."""
-    dataset = task.dataset
-    stood_in = f" for {dataset.in_place_of}" if dataset.in_place_of else ""
-    return dataset.name + stood_in
 
 
 def missing(
@@ -87,7 +81,8 @@ def warmup_notes(tasks: Sequence[Task], candidates: Sequence[Candidate], plan: P
         notes.append(f"steps of warm-up differ: {each}. In a short fit fewer are an advantage")
     for task in tasks:
         number = plan.epochs_of(task) * task.steps_per_epoch
-        where = f"steps of {task.name} on {data_of(task)} are"
+        data = data_in_words(task.dataset.name, task.dataset.in_place_of)
+        where = f"steps of {task.name} on {data} are"
         wholly = dict.fromkeys(c.name for c in candidates if number <= c.warmup)
         if wholly and number > warmup:
             notes.append(f"the {number} {where} all warm-up, steps of SGD, for "
@@ -191,7 +186,7 @@ def as_results(key: Key, task: Task, history: History) -> list[Result]:
     return [
         Result(
             VERSION,
-            *key,
+            **key._asdict(),
             epoch=number,
             steps=epoch.steps,
             seconds=round(epoch.seconds, 3),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import inf, isnan, nan
+from math import inf, isnan
 from pathlib import Path
 from typing import NamedTuple
 
-from l2o.evaluation.tables import TableError, read_table, write_table
+from l2o.evaluation.tables import Cells, TableError, read_table, write_table
 
-VERSION = 2
-_ADDED = {"cpu_seconds": nan}  # since version 1
+VERSION = 3
+_EARLIER = {1: ("in_place_of", "cpu_seconds"), 2: ("in_place_of",)}  # columns they had not
 TABLE = "results.csv"  # its name in a directory of results
+_FOR = " for "
 _MOST = 2**53  # of what is counted, as a float can
 
 
@@ -27,6 +28,7 @@ class Key(NamedTuple):
     repeat: int
     seed: int
     epochs: int
+    in_place_of: str = ""
 
     @property
     def fit(self) -> Key:
@@ -41,7 +43,8 @@ class Result:
     Attributes:
         version: Of this table's form.
         problem: Name of the problem.
-        data: The dataset really used; "digits for mnist" where it stood in.
+        data: The dataset really used.
+        in_place_of: The dataset that it stood in for; empty where it is the problem's own.
         optimizer: Name, with the rate where it is not the tuned one: "adam", "adam@0.01".
         origin: What the name stands for: a digest of rule and weights.
         replicate: Which training of the policy, from 1; 1 for what is not trained.
@@ -68,6 +71,7 @@ class Result:
     version: int
     problem: str
     data: str
+    in_place_of: str
     optimizer: str
     origin: str
     replicate: int
@@ -127,7 +131,9 @@ def read_results(*paths: Path | str) -> list[Result]:
         if path.is_dir() and not (path / TABLE).exists():
             raise TableError(f"{path} holds no {TABLE}")
         path = path / TABLE if path.is_dir() else path
-        for key, rows in by_evaluation(read_table(path, Result, VERSION, _ADDED)).items():
+        for key, rows in by_evaluation(
+            read_table(path, Result, VERSION, _EARLIER, _upgraded)
+        ).items():
             epochs = [row.epoch for row in rows]
             whole = rows[-1].diverged_at >= 0 or epochs[-1] == key.epochs
             if epochs != list(range(len(rows))) or not whole:
@@ -136,6 +142,19 @@ def read_results(*paths: Path | str) -> list[Result]:
             if repr(merged.setdefault(key, rows)) != repr(rows):
                 raise TableError(f"{path}: evaluation {describe(key)} differs from another table's")
     return [row for rows in merged.values() for row in rows]
+
+
+def _upgraded(cells: Cells) -> Cells:
+    """A line of an earlier version, whose data were "digits for mnist" where they stood in."""
+    *data, last = cells["data"].rsplit(_FOR, 1)
+    named, meant = (*data, last) if data else (last, "")
+    now = {"version": str(VERSION), "data": named, "in_place_of": meant}
+    return {"cpu_seconds": "nan"} | cells | now
+
+
+def data_in_words(data: str, in_place_of: str) -> str:
+    """The data of a result: "digits for mnist" where they stood in."""
+    return data + (_FOR + in_place_of) * bool(in_place_of)
 
 
 def write_results(path: Path | str, results: Sequence[Result]) -> None:

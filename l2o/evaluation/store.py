@@ -18,6 +18,7 @@ from l2o.evaluation.results import (
     TABLE,
     Key,
     Result,
+    data_in_words,
     read_results,
     write_results,
 )
@@ -103,7 +104,9 @@ def steps_file(key: Key) -> str:
     """The name of the file with an evaluation's steps."""
     words = re.sub(r"[^\w.-]+", "-", f"{key.problem} {key.optimizer} {key.replicate} {key.repeat}")
     words = words.encode()[:150].decode(errors="ignore")  # a file's name has 255 bytes at most
-    return f"{words}-{hashlib.sha256(repr(tuple(key)).encode()).hexdigest()[:8]}.npz"
+    # As a key was when data were "digits for mnist", so that files of that time keep their names.
+    whole = tuple(key._replace(data=data_in_words(key.data, key.in_place_of)))[:-1]
+    return f"{words}-{hashlib.sha256(repr(whole).encode()).hexdigest()[:8]}.npz"
 
 
 def read_cards(directories: Iterable[Path]) -> dict[str, dict[str, Any]]:

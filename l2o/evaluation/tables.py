@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import Field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from l2o.errors import UserError
 from l2o.runs.files import csv_lines, write_atomically
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Row = TypeVar("Row", bound="DataclassInstance")
+Cells = dict[str, str]  # of a line, by their columns
 _KINDS = {"str": str, "int": int, "float": float}
 
 
@@ -29,7 +30,8 @@ def read_table(
     path: Path | str,
     kind: type[Row],
     version: int | None = None,
-    added: Mapping[str, Any] = MappingProxyType({}),
+    earlier: Mapping[int, Sequence[str]] = MappingProxyType({}),
+    upgraded: Callable[[Cells], Cells] = dict,
 ) -> list[Row]:
     """Reads a table written by `write_table`, or saved again by a program that kept all cells.
 
@@ -40,7 +42,8 @@ def read_table(
         path: The file.
         kind: The dataclass of its rows; its fields are annotated str, int or float.
         version: What the table's column `version` must say, if it has one.
-        added: Columns that the version before had not, and what its rows have there.
+        earlier: Versions that are read too, and which of today's columns each had not.
+        upgraded: Makes the cells of such a version's line those of today's.
 
     Raises:
         TableError: If the file cannot be read, has another version or other columns, or a line
@@ -59,8 +62,9 @@ def read_table(
         raise TableError(f"{path} cannot be read: {error}") from error
     (_, columns), *rows = lines or [(0, [])]
     names = [f.name for f in fields(kind)]
-    before = version if added and columns == [x for x in names if x not in added] else None
-    version = before - 1 if before else version
+    forms = {v: [x for x in names if x not in lacking] for v, lacking in earlier.items()}
+    before = next((v for v, form in forms.items() if form == columns), None)
+    version = before or version
     if version is not None and "version" in columns:
         at = columns.index("version")
         for found in (line[at] for _, line in rows if len(line) > at):
@@ -75,17 +79,18 @@ def read_table(
     if not text.endswith("\n"):
         raise TableError(f"{path} is cut off: its last line, number {lines[-1][0]}, has no end")
     if before:
-        rows = [(number, _as_now(line, names, added, before)) for number, line in rows]
+        rows = [(number, _as_now(line, columns, names, upgraded)) for number, line in rows]
     return [_row(f"{path}, line {number}", line, kind) for number, line in rows]
 
 
-def _as_now(line: list[str], names: list[str], added: Mapping[str, Any], version: int) -> list[str]:
-    """A line of the version before, as this one has it; one of another length as it is."""
-    if len(line) != len(names) - len(added):
+def _as_now(
+    line: list[str], columns: list[str], names: list[str], upgraded: Callable[[Cells], Cells]
+) -> list[str]:
+    """A line of an earlier version, as this one has it; one of another length as it is."""
+    if len(line) != len(columns):
         return line
-    cells = iter(line)
-    whole = {name: str(added[name]) if name in added else next(cells) for name in names}
-    return [*(whole | {"version": str(version)}).values()]
+    cells = upgraded(dict(zip(columns, line, strict=True)))
+    return [cells[name] for name in names]
 
 
 def write_table(path: Path | str, rows: Sequence, kind: type) -> None:

@@ -106,13 +106,19 @@ def save_policy(
             old.unlink(missing_ok=True)
 
 
-def load_policy(path: Path | str) -> Policy:
-    """Reads a policy directory; `AmalgamatedOptimizer.load(name).policy` is a shipped one.
+def load_policy(path_or_name: Path | str) -> Policy:
+    """Reads a policy directory, or a shipped policy.
+
+    Args:
+        path_or_name: The directory, or where there is none, the policy's name: "choice-large", or
+            "choice-large/3" for a certain replicate.
 
     Raises:
         PolicyError: If it is missing, damaged, altered or no policy.
     """
-    path = Path(path)
+    from l2o.policies.shipped import policy_path  # which reads policies itself
+
+    path = policy_path(path_or_name)
     for _ in range(_TRIES):
         try:
             return _parse(path, _description(path))
@@ -146,10 +152,7 @@ def _is_leaving(name: str) -> bool:
 
 def _description(path: Path) -> str:
     if not path.is_dir():
-        raise PolicyError(
-            f"There is no policy directory at {path}; shipped policies go by name to "
-            "AmalgamatedOptimizer.load"
-        )
+        raise PolicyError(f"There is no policy directory at {path}")
     if not (path / DESCRIPTION).exists():
         inside = [p.parent for p in sorted(path.glob(f"*/{DESCRIPTION}"))]
         hint = f"; there is one in {' and in '.join(map(str, inside))}" if inside else ""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from l2o.evaluation.results import Key, Result, by_evaluation
+from l2o.evaluation.results import Key, Result, by_evaluation, data_in_words
 from l2o.reports.stability import (
     LOG_OFFSET,
     Difference,
@@ -24,24 +24,30 @@ from l2o.rules.pools import TEACHERS
 
 
 class Case(NamedTuple):
-    """What makes evaluations comparable; `apart` if there is one of other data beside it."""
+    """What makes evaluations comparable.
+
+    Attributes:
+        problem, data, epochs, in_place_of: As in the results.
+        apart: Whether there is one of other data beside it.
+    """
 
     problem: str
     data: str
     epochs: int
+    in_place_of: str = ""
     apart: bool = False
 
     @property
-    def substituted(self) -> bool:
-        """Whether other data stood in for the problem's."""
-        return " for " in self.data
+    def used(self) -> str:
+        """The data really used, in words."""
+        return data_in_words(self.data, self.in_place_of)
 
     @property
     def title(self) -> str:
         """The case in words."""
         unit = "epoch" if self.epochs == 1 else "epochs"
         data = f", {self.data}" if self.apart else ""
-        data = f", ON {self.data.upper()}" if self.substituted else data
+        data = f", ON {self.used.upper()}" if self.in_place_of else data
         return f"{self.problem}, {self.epochs} {unit}{data}"
 
 
@@ -56,7 +62,7 @@ class Evaluation:
     @property
     def case(self) -> Case:
         """The evaluations this can be compared with."""
-        return Case(self.key.problem, self.key.data, self.key.epochs)
+        return Case(self.key.problem, self.key.data, self.key.epochs, self.key.in_place_of)
 
     @property
     def teacher(self) -> bool:
@@ -181,6 +187,11 @@ class Summary:
     def teacher(self) -> bool:
         """Whether this is one of the teachers at its tuned rate."""
         return self.evaluations[0].teacher
+
+    @property
+    def costs(self) -> tuple[float, float]:
+        """Seconds of a fit, by the clock and the processor."""
+        return self.seconds, self.cpu_seconds
 
 
 def summarize(results: Iterable[Result]) -> dict[Case, list[Summary]]:

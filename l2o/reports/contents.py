@@ -12,7 +12,7 @@ import numpy as np
 
 from l2o.evaluation.results import Result
 from l2o.policies.checkpoint import doubts
-from l2o.reports import versus
+from l2o.reports import targets, versus
 from l2o.reports.comparison import (
     Case,
     Summary,
@@ -25,6 +25,7 @@ from l2o.reports.comparison import (
 )
 from l2o.reports.figures import Drawing, drawings, perturbation
 from l2o.reports.page import (
+    COSTS,
     Block,
     Column,
     Notice,
@@ -38,7 +39,6 @@ from l2o.reports.page import (
     markdown,
 )
 from l2o.reports.style import png
-from l2o.reports.targets import targets, times
 from l2o.reports.text import notes
 from l2o.rules import WarmUp
 from l2o.runs.files import write_atomically
@@ -100,6 +100,8 @@ def report(
     sections = [Section("Overview", _overview(cases, cards, selection))]
     if ahead := versus.blocks(cases):
         sections.append(Section("Policies and baselines of today", ahead))
+    if soon := targets.blocks(cases):
+        sections.append(Section(f"Time to the last loss of {targets.REFERENCE}", soon))
     for f in figures:
         if f.draw:
             sections.append(Section(f.title, [Picture(f.file, f.title, f.caption, png(f.draw))]))
@@ -112,6 +114,8 @@ def report(
                   ("Table 6: input perturbation", inputs))
                  if table.rows]  # fmt: skip
     lacking = [f"{f.title}: needs {f.lacking}." for f in figures if not f.draw]
+    if not soon:
+        lacking.append(f"Time to the last loss of {targets.REFERENCE}: {targets.NEEDS}.")
     if not costs.rows:
         lacking.append("Table 4, training cost: needs the policies' cards.")
     if not inputs.rows:
@@ -125,10 +129,10 @@ def _overview(cases, cards: Cards, selection: str) -> list[Block]:
     evaluations = [(s.label, e) for found in cases.values() for s in found for e in s.evaluations]
     labels = list(dict.fromkeys(s.label for found in cases.values() for s in found))
     warnings = [
-        f"{case.problem} ran on substituted data: {case.data}. Its numbers are not "
-        f"{case.data.split(' for ')[1]}'s."
+        f"{case.problem} ran on substituted data: {case.used}. Its numbers are not "
+        f"{case.in_place_of}'s."
         for case in cases
-        if case.substituted
+        if case.in_place_of
     ]
     warnings += [
         f"{case.problem}: {s.diverged} of {len(s.evaluations)} evaluations of {s.label} diverged."
@@ -170,19 +174,22 @@ def _overview(cases, cards: Cards, selection: str) -> list[Block]:
                      reference.label if reference else "none",
                      reference.performance.mean if reference else nan,
                      reference.test_accuracy * 100 if reference else nan,
-                     *((d.mean, (d.low, d.high)) if d else (nan, (nan, nan)))])  # fmt: skip
+                     *((d.mean, (d.low, d.high)) if d else (nan, (nan, nan))),
+                     *best.costs, *(reference.costs if reference else (nan, nan))])  # fmt: skip
     name = "best teacher" if stand_ins else "oracle"
     columns = [Column("problem"), Column("best optimizer"), Column("log validation loss"),
                Column("test accuracy, %", 2), Column(name), Column(f"{name}'s loss"),
                Column(f"{name}'s accuracy, %", 2), Column("paired difference"),
-               Column("95% interval", interval=True)]  # fmt: skip
+               Column("95% interval", interval=True), *COSTS,
+               *(Column(f"{name}'s {cost.name}", 1) for cost in COSTS)]  # fmt: skip
     return [
         *([Notice(warnings)] if warnings else []),
         *([f"A selection of the results there are: {selection}."] if selection else []),
         f"Evaluations: {len(evaluations)}, of {len(labels)} optimizers in {len(cases)} "
         f"{'setting' if len(cases) == 1 else 'settings'} (a setting is a problem, its data and a "
         "number of epochs). Losses are cross-entropy in nats (of your own problems, what you "
-        "gave), their logarithms natural; lower is better. The epoch with the best "
+        "gave), their logarithms natural; lower is better. Seconds are those of one fit on "
+        "average, by the clock and of the processor, without measuring. The epoch with the best "
         "validation loss is chosen, and test is reported at that epoch; the best log test loss "
         "alone is of the epoch that is best on test, as Huang et al. report. The oracle is, for "
         "each problem, the tuned teacher with the best mean on validation. The best optimizer "
@@ -209,28 +216,28 @@ def _counts(cases, labels: Sequence[str]) -> list[Block]:
 
 def _prefix(case: Case) -> dict[str, str | int]:
     """What tells a case's lines in a CSV file from another's."""
-    return {"problem": case.problem, "data": case.data, "epochs": case.epochs}
+    return {"problem": case.problem, "data": case.data, "in_place_of": case.in_place_of,
+            "epochs": case.epochs}  # fmt: skip
 
 
 def _case(case: Case, found: Sequence[Summary], private: bool) -> list[Block]:
     prefix = _prefix(case)
     best = oracle(found)
     blocks: list[Block] = []
-    if case.substituted:
-        blocks.append(Notice([f"Data really used: {case.data}."]))
+    if case.in_place_of:
+        blocks.append(Notice([f"Data really used: {case.used}."]))
     columns = [Column("optimizer"), Column("n"), Column("diverged"), Column("log validation loss"),
                Column("95% interval", interval=True), Column("log test loss"),
                Column("best log test loss"), Column("final log validation loss"),
                Column("final log training loss"),
                Column("validation accuracy, %", 2), Column("test accuracy, %", 2),
-               Column("seconds", 1), Column("CPU seconds", 1),
-               Column("log validation loss at equal CPU seconds"), Column("ε")]  # fmt: skip
+               *COSTS, Column("log validation loss at equal CPU seconds"), Column("ε")]  # fmt: skip
     name = f" ({oracle_name(found)})"
     rows: list[list[Value]] = [
         [s.label + name * (s is best), len(s.evaluations), s.diverged,
          s.performance.mean, (s.performance.low, s.performance.high), s.test,
          s.best_test, s.final, s.final_train,
-         100 * s.validation_accuracy, 100 * s.test_accuracy, s.seconds, s.cpu_seconds, s.within,
+         100 * s.validation_accuracy, 100 * s.test_accuracy, *s.costs, s.within,
          s.epsilon if isfinite(s.epsilon) else nan]
         for s in found
     ]  # fmt: skip
@@ -241,33 +248,15 @@ def _case(case: Case, found: Sequence[Summary], private: bool) -> list[Block]:
         blocks.append(Remarks(notes(found)))
     if best is not None and len(found) > 1:
         blocks += _against_oracle(found, best, prefix)
-    goals = times(found)
-    if goals and best is not None:
-        columns, rows = [Column("optimizer")], [[t.label] for t in goals[-1]]
-        for goal in goals:
-            name, of = goal[0].target.name, {t.label: t for t in goal}
-            columns += [Column(f"{name}: reached"), Column(f"{name}: steps", 0, "never"),
-                        Column(f"{name}: seconds", 1, "never")]  # fmt: skip
-            for row, last in zip(rows, goals[-1], strict=True):
-                t = of[last.label]
-                row += [f"{t.reached} of {len(t.each)}", float(t.steps), float(t.seconds)]
-        losses = " and ".join(f"{t.loss:.4f} ({t.name})" for t in targets(found))
-        blocks += ["Time to target: median steps and seconds, warm-up included, until the "
-                   f"validation loss is at that of the {oracle_name(found)}, {best.label}: "
-                   f"{losses}. Measured once an epoch; never means that half or more of the "
-                   "evaluations did not.",
-                   Table("time_to_target", columns, rows, prefix)]  # fmt: skip
-    elif best is None:
-        blocks.append("No tuned teacher without divergence, or a loss below zero, is in these "
-                      "results: there is no oracle, and no time to target.")  # fmt: skip
+    blocks += targets.case_blocks(found, prefix)
     return blocks
 
 
 def _against_oracle(found, best: Summary, prefix) -> list[Block]:
     pairs = [(s, difference(s, best)) for s in found if s is not best]
-    rows = [[s.label, d.mean, (d.low, d.high), d.pairs, d.unpaired] for s, d in pairs]
+    rows = [[s.label, d.mean, (d.low, d.high), d.pairs, d.unpaired, *s.costs] for s, d in pairs]
     columns = [Column("optimizer"), Column("difference"), Column("95% interval", interval=True),
-               Column("pairs"), Column("left out")]  # fmt: skip
+               Column("pairs"), Column("left out"), *COSTS]  # fmt: skip
     return [f"Paired differences of the best log validation loss to the {oracle_name(found)}, "
             f"{best.label}: pairs share problem and seed; below zero is better than it.",
             Table("against_oracle", columns, rows, prefix)]  # fmt: skip
@@ -276,7 +265,7 @@ def _against_oracle(found, best: Summary, prefix) -> list[Block]:
 def _stability(cases) -> list[Block]:
     columns = [Column("optimizer"), Column("replicates"), Column("n"), Column("meta-stability", 4),
                Column("evaluation stability", 4), Column("optimization stability", 4),
-               Column("95% interval", 4, interval=True)]  # fmt: skip
+               Column("95% interval", 4, interval=True), *COSTS]  # fmt: skip
     blocks: list[Block] = [
         "Meta-stability is the standard deviation between replicates (trainings of the policy), "
         "evaluation stability that between evaluations of one replicate, both of the best log "
@@ -290,7 +279,7 @@ def _stability(cases) -> list[Block]:
         prefix = _prefix(case)
         rows = [[s.label, s.performance.replicates, s.performance.evaluations, s.performance.meta,
                  s.performance.evaluation, s.optimization.mean,
-                 (s.optimization.low, s.optimization.high)] for s in found]  # fmt: skip
+                 (s.optimization.low, s.optimization.high), *s.costs] for s in found]  # fmt: skip
         blocks += [f"{case.title}:", Table("stability", columns, rows, prefix)]
         for s in found:
             for note in s.performance.notes:
@@ -335,8 +324,8 @@ def _inputs(cases, cards: Cards) -> Table:
             if kind == "input":
                 rows.append([s.label, case.title, magnitude, s.performance.replicates,
                              s.performance.mean, s.performance.meta,
-                             s.performance.evaluation])  # fmt: skip
+                             s.performance.evaluation, *s.costs])  # fmt: skip
     columns = [Column("policy"), Column("problem"), Column("magnitude", -1), Column("replicates"),
                Column("log validation loss"), Column("meta-stability", 3),
-               Column("evaluation stability", 3)]  # fmt: skip
+               Column("evaluation stability", 3), *COSTS]  # fmt: skip
     return Table("table-6", columns, rows)

@@ -60,6 +60,9 @@ class Table:
     prefix: dict[str, str | int] = field(default_factory=dict)
 
 
+COSTS = (Column("seconds", 1), Column("CPU seconds", 1))  # of a fit, by clock and processor
+
+
 @dataclass(frozen=True)
 class Picture:
     """A figure: name of its file without ending, title, caption, PNG."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from math import isfinite, isnan
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite, isinf, isnan
 from textwrap import wrap
 
 from l2o.evaluation.results import Result
-from l2o.reports.comparison import Summary, no_oracle, oracle, oracle_name, summarize
+from l2o.reports.comparison import Case, Summary, no_oracle, oracle, oracle_name, summarize
 from l2o.reports.stability import Difference, Stability
+from l2o.reports.targets import NEEDS, REFERENCE, races, shares
 
 _MEASURED = 5.0  # seconds; what is shorter varies by itself
 
@@ -17,30 +18,59 @@ _MEASURED = 5.0  # seconds; what is shorter varies by itself
 def summary_table(results: Iterable[Result]) -> str:
     """The results as plain text of at most 80 columns: a block a problem, a line an optimizer.
 
-    Where training is private, ε stands in place of the training loss.
+    Seconds are of one fit, by the clock and the processor. Where training is private, ε stands in
+    place of the training loss.
     """
     blocks = []
     for case, summaries in summarize(results).items():
         best, best_name = oracle(summaries), oracle_name(summaries)
         private = any(isfinite(s.epsilon) for s in summaries)
         head = "optimizer", "n", "log val. loss [95%]", "ε" if private else "log train"
-        lines = [case.title[:80], _line(*head, "test acc.", "seconds")]
+        lines = [case.title[:80], _line(*head, "test %", "wall s", "CPU s")]
         for s in summaries:
             name = s.label + (f" ({best_name})" if s is best else "")
             spent = _number(s.epsilon, 3) if private else _number(s.final_train, 2)
-            loss, accuracy = _interval(s.performance, 2), _percent(s.test_accuracy)
-            members = str(len(s.evaluations))
-            lines.append(_line(name, members, loss, spent, accuracy, _number(s.seconds, 1)))
+            loss, accuracy = _interval(s.performance, 2), _number(100 * s.test_accuracy, 2)
+            members, times = str(len(s.evaluations)), (_seconds(s.seconds), _seconds(s.cpu_seconds))
+            lines.append(_line(name, members, loss, spent, accuracy, *times))
         for note in notes(summaries):
             lines += wrap(note, 78, initial_indent="  ", subsequent_indent="    ")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
 
 
-def _line(name: str, count: str, loss: str, spent: str, accuracy: str, seconds: str) -> str:
-    if len(name) > 22:  # on a line of its own
-        name = f"{name[:78]}\n{'':24}"
-    return f"  {name:<22}{count:>3}  {loss:<24}{spent:>9} {accuracy:>9} {seconds:>7}"
+def _line(
+    name: str, count: str, loss: str, spent: str, accuracy: str, wall: str, processor: str
+) -> str:
+    if len(name) > 20:  # on a line of its own
+        name = f"{name[:78]}\n{'':22}"
+    return f"  {name:<20}{count:>3} {loss:<24}{spent:>9} {accuracy:>6} {wall:>6} {processor:>6}"
+
+
+def _seconds(value: float) -> str:
+    """Seconds in six places, so far as they go."""
+    return _number(value, 1 if value < 1000 else 0)
+
+
+def shares_table(cases: Mapping[Case, Sequence[Summary]]) -> str:
+    """How soon optimizers are where tuned AdamW ends, as plain text; why not, where nobody is."""
+    head, found = f"Time to the last loss of {REFERENCE}", races(cases)
+    if not found:
+        return f"{head}: {NEEDS}\n"
+    lines = [f"{head}, as a share of its steps", _share("optimizer", "reached", "mean of shares")]
+    for s in shares(found):
+        mean = "never" if isinf(s.mean) else f"{s.mean:.3f}"
+        lines.append(_share(s.label, f"{s.reached} of {len(s.by_case)}", mean))
+    note = "The interquartile mean over settings (problems and lengths), never being infinite"
+    if without := len(cases) - len(found):
+        note += f". Left out, without such a loss: {without} of {len(cases)}"
+    return (
+        "\n".join([*lines, *wrap(note, 78, initial_indent="  ", subsequent_indent="    ")]) + "\n"
+    )
+
+
+def _share(name: str, reached: str, mean: str) -> str:
+    return f"  {name[:46]:<46} {reached:>12} {mean:>16}"
 
 
 def notes(summaries: Sequence[Summary]) -> list[str]:
@@ -99,8 +129,3 @@ def _interval(s: Stability | Difference, digits: int = 3) -> str:
 def _number(value: float, digits: int) -> str:
     """A number, or a dash where there is none."""
     return f"{value:.{digits}f}" if isfinite(value) else "-"
-
-
-def _percent(value: float) -> str:
-    """An accuracy in percent, or a dash."""
-    return f"{100 * value:.2f}%" if isfinite(value) else "-"

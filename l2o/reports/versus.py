@@ -10,7 +10,7 @@ from math import isfinite, nan
 import numpy as np
 
 from l2o.reports.comparison import Case, Summary
-from l2o.reports.page import Block, Column, Table, Value
+from l2o.reports.page import COSTS, Block, Column, Table, Value
 from l2o.rules import TEACHERS
 from l2o.rules.scheduled import SHAPES
 
@@ -27,6 +27,7 @@ class Duel:
         low, high: Its 95% confidence interval, of Student's t.
         pairs: Seeds that both have.
         p: Two-sided, of the paired t-test.
+        costs: Seconds of a fit, by clock and processor, of the first and then of the second.
         corrected: The same after Holm's correction over the cases of these two.
     """
 
@@ -38,6 +39,7 @@ class Duel:
     high: float
     pairs: int
     p: float
+    costs: tuple[float, ...]
     corrected: float = nan
 
     @property
@@ -62,15 +64,16 @@ def duels(cases: Mapping[Case, Sequence[Summary]], first: str, second: str) -> l
 def _duel(case: Case, first: Summary, second: Summary) -> Duel:
     from scipy.stats import t, ttest_1samp
 
-    one, two = _finals(first), _finals(second)
+    one, two, costs = _finals(first), _finals(second), (*first.costs, *second.costs)
     samples = np.array([one[seed] - two[seed] for seed in one if seed in two])
     if not len(samples):
-        return Duel(case, first.label, second.label, nan, nan, nan, 0, nan)
+        return Duel(case, first.label, second.label, nan, nan, nan, 0, nan, costs)
     mean, half, p = float(samples.mean()), nan, nan
     if len(samples) > 1 and np.ptp(samples):
         half = float(samples.std(ddof=1) / len(samples) ** 0.5 * t.ppf(0.975, len(samples) - 1))
         p = float(ttest_1samp(samples, 0).pvalue)
-    return Duel(case, first.label, second.label, mean, mean - half, mean + half, len(samples), p)
+    interval = mean - half, mean + half
+    return Duel(case, first.label, second.label, mean, *interval, len(samples), p, costs)
 
 
 def _finals(summary: Summary) -> dict[int, float]:
@@ -115,7 +118,7 @@ def blocks(cases: Mapping[Case, Sequence[Summary]]) -> list[Block]:
                 counts.append([policy, baseline, *each, ahead])
             rows += [
                 [d.case.title, policy, baseline, d.difference, (d.low, d.high), d.pairs, d.p,
-                 d.corrected, d.verdict]
+                 d.corrected, d.verdict, *d.costs]
                 for d in found
             ]  # fmt: skip
     if not rows:
@@ -135,7 +138,8 @@ def blocks(cases: Mapping[Case, Sequence[Summary]]) -> list[Block]:
             "versus",
             [Column("problem"), Column("policy"), Column("baseline"), Column("difference"),
              Column("95% interval", interval=True), Column("pairs"), Column("p", 4),
-             Column("p, corrected", 4), Column("verdict")],
+             Column("p, corrected", 4), Column("verdict"), *COSTS,
+             *(Column(f"baseline's {cost.name}", 1) for cost in COSTS)],
             rows,
         ),
     ]  # fmt: skip

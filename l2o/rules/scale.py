@@ -141,7 +141,7 @@ class Scale(UpdateRule):
         shared = of_all(top, _overall_mean(tensor, layout), state.shared["hidden"])
 
         log_rate = coordinate["mean_log_rate"] + _head(rate_head, hidden)
-        kept = ops.sigmoid(rate_memory)
+        kept = ops.cast(ops.sigmoid(rate_memory), log_rate.dtype)  # shipped weights are float32
         coordinate = coordinate | {
             "hidden": hidden,
             "log_rate": log_rate,
