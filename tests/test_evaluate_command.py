@@ -26,6 +26,7 @@ from l2o.evaluation.results import by_evaluation, read_results, write_results
 from l2o.evaluation.search import trial, tuned
 from l2o.evaluation.store import ResultsDirectory, steps_file
 from l2o.problems import PROBLEMS, Batch, Dataset, get_problem
+from l2o.problems.catalog import SUITES
 from l2o.rules import TEACHERS, Averaged, Choice, RNNProp, WarmUp, decayed, get_pool
 from l2o.runs.lock import DirectoryError
 from l2o.tasks.task import Task
@@ -590,7 +591,11 @@ _SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=_SLOW) if "resnet" in n else n for n in PROBLEMS]
+    "name",
+    [
+        pytest.param(n, marks=_SLOW) if "resnet" in n else n
+        for n in (*SUITES["paper"], *SUITES["modern"])
+    ],
 )
 def test_every_problem_runs(name, tmp_path):
     runs(name, "adam", tmp_path=tmp_path)

@@ -9,7 +9,7 @@ import keras
 from l2o.commands.terminal import Parser, known
 from l2o.errors import UserError
 from l2o.problems import PROBLEMS, is_own
-from l2o.problems.catalog import OWN
+from l2o.problems.catalog import ALLOWED
 
 ALL = "all"  # of the problems
 
@@ -17,8 +17,7 @@ ALL = "all"  # of the problems
 def problem_name(text: str) -> str:
     """An argument that names a problem; one of the user's own is not looked for yet."""
     if text not in PROBLEMS and not is_own(text):
-        allowed = f"{', '.join(PROBLEMS)}; or {OWN} for your own"
-        raise argparse.ArgumentTypeError(f"unknown name '{text}'; allowed: {allowed}")
+        raise argparse.ArgumentTypeError(f"unknown name '{text}'; allowed: {ALLOWED}")
     return text
 
 
@@ -30,8 +29,7 @@ def is_private(name: str) -> bool:
 def add_problem_flag(group: argparse._ArgumentGroup) -> None:
     """--problem, where it is one."""
     group.add_argument("--problem", type=problem_name, default="mnist_cnn", metavar="NAME",
-                       help=f"default mnist_cnn. One of {', '.join(PROBLEMS)}; or your "
-                       f"own as {OWN}")  # fmt: skip
+                       help=f"default mnist_cnn. One of {ALLOWED}")  # fmt: skip
 
 
 def add_data_flags(parser: Parser) -> None:
