@@ -1,8 +1,8 @@
 """Small problems of many kinds, to train optimizers on: 8×8 images, short texts, tables.
 
-Each kind of network comes in two widths or depths, the wider one two to four times as wide; batches
-hold 8 to 256 examples. The problems of `HELD_OUT` are for choosing between policies: each differs
-from all of `FAMILIES` in its network and in its data, batch size or both.
+Most kinds of network come in two sizes, the wider one two to four times as wide; batches hold 8 to
+256 examples. The problems of `HELD_OUT` are for choosing between policies: no problem of `FAMILIES`
+has their networks or their batch sizes.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ FAMILIES = (
     _problem("mnist_pooled_6", partial(small.pooled_cnn, filters=(6, 12)), "mnist", 64, 2),
     _problem("cifar10_conv_16x3", partial(small.cnn, filters=(16, 16, 32)), "cifar10", 32, 1),
     _problem("fmnist_batchnorm_8", partial(small.cnn, filters=(8, 16), norm="batch"),
-             "fashion_mnist", 32, 1),
+             "fashion_mnist", 64, 2),
     _problem("cifar10_batchnorm_16x3", partial(small.cnn, filters=(16, 16, 32), norm="batch"),
-             "cifar10", 128, 4),
-    _problem("cifar10_resnet_8", small.resnet, "cifar10", 64, 2),
+             "cifar10", 16, 1),
+    _problem("cifar10_resnet_8", small.resnet, "cifar10", 32, 1),
     # Autoencoders.
     _problem("mnist_autoencoder_32", small.autoencoder, "mnist", 64, 2, _images, loss="mse"),
     _problem("fmnist_autoencoder_64", partial(small.autoencoder, hidden=64, code=16),
@@ -71,18 +71,18 @@ FAMILIES = (
     _problem("cifar10_autoencoder_conv_8", small.convolutional_autoencoder, "cifar10", 32, 1,
              _images, loss="mse"),
     # Attention.
-    _problem("mnist_vit_16", small.vit, "mnist", 32, 1),
-    _problem("fmnist_vit_32", partial(small.vit, width=32), "fashion_mnist", 64, 2),
+    _problem("mnist_vit_16", small.vit, "mnist", 16, 1),
+    _problem("fmnist_vit_32", partial(small.vit, width=32), "fashion_mnist", 32, 1),
     _problem("shakespeare_transformer_16", small.transformer, "tiny_shakespeare", 8, 1, _text),
     _problem("shakespeare_transformer_32", partial(small.transformer, width=32),
-             "tiny_shakespeare", 32, 1, _text),
+             "tiny_shakespeare", 16, 1, _text),
     # Recurrent layers.
     _problem("shakespeare_gru_24", small.recurrent, "tiny_shakespeare", 16, 1, _text),
-    _problem("shakespeare_gru_48", partial(small.recurrent, units=48), "tiny_shakespeare", 64, 2,
+    _problem("shakespeare_gru_48", partial(small.recurrent, units=48), "tiny_shakespeare", 32, 1,
              _text),
     _problem("shakespeare_lstm_24", partial(small.recurrent, cell="LSTM"), "tiny_shakespeare", 32,
              1, _text),
-    _problem("mnist_rows_lstm_48", partial(small.row_by_row, units=48), "mnist", 128, 4),
+    _problem("mnist_rows_lstm_48", partial(small.row_by_row, units=48), "mnist", 64, 2),
     # Regression and tables.
     _problem("diabetes_relu_32", _mlp(32), "diabetes", 32, 100, None, loss="mse"),
     _problem("diabetes_tanh_64_noisy", _mlp(64, activation="tanh"), "diabetes", 8, 30,
@@ -95,21 +95,21 @@ FAMILIES = (
 )
 
 HELD_OUT = (
-    _problem("fmnist_elu_48x3_noisy", _mlp(48, 48, 48, activation="elu"), "fashion_mnist", 48, 2,
+    _problem("fmnist_elu_48x3_noisy", _mlp(48, 48, 48, activation="elu"), "fashion_mnist", 192, 6,
              prepared(shrunk, label_noise(0.15))),
     _problem("wine_softsign_20", _mlp(20, activation="softsign"), "wine", 12, 100, None),
     _problem("digits_halves_layernorm_40", _mlp(40, norm=True, activation="gelu", outputs=32),
              "digits", 24, 40, prepared(shrunk, halves), loss="mse"),
     _problem("cifar10_groupnorm_12x3", partial(small.cnn, filters=(12, 12, 24), norm="group",
-             activation="gelu"), "cifar10", 48, 2, prepared(shrunk, grey)),
-    _problem("mnist_resnet_12", partial(small.resnet, filters=(12, 12)), "mnist", 96, 3),
+             activation="gelu"), "cifar10", 24, 1, prepared(shrunk, grey)),
+    _problem("mnist_resnet_12", partial(small.resnet, filters=(12, 12)), "mnist", 48, 2),
     _problem("digits_autoencoder_conv_12", partial(small.convolutional_autoencoder, filters=12,
              code=12), "digits", 24, 40, _images, loss="mse"),
-    _problem("cifar10_vit_24", partial(small.vit, width=24, heads=3), "cifar10", 96, 3),
+    _problem("cifar10_vit_24", partial(small.vit, width=24, heads=3), "cifar10", 48, 2),
     _problem("shakespeare_transformer_24x2", partial(small.transformer, width=24, blocks=2,
-             heads=3), "tiny_shakespeare", 24, 1, sequences(12)),
+             heads=3), "tiny_shakespeare", 12, 1, sequences(12)),
     _problem("shakespeare_rnn_36", partial(small.recurrent, cell="SimpleRNN", units=36),
-             "tiny_shakespeare", 48, 1, sequences(12)),
+             "tiny_shakespeare", 96, 2, sequences(12)),
     _problem("cifar10_finetune_12", partial(small.finetuned, width=12), "cifar10", 48, 20,
              prepared(shrunk, grey, few(3_000))),
 )

@@ -37,15 +37,6 @@ class Convolution(layers.Conv2D):
         return ops.concatenate(pieces, -1)
 
 
-class Characters(layers.Embedding):
-    """`Embedding` as a product with one-hot vectors, whose gradient needs no scattering."""
-
-    def call(self, inputs):
-        return ops.matmul(
-            ops.one_hot(inputs, self.input_dim, dtype=self.compute_dtype), self.embeddings
-        )
-
-
 class Places(Layer):
     """Adds a learned vector at each place of sequences [B, T, width]."""
 

@@ -18,6 +18,9 @@ from .networks import Shape, channels_last
 if TYPE_CHECKING:
     import keras
 
+_MOMENTUM = (
+    0.9  # of batch norms' averages: Keras' 0.99 is for fits of more than a few hundred steps
+)
 PRETRAINED = Path(__file__).parent / "small.npz"  # written by benchmarks/pretrain.py
 
 
@@ -76,7 +79,9 @@ def cnn(
         stack.append(Convolution(count, 3, strides=1 + (k > 0), padding="same", use_bias=not norm))
         if norm:
             stack.append(
-                layers.BatchNormalization() if norm == "batch" else layers.GroupNormalization(4)
+                layers.BatchNormalization(momentum=_MOMENTUM)
+                if norm == "batch"
+                else layers.GroupNormalization(4)
             )
         stack.append(layers.Activation(activation))
     return Sequential(
@@ -99,17 +104,20 @@ def pooled_cnn(shape: Shape, classes: int, filters: tuple[int, int] = (8, 16)) -
 
 @channels_last()
 def resnet(shape: Shape, classes: int, filters: tuple[int, ...] = (8, 16)) -> keras.Model:
-    """A residual block with batch norm for each number of filters, of stride 2 after the first."""
+    """A 3×3 convolution of stride 2, then a residual block for each number of filters.
+
+    All with batch norm; blocks after the first have stride 2.
+    """
     from keras import Input, Model, layers
 
     from .layers import Convolution
 
     def convolve(x, count, size=3, stride=1):
         x = Convolution(count, size, strides=stride, padding="same", use_bias=False)(x)
-        return layers.BatchNormalization()(x)
+        return layers.BatchNormalization(momentum=_MOMENTUM)(x)
 
     inputs = Input(shape)
-    x = layers.ReLU()(convolve(inputs, filters[0]))
+    x = layers.ReLU()(convolve(inputs, filters[0], stride=2))
     for k, count in enumerate(filters):
         stride = 1 + (k > 0)
         y = layers.ReLU()(convolve(x, count, stride=stride))
@@ -191,10 +199,10 @@ def transformer(
     """
     from keras import Input, Model, layers
 
-    from .layers import Characters, Places
+    from .layers import Places
 
     inputs = Input(shape, dtype="int32")
-    x = Places()(Characters(classes, width)(inputs))
+    x = Places()(layers.Embedding(classes, width)(inputs))
     for _ in range(blocks):
         x = _block(x, heads, use_causal_mask=True)
     return Model(inputs, layers.Dense(classes)(layers.LayerNormalization()(x)))
@@ -214,10 +222,8 @@ def recurrent(
     """
     from keras import Input, Sequential, layers
 
-    from .layers import Characters
-
     kind = partial(getattr(layers, cell), units, return_sequences=True, unroll=True)
-    stack = [Characters(classes, units // 3), *(kind() for _ in range(depth))]
+    stack = [layers.Embedding(classes, units // 3), *(kind() for _ in range(depth))]
     return Sequential([Input(shape, dtype="int32"), *stack, layers.Dense(classes)])
 
 

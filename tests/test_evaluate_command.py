@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from bad_input import files_of
+from made_data import tiny
 from made_results import made_evaluation
 from made_weights import made_weights, make_policy
 
@@ -30,25 +31,6 @@ from l2o.problems.catalog import SUITES
 from l2o.rules import TEACHERS, Averaged, Choice, RNNProp, WarmUp, decayed, get_pool
 from l2o.runs.lock import DirectoryError
 from l2o.tasks.task import Task
-
-SHAPES = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "svhn_cropped": (32, 32, 3)}
-
-
-def tiny(name: str, *_, **__) -> Dataset:
-    """A dataset of noise with the form of the one called `name`: 260 examples to train."""
-    generator = np.random.default_rng(0)
-    shape, classes = SHAPES.get(name, (28, 28, 1)), 100 if name == "cifar100" else 10
-
-    def split(count: int) -> Batch:
-        if name == "tiny_shakespeare":
-            return Batch(*generator.integers(0, 10, (2, count, 64)).astype("int32"))
-        if name == "diabetes":
-            rows = generator.normal(size=(count, 11)).astype("float32")
-            return Batch(rows[:, :-1], rows[:, -1:])
-        labels = generator.integers(0, classes, count).astype("int32")
-        return Batch(generator.integers(0, 256, (count, *shape)).astype("uint8"), labels)
-
-    return Dataset(name, split(260), split(9), split(7), name, "made up", classes)
 
 
 @pytest.fixture
