@@ -60,7 +60,7 @@ PROBLEMS: dict[str, Problem] = {p.name: p for suite in _SUITES.values() for p in
 SUITES = {name: tuple(p.name for p in suite) for name, suite in _SUITES.items()}
 # As a sentence has it: the others are dozens.
 ALLOWED = (
-    f"{', '.join((*SUITES['paper'], *SUITES['modern']))}; a small one of "
+    f"{', '.join((*SUITES['paper'], *SUITES['modern']))}; or of "
     f"`l2o evaluate --list`; or {OWN} for your own"
 )
 
