@@ -355,6 +355,28 @@ def test_list_names_what_there_is(here, capsys):
         assert name in out
 
 
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_suite_is_its_problems_into_a_directory_of_its_name(suite, here, monkeypatch):
+    given = {}
+
+    def evaluate(names, optimizers, **others):
+        given.update(others, names=tuple(names))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("l2o.commands.evaluate.evaluate", evaluate)
+    assert call("--suite", suite) == 130
+    assert given["names"] == SUITES[suite] and given["output"] == Path("results") / suite
+
+
+def test_help_names_single_problems_and_leaves_the_others_to_list(capsys):
+    assert call("--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    text = " ".join(" ".join(lines).split())
+    assert len(lines) <= 100 and max(map(len, lines)) <= 80
+    assert "mnist_finetune" in text and "--list" in text and "families" in text
+    assert not any(name in text for name in SUITES["families"])
+
+
 def test_report_has_what_the_evaluation_kept(here, capsys, monkeypatch):
     make_policy(here / "mine")
     words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "mine")

@@ -155,7 +155,7 @@ def test_two_networks_at_once_are_each_as_alone_and_learn(problem, float64):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
     if task.classifies:
-        assert np.abs(first[0] - math.log(task.dataset.classes)).max() < 0.9
+        assert np.abs(first[0] - math.log(task.dataset.classes)).max() < 1.1
     parameters, carried, batch = together
     for _ in range(100):
         loss, gradient, carried = many((parameters, carried, batch))
