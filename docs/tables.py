@@ -2,6 +2,8 @@
 
     python docs/tables.py
 
+Those of docs/method.md are of the problems themselves.
+
 A table stands between `<!-- table: NAME -->` and the next blank line. A test fails where one is
 stale.
 """
@@ -23,12 +25,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from l2o.evaluation import read_results
 from l2o.policies.shipped import pretrained, pretrained_path
+from l2o.problems import Batch, Dataset, Problem
+from l2o.problems.families import FAMILIES, HELD_OUT
 from l2o.reports.comparison import Evaluation, evaluations, log_loss
 from l2o.reports.stability import mixed_effects, paired_difference
 from l2o.rules import TEACHERS
+from l2o.tasks.task import Task
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "method.md", ROOT / "docs" / "results.md")
 ADDED = "+avg0.8+wd0.0003"  # to the names of policies that bring both
 DEFAULT = "choice-large"
 SETTINGS = (  # problem, epochs
@@ -36,6 +41,11 @@ SETTINGS = (  # problem, epochs
     ("mnist_deeper", 5), ("mnist_wider", 5), ("mnist_small_batch", 5), ("cifar10_wider", 5),
     ("cifar10_resnet28", 2), ("mnist_dp", 5),
 )  # fmt: skip
+FORMS = {  # of an example, and how many classes
+    "digits": ((28, 28, 1), 10), "mnist": ((28, 28, 1), 10), "fashion_mnist": ((28, 28, 1), 10),
+    "cifar10": ((32, 32, 3), 10), "tiny_shakespeare": ((64,), 65), "diabetes": ((10,), None),
+    "breast_cancer": ((30,), 2), "wine": ((13,), 3),
+}  # fmt: skip
 
 
 class Fit(NamedTuple):
@@ -244,7 +254,38 @@ def authors() -> Iterator[list[str]]:
         yield [title, str(len(found)), *cells]
 
 
-TABLES = {table.__name__: table for table in (readme, against, same, added, every, moving, authors)}
+def form(name: str) -> Dataset:
+    """A dataset of the form of the one of that name, of two examples a split."""
+    shape, classes = FORMS[name]
+    x = np.zeros((2, *shape), {1: "float32", 3: "uint8"}[len(shape)])
+    y = np.zeros((2,) if classes else (2, 1), "int32" if classes else "float32")
+    split = Batch(x.astype("int32"), x.astype("int32")) if shape == (64,) else Batch(x, y)
+    return Dataset(name, split, split, split, classes=classes)
+
+
+def small(problems: Iterable[Problem]) -> Iterator[list[str]]:
+    """Small problems: what they are trained on, and how large they are."""
+    yield ["problem", "data", "input", "weights", "batch", "epochs"]
+    for problem in problems:
+        dataset = form(problem.data)
+        dataset = problem.prepare(dataset) if problem.prepare else dataset
+        shape, weights = "×".join(map(str, dataset.shape)), Task(problem, dataset).layout.size
+        numbers = (f"{weights:,}", problem.batch_size, problem.epochs)
+        yield [problem.name, problem.data, shape, *map(str, numbers)]
+
+
+def families() -> Iterator[list[str]]:
+    return small(FAMILIES)
+
+
+def held_out() -> Iterator[list[str]]:
+    return small(HELD_OUT)
+
+
+TABLES = {
+    table.__name__: table
+    for table in (readme, against, same, added, every, moving, authors, families, held_out)
+}
 
 
 def markdown(rows: Iterable[list[str]]) -> str:

@@ -1,6 +1,6 @@
 """What is optimized: datasets, networks, and the problems made of them. Light to import."""
 
-from . import networks
+from . import networks, prepare, small
 from .catalog import PROBLEMS, get_problem, is_own
 from .dataset import Batch, Dataset, DatasetUnavailable, ProblemError
 from .datasets import load_dataset
@@ -17,4 +17,6 @@ __all__ = [
     "is_own",
     "load_dataset",
     "networks",
+    "prepare",
+    "small",
 ]

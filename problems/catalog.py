@@ -9,10 +9,10 @@ import sys
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
-
 from . import networks
-from .dataset import Batch, Dataset, ProblemError
+from .dataset import ProblemError
+from .families import FAMILIES, HELD_OUT
+from .prepare import few, reconstruction
 from .problem import Problem
 
 OWN = "package.module:function"  # the form of a name of a user's own problem
@@ -21,23 +21,6 @@ _wider = partial(networks.cnn, filters=(32, 64))
 _resnet28 = partial(networks.resnet, depth=28)
 _resnet52 = partial(networks.resnet, depth=52)
 
-
-def _reconstruction(dataset: Dataset) -> Dataset:
-    """The images themselves for labels, as the network sees them."""
-
-    def both(split: Batch) -> Batch:
-        return Batch(split.inputs, split.inputs / np.float32(255))
-
-    train, validation, test = map(both, (dataset.train, dataset.validation, dataset.test))
-    return replace(dataset, classes=None, train=train, validation=validation, test=test)
-
-
-def _few(dataset: Dataset) -> Dataset:
-    """The first 5,000 examples to train on."""
-    inputs, labels, _ = dataset.train
-    return replace(dataset, train=Batch(inputs[:5_000], labels[:5_000]))
-
-
 # Fits of these take about a minute on one core.
 MODERN = (
     Problem(networks.text_transformer, "tiny_shakespeare", batch_size=64, epochs=5,
@@ -45,39 +28,41 @@ MODERN = (
     Problem(networks.text_gru, "tiny_shakespeare", batch_size=64, epochs=4, name="shakespeare_gru"),
     Problem(networks.flipped_resnet, "cifar10", epochs=4, name="cifar10_resnet"),
     Problem(networks.vit, "fashion_mnist", epochs=2, name="fmnist_vit"),
-    Problem(networks.autoencoder, "fashion_mnist", loss="mse", prepare=_reconstruction, epochs=5,
+    Problem(networks.autoencoder, "fashion_mnist", loss="mse", prepare=reconstruction, epochs=5,
             name="fmnist_autoencoder"),
     Problem(networks.table_mlp, "diabetes", loss="mse", batch_size=32, epochs=100,
             name="diabetes_mlp"),
-    Problem(networks.finetuned_cnn, "mnist", batch_size=64, prepare=_few, epochs=10,
+    Problem(networks.finetuned_cnn, "mnist", batch_size=64, prepare=few(5_000), epochs=10,
             name="mnist_finetune"),
 )  # fmt: skip
 
-PROBLEMS: dict[str, Problem] = {
-    problem.name: problem
-    for problem in (
-        Problem(networks.cnn, "mnist", name="mnist_cnn"),
-        Problem(networks.mlp, "mnist", name="mnist_mlp"),
-        Problem(_wider, "mnist", name="mnist_wider"),
-        Problem(networks.deeper, "mnist", name="mnist_deeper"),
-        Problem(networks.deeper_strided, "mnist", name="mnist_deeper_strided"),
-        Problem(networks.cnn, "fashion_mnist", name="fmnist_cnn"),
-        Problem(networks.cnn, "svhn_cropped", name="svhn_cnn"),
-        Problem(_wider, "cifar10", name="cifar10_wider"),
-        Problem(_resnet28, "cifar10", name="cifar10_resnet28"),
-        Problem(networks.cnn, "mnist", batch_size=32, name="mnist_small_batch"),
-        Problem(networks.cnn, "mnist", private=True, name="mnist_dp"),
-        Problem(networks.cnn, "kmnist", name="kmnist_cnn"),
-        Problem(networks.cnn, "kmnist", private=True, name="kmnist_dp"),
-        Problem(_resnet52, "cifar10", name="cifar10_resnet52"),
-        Problem(_resnet52, "cifar100", name="cifar100_resnet52"),
-        Problem(networks.cnn, "digits", name="digits_cnn"),
-        *MODERN,
-    )
-}
+PAPER = (
+    Problem(networks.cnn, "mnist", name="mnist_cnn"),
+    Problem(networks.mlp, "mnist", name="mnist_mlp"),
+    Problem(_wider, "mnist", name="mnist_wider"),
+    Problem(networks.deeper, "mnist", name="mnist_deeper"),
+    Problem(networks.deeper_strided, "mnist", name="mnist_deeper_strided"),
+    Problem(networks.cnn, "fashion_mnist", name="fmnist_cnn"),
+    Problem(networks.cnn, "svhn_cropped", name="svhn_cnn"),
+    Problem(_wider, "cifar10", name="cifar10_wider"),
+    Problem(_resnet28, "cifar10", name="cifar10_resnet28"),
+    Problem(networks.cnn, "mnist", batch_size=32, name="mnist_small_batch"),
+    Problem(networks.cnn, "mnist", private=True, name="mnist_dp"),
+    Problem(networks.cnn, "kmnist", name="kmnist_cnn"),
+    Problem(networks.cnn, "kmnist", private=True, name="kmnist_dp"),
+    Problem(_resnet52, "cifar10", name="cifar10_resnet52"),
+    Problem(_resnet52, "cifar100", name="cifar100_resnet52"),
+    Problem(networks.cnn, "digits", name="digits_cnn"),
+)
 
-SUITES = {"paper": tuple(n for n in PROBLEMS if n not in {p.name for p in MODERN}),
-          "modern": tuple(problem.name for problem in MODERN)}  # fmt: skip
+_SUITES = {"paper": PAPER, "modern": MODERN, "families": FAMILIES, "held_out": HELD_OUT}
+PROBLEMS: dict[str, Problem] = {p.name: p for suite in _SUITES.values() for p in suite}
+SUITES = {name: tuple(p.name for p in suite) for name, suite in _SUITES.items()}
+# As a sentence has it: the others are dozens.
+ALLOWED = (
+    f"{', '.join((*SUITES['paper'], *SUITES['modern']))}; or of "
+    f"`l2o evaluate --list`; or {OWN} for your own"
+)
 
 
 def is_own(name: str) -> bool:
@@ -102,10 +87,8 @@ def get_problem(name: str) -> Problem:
     try:
         return PROBLEMS[name]
     except KeyError:
-        names = ", ".join(PROBLEMS)
         raise ProblemError(
-            f"No problem has that name; there are {names}; or {OWN} for your own. "
-            f"Received: {name!r}"
+            f"No problem has that name; there are {ALLOWED}. Received: {name!r}"
         ) from None
 
 

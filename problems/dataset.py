@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     weight: Any = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays do not compare
 class Dataset:
     """A dataset in memory.
 

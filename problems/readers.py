@@ -150,23 +150,50 @@ def _read_split(builder: tfds.core.DatasetBuilder, split: str) -> Batch:
 # --- tables -----------------------------------------------------------------------------------
 
 
-def _diabetes(name: str) -> Dataset:
-    """442 patients: ten measurements, and how far the disease had gone a year later.
+def _table(name: str, classes: int | None, x: np.ndarray, y: np.ndarray) -> Dataset:
+    """Rows in a fixed random order, a sixth for test and another for validation.
 
-    All columns have mean 0 and variance 1 over the examples to train on.
+    Columns have mean 0 and variance 1 over the examples to train on; labels too, [n, 1], where they
+    are no classes, [n].
     """
-    from sklearn.datasets import load_diabetes
-
-    x, y = load_diabetes(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(x))
     held_out = len(x) // 6
-    columns = np.column_stack([x, y])[order].astype("float32")
-    train = columns[2 * held_out :]
-    columns = (columns - train.mean(0)) / train.std(0)
-    test, validation, train = np.split(columns, [held_out, 2 * held_out])
-    split = lambda part: Batch(part[:, :-1], part[:, -1:])  # noqa: E731
-    source = "embedded, scikit-learn's"
-    return Dataset(name, split(train), split(validation), split(test), name, source)
+
+    def scaled(values: np.ndarray) -> np.ndarray:
+        values = values[order].astype("float32")
+        train = values[2 * held_out :]
+        return (values - train.mean(0)) / train.std(0)
+
+    inputs = scaled(x)
+    labels = scaled(y[:, np.newaxis]) if classes is None else y[order].astype("int32")
+    parts = (slice(2 * held_out, None), slice(held_out, 2 * held_out), slice(held_out))
+    train, validation, test = (Batch(inputs[part], labels[part]) for part in parts)
+    return Dataset(name, train, validation, test, name, "embedded, scikit-learn's", classes)
 
 
-TABLES: dict[str, Callable[[str], Dataset]] = {"diabetes": _diabetes}
+def _diabetes(name: str) -> Dataset:
+    """442 patients: ten measurements, and how far the disease had gone a year later."""
+    from sklearn.datasets import load_diabetes
+
+    return _table(name, None, *load_diabetes(return_X_y=True))
+
+
+def _breast_cancer(name: str) -> Dataset:
+    """569 tumours: thirty measurements of cells' nuclei, and whether it is benign."""
+    from sklearn.datasets import load_breast_cancer
+
+    return _table(name, 2, *load_breast_cancer(return_X_y=True))
+
+
+def _wine(name: str) -> Dataset:
+    """178 wines: thirteen measurements, and which of three growers made it."""
+    from sklearn.datasets import load_wine
+
+    return _table(name, 3, *load_wine(return_X_y=True))
+
+
+TABLES: dict[str, Callable[[str], Dataset]] = {
+    "diabetes": _diabetes,
+    "breast_cancer": _breast_cancer,
+    "wine": _wine,
+}

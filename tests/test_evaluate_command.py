@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from bad_input import files_of
+from made_data import tiny
 from made_results import made_evaluation
 from made_weights import made_weights, make_policy
 
@@ -26,28 +27,10 @@ from l2o.evaluation.results import VERSION, by_evaluation, read_results, write_r
 from l2o.evaluation.search import trial, tuned
 from l2o.evaluation.store import ResultsDirectory, steps_file
 from l2o.problems import PROBLEMS, Batch, Dataset, get_problem
+from l2o.problems.catalog import SUITES
 from l2o.rules import TEACHERS, Averaged, Choice, RNNProp, WarmUp, decayed, get_pool
 from l2o.runs.lock import DirectoryError
 from l2o.tasks.task import Task
-
-SHAPES = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "svhn_cropped": (32, 32, 3)}
-
-
-def tiny(name: str, *_, **__) -> Dataset:
-    """A dataset of noise with the form of the one called `name`: 260 examples to train."""
-    generator = np.random.default_rng(0)
-    shape, classes = SHAPES.get(name, (28, 28, 1)), 100 if name == "cifar100" else 10
-
-    def split(count: int) -> Batch:
-        if name == "tiny_shakespeare":
-            return Batch(*generator.integers(0, 10, (2, count, 64)).astype("int32"))
-        if name == "diabetes":
-            rows = generator.normal(size=(count, 11)).astype("float32")
-            return Batch(rows[:, :-1], rows[:, -1:])
-        labels = generator.integers(0, classes, count).astype("int32")
-        return Batch(generator.integers(0, 256, (count, *shape)).astype("uint8"), labels)
-
-    return Dataset(name, split(260), split(9), split(7), name, "made up", classes)
 
 
 @pytest.fixture
@@ -373,6 +356,28 @@ def test_list_names_what_there_is(here, capsys):
         assert name in out
 
 
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_suite_is_its_problems_into_a_directory_of_its_name(suite, here, monkeypatch):
+    given = {}
+
+    def evaluate(names, optimizers, **others):
+        given.update(others, names=tuple(names))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("l2o.commands.evaluate.evaluate", evaluate)
+    assert call("--suite", suite) == 130
+    assert given["names"] == SUITES[suite] and given["output"] == Path("results") / suite
+
+
+def test_help_names_single_problems_and_leaves_the_others_to_list(capsys):
+    assert call("--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    text = " ".join(" ".join(lines).split())
+    assert len(lines) <= 100 and max(map(len, lines)) <= 80
+    assert "mnist_finetune" in text and "--list" in text and "families" in text
+    assert not any(name in text for name in SUITES["families"])
+
+
 def test_report_has_what_the_evaluation_kept(here, capsys, monkeypatch):
     make_policy(here / "mine")
     words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "mine")
@@ -591,7 +596,11 @@ _SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=_SLOW) if "resnet" in n else n for n in PROBLEMS]
+    "name",
+    [
+        pytest.param(n, marks=_SLOW) if "resnet" in n else n
+        for n in (*SUITES["paper"], *SUITES["modern"])
+    ],
 )
 def test_every_problem_runs(name, tmp_path):
     runs(name, "adam", tmp_path=tmp_path)

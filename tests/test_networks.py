@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from l2o.problems import PROBLEMS, get_problem, networks
-from l2o.problems.catalog import MODERN
+from l2o.problems.catalog import SUITES
 from l2o.tasks.task import Task
 
 _MNIST, _COLOUR = (28, 28, 1), (32, 32, 3)
@@ -35,7 +35,9 @@ _TABLE = {
 
 
 def test_the_catalogue_is_the_table():
-    assert set(PROBLEMS) == {*_TABLE, *(problem.name for problem in MODERN)}
+    assert SUITES["paper"] == tuple(_TABLE)
+    assert tuple(PROBLEMS) == tuple(name for suite in SUITES.values() for name in suite)
+    assert len(PROBLEMS) == sum(map(len, SUITES.values()))
 
 
 @pytest.mark.parametrize("name", _TABLE)
@@ -114,7 +116,9 @@ def test_unknown_problem_lists_the_names_there_are():
     with pytest.raises(ValueError) as error:
         get_problem("mnist_cn")
     assert "'mnist_cn'" in str(error.value)
-    assert all(name in str(error.value) for name in PROBLEMS)
+    said = str(error.value)
+    assert all(name in said for name in (*SUITES["paper"], *SUITES["modern"]))
+    assert not any(name in said for name in SUITES["families"]) and "--list" in said
 
 
 @pytest.mark.parametrize("name", ["cnn", "deeper"])

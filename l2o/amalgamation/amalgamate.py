@@ -18,6 +18,7 @@ from l2o.amalgamation.settings import CHOICES, Settings, check_names, get_preset
 from l2o.amalgamation.trainer import Stopped, Trainer
 from l2o.errors import RunError
 from l2o.policies.checkpoint import Policy, fingerprint, load_policy
+from l2o.problems.catalog import SUITES
 from l2o.problems.dataset import Dataset
 from l2o.problems.problem import Problem
 from l2o.rules import UpdateRule, get_pool
@@ -177,7 +178,7 @@ def train(
 
     Args:
         problem: What it is trained on, or its name: "mnist_cnn", "package.module:function"; or
-            several, whose meta losses are divided by what there is to gain on each.
+            several, or a suite ("families"): meta losses are divided by what each has to gain.
         policy: What is trained: "rnnprop" by default, "original", "scale", or a rule.
         teachers: A pool: "large" (six) by default, "small" or "adam"; or some, each by its name or
             as a rule.
@@ -243,7 +244,7 @@ def load_tasks(
     """The problems of a run, with their data.
 
     Args:
-        problems: Or their names; tasks are as they should be.
+        problems: Or their names, or suites'; tasks are as they should be.
         meta: Settings, which say what must be possible with them.
         data, data_dir: See `l2o.problems.load_dataset`.
 
@@ -255,9 +256,10 @@ def load_tasks(
         raise RunError("There is no problem to train on")
     first_order = meta.first_order or meta.evolution is not None
     positive = meta.meta_loss == "log"
+    names = [n for p in problems for n in (SUITES.get(p, [p]) if isinstance(p, str) else [p])]
     tasks: list[Task] = []
     loaded: dict[str, Dataset] = {}
-    for problem in problems:
+    for problem in names:
         task = problem
         if not isinstance(task, Task):
             with untold_tracing():

@@ -25,7 +25,7 @@ from l2o.evaluation.baselines import DEFAULTS, MODERN_BASELINES, keras_optimizer
 from l2o.evaluation.evaluations import evaluate
 from l2o.evaluation.search import TRIALS
 from l2o.problems import PROBLEMS
-from l2o.problems.catalog import OWN, SUITES
+from l2o.problems.catalog import ALLOWED, SUITES
 from l2o.reports.text import summary_table
 from l2o.rules import TUNED_RATES
 from l2o.runs.jobs import gpus_for
@@ -33,6 +33,7 @@ from l2o.tasks.examples import BATCH_SIZE
 
 PRESETS = {"paper": (10, 25), "cpu": (3, None), "smoke": (1, 1)}  # repeats, epochs
 RESULTS = Path("results")
+_ALL = (*SUITES["paper"], *SUITES["modern"])
 DESCRIPTION = """\
 Fits problems with optimizers and compares them.
 
@@ -70,8 +71,8 @@ def parser(prog: str = "l2o evaluate") -> Parser:
     g = p.add_argument_group("what is evaluated")
     g.add_argument("--problem", type=lambda text: text if text == ALL else problem_name(text),
                    nargs="+", metavar="NAME",
-                   help=f"default mnist_cnn. {ALL}, or some of {', '.join(PROBLEMS)}; or your own "
-                   f"as {OWN}, which returns an l2o.Problem")
+                   help=f"default mnist_cnn. {ALL}, or some of {ALLOWED}, which returns an "
+                   "l2o.Problem")
     g.add_argument("--suite", type=known(tuple(SUITES)), metavar="NAME",
                    help=f"problems together: {', '.join(SUITES)}")
     g.add_argument("--optimizer", nargs="+", metavar="WHAT",
@@ -142,7 +143,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.suite and options.problem:
         raise UserError("--suite names problems, so --problem cannot be given too")
     words = options.problem or ([] if options.suite else ["mnist_cnn"])
-    problems = [n for word in words for n in (PROBLEMS if word == ALL else [word])]
+    problems = [n for word in words for n in (_ALL if word == ALL else [word])]
     problems += SUITES[options.suite] if options.suite else ()
     optimizers = options.optimizer or (MODERN_BASELINES if options.suite == "modern" else DEFAULTS)
     check_data_flags(problems, options)
@@ -172,12 +173,12 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _list() -> int:
-    print("Problems:")
-    for problem in PROBLEMS.values():
-        private = ", DP-SGD" if problem.private else ""
-        print(
-            f"  {problem.name:20} {problem.data}, batch {problem.batch_size or BATCH_SIZE}{private}"
-        )
+    for suite, names in SUITES.items():
+        print(f"Problems of the suite {suite}:")
+        for problem in map(PROBLEMS.__getitem__, names):
+            private = ", DP-SGD" if problem.private else ""
+            batch_size = problem.batch_size or BATCH_SIZE
+            print(f"  {problem.name:34} {problem.data}, batch {batch_size}{private}")
     rates = ", ".join(f"{name} ({rate:g})" for name, rate in TUNED_RATES.items())
     for line in (
         f"Shipped policies: {', '.join(pretrained()) or 'none in this version'}",

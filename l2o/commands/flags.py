@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import keras
 
-from l2o.commands.terminal import Parser, known, unknown
+from l2o.commands.terminal import Parser, known
 from l2o.errors import UserError
+from l2o.policies.shipped import did_you_mean
 from l2o.problems import PROBLEMS, is_own
-from l2o.problems.catalog import OWN
+from l2o.problems.catalog import ALLOWED, SUITES
 
 ALL = "all"  # of the problems
 
@@ -18,8 +19,14 @@ ALL = "all"  # of the problems
 def problem_name(text: str) -> str:
     """An argument that names a problem; one of the user's own is not looked for yet."""
     if text not in PROBLEMS and not is_own(text):
-        raise argparse.ArgumentTypeError(unknown(text, PROBLEMS, f"; or {OWN} for your own"))
+        near = did_you_mean(text, PROBLEMS)
+        raise argparse.ArgumentTypeError(f"unknown name '{text}'. {near}Allowed: {ALLOWED}")
     return text
+
+
+def problem_or_suite(text: str) -> str:
+    """An argument that names a problem, or a suite of them."""
+    return text if text in SUITES else problem_name(text)
 
 
 def is_private(name: str) -> bool:
@@ -27,12 +34,18 @@ def is_private(name: str) -> bool:
     return name in PROBLEMS and PROBLEMS[name].private
 
 
-def add_problem_flag(group: argparse._ArgumentGroup, several: bool = False) -> None:
-    """--problem; `several` may be trained on together, and are a list then."""
-    more = {"nargs": "+", "default": ["mnist_cnn"]} if several else {"default": "mnist_cnn"}
-    group.add_argument("--problem", type=problem_name, metavar="NAME", **more,
-                       help=f"default mnist_cnn. One{' or several' * several} of "
-                       f"{', '.join(PROBLEMS)}; or your own as {OWN}")  # fmt: skip
+def add_problem_flag(group: argparse._ArgumentGroup) -> None:
+    """--problem, where it is one."""
+    group.add_argument("--problem", type=problem_name, default="mnist_cnn", metavar="NAME",
+                       help=f"default mnist_cnn. One of {ALLOWED}")  # fmt: skip
+
+
+def add_problems_flag(group: argparse._ArgumentGroup) -> None:
+    """--problem, where it may be several that are trained on together."""
+    group.add_argument("--problem", type=problem_or_suite, nargs="+", default=["mnist_cnn"],
+                       metavar="NAME",
+                       help=f"one, or several together; default mnist_cnn. {ALLOWED}; or a suite, "
+                       f"as families")  # fmt: skip
 
 
 def add_data_flags(parser: Parser) -> None:
@@ -55,6 +68,7 @@ def check_trainable(names: Sequence[str], options: argparse.Namespace) -> None:
     Raises:
         UserError: If not.
     """
+    names = [n for name in names for n in SUITES.get(name, [name])]
     check_data_flags(names, options)
     for name in filter(is_private, names):
         raise UserError(

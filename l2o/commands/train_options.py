@@ -21,7 +21,7 @@ from l2o.amalgamation.settings import (
     parsed,
     with_choices,
 )
-from l2o.commands.flags import add_data_flags, add_problem_flag, check_trainable
+from l2o.commands.flags import add_data_flags, add_problems_flag, check_trainable
 from l2o.commands.terminal import Parser, count, devices, known, positive, weight, whole
 from l2o.errors import UserError
 from l2o.rules import POOLS
@@ -69,7 +69,7 @@ def parser(prog: str = "l2o train") -> Parser:
                    f"{', '.join(RECIPES)}")
     g.add_argument("--finetune", metavar="POLICY",
                    help="begin with this policy's weights: a directory or a shipped name")
-    add_problem_flag(g, several=True)
+    add_problems_flag(g)
     add_data_flags(p)
     g = p.add_argument_group("schedule: a preset, and what departs from it")
     g.add_argument("--preset", type=known(tuple(PRESETS)), metavar="NAME",

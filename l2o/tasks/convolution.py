@@ -89,17 +89,23 @@ def product_of_patches(inputs, kernel, strides, padding, data_format="NHWC", dil
         inputs.shape[-1] != kernel.shape[-2]
     ):
         return _convolution(inputs, kernel, strides, padding, data_format, dilations)
-    size, strides = kernel.shape[:2], [strides] * 2 if isinstance(strides, int) else strides
-    if padding.upper() == "SAME":
-        lacking = [max((-(-n // s) - 1) * s + k - n, 0)
-                   for n, s, k in zip(inputs.shape[1:3], strides, size, strict=True)]  # fmt: skip
-        around = [(n // 2, n - n // 2) for n in lacking]
-        inputs = tf.pad(inputs, [(0, 0), *around, (0, 0)])
-    rows, columns = (
-        [slice(i, i + (n - k) // s * s + 1, s) for i in range(k)]
-        for n, s, k in zip(inputs.shape[1:3], strides, size, strict=True)
-    )
-    patches = tf.concat([inputs[:, row, column] for row in rows for column in columns], -1)
+    strides = [strides] * 2 if isinstance(strides, int) else strides
+    patches = inputs
+    for axis in (2, 1):  # a kernel's rows are outermost
+        patches = _side_by_side(patches, axis, kernel.shape[axis - 1], strides[axis - 1], padding)
     flat = tf.reshape(kernel, (-1, kernel.shape[-1]))
     products = tf.matmul(tf.reshape(patches, (-1, flat.shape[0])), flat)
     return tf.reshape(products, (-1, *patches.shape[1:3], kernel.shape[-1]))
+
+
+def _side_by_side(x, axis: int, size: int, stride: int, padding: str):
+    """What lies under each place of a kernel along an axis of images, in the channels."""
+    length = x.shape[axis]
+    if padding.upper() == "SAME":
+        lacking = max((-(-length // stride) - 1) * stride + size - length, 0)
+        around = [(0, 0)] * 4
+        around[axis] = (lacking // 2, lacking - lacking // 2)
+        x, length = tf.pad(x, around), length + lacking
+    last = (length - size) // stride * stride
+    before = (slice(None),) * axis
+    return tf.concat([x[(*before, slice(k, k + last + 1, stride))] for k in range(size)], -1)
