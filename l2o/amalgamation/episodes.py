@@ -35,9 +35,11 @@ class Evolution:
         end_weight: The last fifth of a fit weighs as many times as the rest.
         loss_limit: A loss counts for at most as many times that of the fit's first step.
         gradient_norm: Longest meta-gradient.
+        cosine: Whether the learning rate falls along half a cosine over a stage's most periods.
         subsets: Whether a fit has only some of the examples, from a thousand to all, log-uniform.
         reparameterised: Share of the fits whose parameters are divided by one factor, log-uniform
             between 0.03 and 30.
+        untold: Share of the fits whose length the rule is not told.
     """
 
     noise_size: float = 0.02
@@ -46,8 +48,10 @@ class Evolution:
     end_weight: float = 5.0
     loss_limit: float = 1.4
     gradient_norm: float = 3.0
+    cosine: bool = False
     subsets: bool = False
     reparameterised: float = 0.0
+    untold: float = 0.0
 
     def __post_init__(self):
         for name in ("noise_size", "end_weight", "gradient_norm"):
@@ -59,10 +63,9 @@ class Evolution:
             raise ValueError(f"loss_limit must be a number above 1. Received: {self.loss_limit}")
         if self.shortest < 1:
             raise ValueError(f"shortest must be at least 1. Received: {self.shortest}")
-        if not 0 <= self.reparameterised <= 1:
-            raise ValueError(
-                f"reparameterised is a share, from 0 to 1. Received: {self.reparameterised}"
-            )
+        for name in ("reparameterised", "untold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share, 0 to 1. Received: {getattr(self, name)}")
 
 
 class Entry(NamedTuple):
@@ -76,6 +79,7 @@ class Entry(NamedTuple):
         total: Of all noise that the fit has had, [P, K].
         step: Steps behind, float [P].
         steps, epochs: Of the whole fit, float [P].
+        told: 1 where the rule knows these, else 0, [P].
         examples, judged: Indices of those to train on, [P, W, B], and of those that the meta-loss
             is measured on, or ().
     """
@@ -88,6 +92,7 @@ class Entry(NamedTuple):
     step: Any
     steps: Any
     epochs: Any
+    told: Any
     examples: Any
     judged: Any
 
@@ -186,7 +191,7 @@ class Timetable:
             stream = Stream.HELD_OUT_BATCHES.key(*key)
             few = min(batch, len(episode.tenth))
             judged = episode.tenth[batch_indices(stream, len(episode.tenth), few, *drawn)]
-        start, scale = self._start(episode)
+        start, scale, told = self._start(episode)
         return Entry(
             fresh=np.bool_(behind == 0),
             start=start,
@@ -196,12 +201,13 @@ class Timetable:
             step=np.asarray(behind * self.window, dtype),
             steps=np.asarray(episode.steps, dtype),
             epochs=np.asarray(episode.steps * batch / len(episode.kept), dtype),
+            told=np.asarray(told, dtype),
             examples=episode.kept[indices].astype("int32"),
             judged=judged,
         )
 
-    def _start(self, episode: Episode) -> tuple[tuple, np.ndarray]:
-        """Initial weights, and the scale of their coordinates, [D] or [1]."""
+    def _start(self, episode: Episode) -> tuple[tuple, np.ndarray, bool]:
+        """Initial weights, the scale of their coordinates, [D] or [1], and whether T is told."""
         generator = np.random.default_rng(Stream.SCALE.key(*episode.key))
         start = _initial(self.task, int(generator.integers(STARTS)))
         scale = np.ones(1)
@@ -209,7 +215,7 @@ class Timetable:
             scale = random_scale(generator, self.task.layout.size, self.scale_limit)
         if generator.uniform() < self.evolution.reparameterised:
             scale = scale * np.exp(generator.uniform(*np.log(REPARAMETERISED)))
-        return start, scale
+        return start, scale, generator.uniform() >= self.evolution.untold
 
 
 @lru_cache(maxsize=32 * STARTS)

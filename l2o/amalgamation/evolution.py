@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -32,7 +33,7 @@ from l2o.tasks.convolution import convolution_of_patches
 from l2o.tasks.examples import in_one_line
 
 # Networks that are faster many at once and under XLA: their parameters, and an example's entries.
-MOST_PARAMETERS, MOST_ENTRIES = 12_000, 512
+MOST_PARAMETERS, MOST_ENTRIES = 16_000, 512
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,22 @@ class EvolutionTraining:
         alpha = tf.constant(alpha, keras.config.floatx())
         key, longest = (*place.key, place.origin), place.unroll
         number = (place.behind - place.origin) // self.meta_batch * (longest // self.truncation)
-        number, done = number + place.number, []
-        for k, before in enumerate(particles):
-            entry = self._spread(partial(self._entry, key, k, longest, number))
-            done.append(self._windows[k](flat, before, entry, alpha))
+        entry_of = partial(self._entry, key, longest, number + place.number)
+        if not self._traced:  # one after the other: what Keras calls is replaced meanwhile
+            for k, before in enumerate(particles):
+                entry = self._spread(partial(entry_of, k))
+                self._windows[k].get_concrete_function(flat, before, entry, alpha)
+            self._traced.append(True)
+
+        def taken(k: int):
+            return self._windows[k](flat, particles[k], self._spread(partial(entry_of, k)), alpha)
+
+        with ThreadPoolExecutor(self._abreast) as pool:
+            done = list(pool.map(taken, range(len(self.jobs))))
         estimates, particles = map(list, zip(*done, strict=True))
-        state, result = self._update(state, estimates)
+        fall = (1 + math.cos(math.pi * place.share)) / 2 if self.evolution.cosine else 1.0
+        rate = tf.constant(self.learning_rate * fall, keras.config.floatx())
+        state, result = self._update(state, estimates, rate)
         return state, particles, result
 
     def validate(
@@ -160,13 +171,13 @@ class EvolutionTraining:
         return np.concatenate(losses)
 
     @cached_property
-    def _windows(self) -> list[Callable]:
+    def _windows(self) -> list[Any]:
         return [self._window(job) for job in self.jobs]
 
     def _window(self, job: Amalgamation) -> Callable:
         """A window of a problem's particles, in a part for each core."""
         run = self._compiled(job, (1.0, -1.0))
-        parts = max(cores() // self.strategy.num_replicas_in_sync, 1)
+        parts = max(cores() // self.strategy.num_replicas_in_sync // self._abreast, 1)
 
         def replica(weights, particles, entry, alpha):
             pairs = entry.fresh.shape[0]
@@ -209,29 +220,38 @@ class EvolutionTraining:
 
     @cached_property
     def _update(self) -> Callable:
-        def replica(state, estimates):
+        def replica(state, estimates, rate):
             mean = tf.nest.map_structure(lambda *x: tf.add_n(x) / len(x), *estimates)
             context = tf.distribute.get_replica_context()
             flat = context.all_reduce(tf.distribute.ReduceOp.MEAN, tf.nest.flatten(mean))
             gradient, result = tf.nest.pack_sequence_as(mean, flat)
             gradient = tf.clip_by_norm(gradient, self.evolution.gradient_norm)
             finite = result.finite >= 1
-            return meta_update(state, gradient, finite, self.learning_rate), result
+            return meta_update(state, gradient, finite, rate), result
 
         @tf.function(autograph=False)
-        def update(state, estimates):
-            both = self.strategy.run(replica, (state, estimates))
+        def update(state, estimates, rate):
+            both = self.strategy.run(replica, (state, estimates, rate))
             first = lambda x: self.strategy.experimental_local_results(x)[0]  # noqa: E731
             return tf.nest.map_structure(first, both)
 
         return update
 
     @cached_property
+    def _abreast(self) -> int:
+        """Problems whose windows are taken at the same time, a core each."""
+        return min(cores(), len(self.jobs)) if self.strategy.num_replicas_in_sync == 1 else 1
+
+    @cached_property
+    def _traced(self) -> list[bool]:
+        return []
+
+    @cached_property
     def _tables(self) -> dict:
         return {}
 
     def _entry(
-        self, key: tuple[int, ...], k: int, longest: int, number: int, replica: int
+        self, key: tuple[int, ...], longest: int, number: int, k: int, replica: int
     ) -> Entry:
         """What a window is given on problem k, on one replica."""
         job, share = self.jobs[k], self.meta_batch // self.strategy.num_replicas_in_sync

@@ -165,7 +165,7 @@ def window(
         return (student, teachers), (losses, distances)
 
     perturbed = flat(weights + evolution.noise_size * signs[:, None] * entry.noise[:, None])
-    horizon = Horizon(entry.steps, entry.epochs)
+    horizon = Horizon(entry.steps * entry.told, entry.epochs * entry.told)
     numbers = tf.range(entry.examples.shape[1], dtype=first.dtype)
     batches = [tf.transpose(x, (1, 0, 2)) for x in tf.nest.flatten(entry[-2:])]
     (student, teachers), (losses, distances) = scan(

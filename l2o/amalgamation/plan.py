@@ -15,10 +15,12 @@ from l2o.amalgamation.losses import META_LOSSES
 from l2o.amalgamation.meta import CLIP_FLOOR, CLIP_RATIO
 from l2o.amalgamation.perturbation import Perturbation
 from l2o.amalgamation.unroll import SCALE_LIMIT, Teacher
-from l2o.rules import Original, RNNProp, Scale, UpdateRule
+from l2o.rules import Original, RNNProp, Scale, TensorChoice, UpdateRule
 
 MOST_SEED = 2**32 - 1  # NumPy's global generator takes no larger one
-POLICIES: dict[str, type[UpdateRule]] = {p.name: p for p in (RNNProp, Original, Scale)}
+POLICIES: dict[str, type[UpdateRule]] = {
+    p.name: p for p in (RNNProp, Original, Scale, TensorChoice)
+}
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ class Place(NamedTuple):
         number: The piece of the period; a run is saved between pieces.
         unroll: N.
         warmup: Steps of plain SGD before an unroll.
+        share: Of the stage's longest run of periods, what is behind.
     """
 
     key: Sequence[int]
@@ -130,6 +133,7 @@ class Place(NamedTuple):
     number: int
     unroll: int
     warmup: int
+    share: float = 0.0
 
 
 def inner_steps_left(phases: tuple[Phase, ...], number: int, progress: Progress):

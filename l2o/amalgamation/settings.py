@@ -25,13 +25,35 @@ from l2o.runs.directory import differences
 
 STRATEGIES = ("choice", "mean", "minmax", "none")  # that come with the library
 ESTIMATORS = ("backprop", "es")
-# The learned optimizers that the paper compares with (Section 5).
-RECIPES = {
+# The learned optimizers that the paper compares with (Section 5), and one for any network.
+RECIPES: dict[str, dict[str, Any]] = {
     "original": {"policy": "original", "scheme": "none", "teachers": "adam"},
     "scale": {"policy": "scale", "scheme": "none", "teachers": "adam"},
     "rnnprop": {"policy": "rnnprop", "scheme": "none", "teachers": "adam"},
     "stronger": {"policy": "rnnprop", "scheme": "mean", "teachers": "adam"},
+    "general": {
+        "policy": "tensorchoice",
+        "scheme": "none",
+        "teachers": "adam",
+        "estimator": "es",
+        "meta_loss": "difference",
+        "held_out": True,
+        "subsets": True,
+        "reparameterised": 0.5,
+        "untold": 1 / 3,
+        "warmup_steps": 0,
+        "learning_rate": 0.01,
+        "cosine": True,
+        "meta_batch": 2,
+        "period": 8,
+        "min_periods": 20,
+        "max_periods": 20,
+        "patience": 20,
+        "validation_trajectories": 2,
+    },
 }
+RECIPE_PROBLEMS = {"general": ["families"]}  # where none is named
+WHAT = ("policy", "scheme", "teachers", "estimator")  # what a recipe says
 
 
 @dataclass(frozen=True)
@@ -124,9 +146,10 @@ class Shorthands:
     Attributes:
         estimator: Of the meta-gradient: "backprop", through truncations, or "es", an evolution
             strategy, with the preset's curriculum for that.
-        recipe: In place of policy, scheme and teachers, a learned optimizer that the paper compares
-            with: "original", "scale" or "rnnprop" on the meta loss alone, or "stronger", rnnprop
-            that also imitates Adam (Chen et al. 2020).
+        recipe: In place of policy, scheme, teachers and estimator: "general", an optimizer for any
+            network, tensorchoice by an evolution strategy on families of small problems; or one
+            that the paper compares with: "original", "scale" or "rnnprop" on the meta loss alone,
+            or "stronger", rnnprop that also imitates Adam (Chen et al. 2020).
         output_scale: Factor of the policy's output, which for rnnprop is its largest step; scale
             has none.
         updates: One stage of so many meta-updates in a single period, of as many trajectories for
@@ -188,9 +211,10 @@ def with_choices(settings: Settings, choices: Mapping[str, Any]) -> Settings:
     if recipe := chosen.pop("recipe", None):
         if recipe not in RECIPES:
             raise _unknown("recipe", RECIPES, recipe)
-        if given := [name for name in RECIPES[recipe] if name in chosen]:
+        if given := [name for name in WHAT if name in chosen]:
             raise ValueError(f"recipe says what is trained, so {', '.join(given)} cannot be set")
-        chosen |= RECIPES[recipe]
+        smoke = {f.name for f in fields(Curriculum)} if settings.preset == "smoke" else ()
+        chosen = {k: v for k, v in RECIPES[recipe].items() if k not in smoke} | chosen
     scheme = chosen.get("scheme", settings.scheme)
     given = [name for name in chosen if name.startswith("choice_")]
     if given and scheme != "choice":

@@ -219,7 +219,8 @@ class Trainer:
             unroll, self._meta.warmup_steps if progress.period >= stage.cold_periods else 0,
         )  # fmt: skip
         for number in range(run.pieces, updates // span):
-            begun, place = time.monotonic(), place._replace(number=number)
+            share = (progress.period + number * span / updates) / schedule.max_periods
+            begun, place = time.monotonic(), place._replace(number=number, share=share)
             state, behind, sums = run.now, run.updates, np.array(run.sums)
             trajectories = estimator.begin(state.weights, place, run.trajectories)
             for step in range(span):

@@ -42,10 +42,9 @@ def add_problem_flag(group: argparse._ArgumentGroup) -> None:
 
 def add_problems_flag(group: argparse._ArgumentGroup) -> None:
     """--problem, where it may be several that are trained on together."""
-    group.add_argument("--problem", type=problem_or_suite, nargs="+", default=["mnist_cnn"],
-                       metavar="NAME",
+    group.add_argument("--problem", type=problem_or_suite, nargs="+", metavar="NAME",
                        help=f"one, or several together; default mnist_cnn. {ALLOWED}; or a suite, "
-                       f"as families")  # fmt: skip
+                       "as families")  # fmt: skip
 
 
 def add_data_flags(parser: Parser) -> None:

@@ -13,6 +13,7 @@ from l2o.amalgamation.settings import (
     CHOICES,
     ESTIMATORS,
     PRESETS,
+    RECIPE_PROBLEMS,
     RECIPES,
     STRATEGIES,
     Settings,
@@ -47,6 +48,9 @@ examples:
     {prog} --set clip_ratio=0.2 meta_loss=difference"""
 
 
+PAPERS = [name for name in RECIPES if name not in RECIPE_PROBLEMS]
+
+
 def parser(prog: str = "l2o train") -> Parser:
     """The command line.
 
@@ -65,8 +69,8 @@ def parser(prog: str = "l2o train") -> Parser:
     g.add_argument("--policy", type=known(tuple(POLICIES)), metavar="NAME",
                    help=f"the network that is trained: {', '.join(POLICIES)}; default rnnprop")
     g.add_argument("--recipe", type=known(tuple(RECIPES)), metavar="NAME",
-                   help="instead of these three, a baseline of the paper's: "
-                   f"{', '.join(RECIPES)}")
+                   help="instead of these three: general, an optimizer for any network, from "
+                   f"families of small ones; or a baseline of the paper's, {', '.join(PAPERS)}")
     g.add_argument("--finetune", metavar="POLICY",
                    help="begin with this policy's weights: a directory or a shipped name")
     add_problems_flag(g)
@@ -155,13 +159,16 @@ def check(options: argparse.Namespace) -> None:
     Raises:
         UserError: If its values do not go together.
     """
+    if options.problem is None:
+        options.problem = RECIPE_PROBLEMS.get(options.recipe, ["mnist_cnn"])
     check_trainable(options.problem, options)
     for name, most in (("replicates", 10_000), ("jobs", 1_000)):
         if (value := getattr(options, name)) > most:
             raise UserError(f"--{name} must be at most {most}. Received: {value}")
     if options.seed > (most := MOST_SEED - options.replicates + 1):
         raise UserError(f"--seed must be at most {most}. Received: {options.seed}")
-    of = {"strategy": options.scheme, "pool": options.teachers, "policy": options.policy}
+    of = {"strategy": options.scheme, "pool": options.teachers, "policy": options.policy,
+          "estimator": options.estimator}  # fmt: skip
     if options.recipe and (given := [f"--{name}" for name, value in of.items() if value]):
         raise UserError(f"--recipe says what is trained, so {', '.join(given)} cannot be set")
     if options.scheme == "none" and options.teachers:

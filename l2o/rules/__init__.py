@@ -14,6 +14,7 @@ from l2o.rules.recurrent import GRU, CoordinateLSTM
 from l2o.rules.rnnprop import RNNProp
 from l2o.rules.scale import Scale
 from l2o.rules.scheduled import Schedule, Scheduled, constant, cosine, linear
+from l2o.rules.tensor_choice import TensorChoice
 from l2o.rules.warmup import WarmUp, warmed_up, warming
 from l2o.rules.wrapper import Wrapper, core, layer, layers, rewrapped
 
@@ -46,6 +47,7 @@ __all__ = [
     "Schedule",
     "Scheduled",
     "State",
+    "TensorChoice",
     "UpdateRule",
     "WarmUp",
     "Window",

@@ -27,7 +27,7 @@ class State(NamedTuple):
 
 
 class Horizon(NamedTuple):
-    """How long a fit is, where that is known: scalars, or None.
+    """How long a fit is, where that is known: scalars; None or 0 where it is not.
 
     Attributes:
         steps: Of the whole fit.

@@ -81,50 +81,55 @@ class TensorChoice(UpdateRule):
         return State(coordinate, {}, {"count": step_count(state) + 1})
 
     def update(self, weights, gradient, parameters, state, layout, horizon=None):
-        before, state = (
-            step_count(state),
-            self.observe(weights, gradient, parameters, state, layout),
-        )
-        count, held = ops.cast(before + 1, gradient.dtype), state.coordinate
+        state = self.observe(weights, gradient, parameters, state, layout)
+        count, held = ops.cast(step_count(state), gradient.dtype), state.coordinate
         first, second = corrected(held["first"], held["second"], count, BETA, POWER, "exact")
         slow = held["slow"] / (1 - ops.power(SLOW, count))
-        power = means(second, layout)
-        root = ops.rsqrt(second + DAMPING * spread(power, layout) + TINY)
+        powers = [mean(v) for v in layout.unflatten(second)]
+        tensors = map(layout.unflatten, (gradient, first, slow, second, parameters))
+        each = zip(layout.names, *tensors, powers, strict=True)
+        pools = [self._directions(*tensor) for tensor in each]
 
-        directions = self._directions(gradient, first, slow, parameters, root, layout)
-        lengths = ops.sqrt(means(ops.square(directions), layout))
-        size, overall = (
-            lengths[DIRECTIONS.index("decay")],
-            ops.sqrt(ops.mean(ops.square(parameters))),
-        )
-        time = time_of(count, horizon)
-        known = inputs(time, power, lengths, overall, layout)
+        lengths = ops.stack([ops.stack([length(d) for d in pool]) for pool in pools], axis=1)
+        noise = ops.sqrt(ops.stack(powers))
+        overall, time = length(parameters), time_of(count, horizon)
+        known = inputs(time, noise, lengths, overall, layout)
         hidden = ops.tanh(ops.matmul(ops.transpose(weights[0]), known) + weights[1][:, None])
         outputs = ops.matmul(ops.transpose(weights[2]), hidden) + weights[3][:, None]
 
         adam = ops.cast(np.eye(len(DIRECTIONS), 1), gradient.dtype)
         shares = (adam + outputs[1:]) / (lengths + TINY)
-        mixed = ops.sum(spread(shares, layout) * directions, axis=0)
-        length = ops.sqrt(means(ops.square(mixed), layout))
+        size = lengths[DIRECTIONS.index("decay")]
+        size = ops.maximum(size, ops.maximum(LEAST * overall, SMALLEST))
         reach = ops.exp(REACH * ops.tanh(outputs[0] / REACH))
-        least = ops.maximum(LEAST * overall, SMALLEST)
-        step = self.rate * schedule(time) * reach * ops.maximum(size, least) / (length + TINY)
-        return spread(step, layout) * mixed, state
+        reach = self.rate * schedule(time) * reach * size
+        steps = []
+        for k, pool in enumerate(pools):
+            mixed = sum(share * d for share, d in zip(ops.unstack(shares[:, k]), pool, strict=True))
+            steps.append(reach[k] / (length(mixed) + TINY) * mixed)
+        return layout.flatten(steps), state
 
-    def _directions(self, gradient, first, slow, parameters, root, layout: Layout):
-        """[N, D], in the order of `DIRECTIONS`."""
-        adam = first * root
-        agreement = ops.tanh(gradient * root) * ops.tanh(adam)
-        addsign = AddSign(1.0)._weight(agreement) * gradient
-        orthogonal = adam
-        if self.orthogonal:
-            ahead = layout.unflatten(BETA * first + (1 - BETA) * gradient)
-            parts = zip(layout.names, ahead, layout.unflatten(adam), strict=True)
-            orthogonal = layout.flatten([_orthogonal(*part) for part in parts])
-        return ops.stack(
-            [adam, slow * root, gradient * root, ops.sign(first), first, slow, gradient, addsign,
-             parameters, orthogonal]
-        )  # fmt: skip
+    def _directions(self, name: str, gradient, first, slow, second, parameters, power) -> list:
+        """A tensor's, in the order of `DIRECTIONS`."""
+        root = ops.rsqrt(second + (DAMPING * power + TINY))
+        adam, orthogonal = first * root, first * root
+        matrix = matrix_of(name, tuple(gradient.shape))
+        if self.orthogonal and matrix:
+            ahead = ops.reshape(BETA * first + (1 - BETA) * gradient, matrix)
+            orthogonal = ops.reshape(orthogonalized(ahead), gradient.shape)
+        addsign = AddSign(1.0)._weight(ops.tanh(gradient * root) * ops.tanh(adam)) * gradient
+        return [adam, slow * root, gradient * root, ops.sign(first), first, slow, gradient, addsign,
+                parameters, orthogonal]  # fmt: skip
+
+
+def mean(x):
+    """The mean of a tensor; 0 where it is empty."""
+    return ops.sum(x) / max(math.prod(x.shape), 1)
+
+
+def length(x):
+    """The root mean square of a tensor; 0 where it is empty."""
+    return ops.sqrt(mean(ops.square(x)))
 
 
 class Time(NamedTuple):
@@ -158,17 +163,17 @@ def schedule(time: Time):
     return ops.where(time.known > 0, planned, open_ended)
 
 
-def inputs(time: Time, power, lengths, overall, layout: Layout):
+def inputs(time: Time, noise, lengths, overall, layout: Layout):
     """What the network sees of each tensor, [FEATURES, K], all within a few units of 0.
 
     Args:
         time: Of the step.
-        power: Mean second moment of each tensor, [K].
+        noise: Root mean second moment of each tensor, [K].
         lengths: Root mean squares of the directions, [N, K].
         overall: Root mean square of all parameters.
         layout: Of the tensors.
     """
-    dtype, noise = power.dtype, ops.sqrt(power) + TINY
+    dtype, noise = noise.dtype, noise + TINY
     log = lambda x, low, high: ops.clip(ops.log(x + TINY), low, high)  # noqa: E731
     shares = time.count / time.steps - ops.cast(PLACES, dtype)
     now = [
@@ -201,7 +206,7 @@ def inputs(time: Time, power, lengths, overall, layout: Layout):
         [count / 4 - 2] * layout.tensors,
         size / 3 - count / 3 + 1,
     ]
-    rows = [ops.broadcast_to(x, power.shape) for x in now] + moving
+    rows = [ops.broadcast_to(x, noise.shape) for x in now] + moving
     return ops.stack(rows + [ops.cast(x, dtype) for x in fixed])
 
 
@@ -212,29 +217,3 @@ def matrix_of(name: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
     cuts = [(math.prod(shape[:k]), math.prod(shape[k:])) for k in range(1, len(shape))]
     cuts = [cut for cut in cuts if min(cut) > 1]
     return min(cuts, key=lambda cut: abs(math.log(cut[0] / cut[1])), default=None)
-
-
-def means(values, layout: Layout):
-    """The mean over each tensor's coordinates, from [..., D] to [..., K]; 0 if it has none."""
-    sums = [
-        ops.sum(values[..., start : start + size], axis=-1)
-        for start, size in zip(layout.offsets, layout.sizes, strict=True)
-    ]
-    return ops.stack(sums, axis=-1) / ops.cast(np.maximum(layout.sizes, 1), values.dtype)
-
-
-def spread(values, layout: Layout):
-    """A value a tensor as one a coordinate, from [..., K] to [..., D]."""
-    parts = [
-        ops.broadcast_to(values[..., k : k + 1], (*values.shape[:-1], size))
-        for k, size in enumerate(layout.sizes)
-    ]
-    return ops.concatenate(parts, axis=-1)
-
-
-def _orthogonal(name: str, momentum, other):
-    """A hidden tensor's orthogonalized momentum; for another tensor, `other`."""
-    matrix = matrix_of(name, tuple(momentum.shape))
-    if matrix is None:
-        return other
-    return ops.reshape(orthogonalized(ops.reshape(momentum, matrix)), momentum.shape)
