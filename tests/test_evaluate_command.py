@@ -149,7 +149,7 @@ def test_replicates_that_stand_together_are_named(here, capsys):
 
 
 def test_with_jobs_no_time_is_measured_before(here, capsys, monkeypatch):
-    monkeypatch.setattr("l2o.evaluation.evaluations.spread", lambda *_: [])
+    monkeypatch.setattr("l2o.runs.jobs.Workers.spread", lambda *_: [])
     monkeypatch.setattr("l2o.evaluation.evaluations.Forecast", None)
     words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "adam", "--jobs", "2")
     assert call(*words) == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
@@ -25,7 +24,7 @@ from l2o.policies.checkpoint import doubts
 from l2o.runs.cluster import check_place
 from l2o.runs.devices import make_strategy
 from l2o.runs.directory import CONFIG
-from l2o.runs.jobs import gpus_for, spread
+from l2o.runs.jobs import Workers, gpus_for
 from l2o.runs.lock import move_aside
 from l2o.runs.progress import duration
 from l2o.tasks.load import load_task
@@ -153,9 +152,12 @@ def _spread(work: Work) -> int:
     print(f"{len(numbers)} runs in {jobs} processes; see periods.csv in each run directory",
           flush=True)  # fmt: skip
     try:
-        for k, ended, text in spread(_run_one, numbers, jobs, _start_worker, (options,)):
-            print(f"Run {k + 1} of {len(numbers)}: {text}", flush=True)
-            status = max(status, ended)
+        with Workers(jobs) as workers:
+            name = lambda k: f"Run {k + 1} of {len(numbers)}"  # noqa: E731
+            results = workers.spread(_run_one, numbers, _start_worker, (options,), name)
+            for k, ended, text in results:
+                print(f"{name(k)}: {text}", flush=True)
+                status = max(status, ended)
     except KeyboardInterrupt:
         print(f"\nStopped. The runs are kept; {again(options.fresh)} goes on with them.")
         return STOPPED
@@ -167,7 +169,6 @@ def _start_worker(options: argparse.Namespace) -> tuple[Work, Task]:
     with redirect_stdout(io.StringIO()):
         work = _prepare(options)
         task = _load_task(work)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     return work, task
 
 
