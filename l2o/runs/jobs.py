@@ -195,7 +195,8 @@ def _draw_apart() -> None:
     """
     import distributed  # noqa: F401
 
-    generator = random.random.__self__  # that of all the functions in `random`
+    draw: Any = random.random
+    generator = draw.__self__  # that of all the functions in `random`
     for module in [m for name, m in sys.modules.items() if name.startswith(_DASK)]:
         for name, value in list(vars(module).items()):
             if value is random:
@@ -293,10 +294,11 @@ def _one_thread() -> None:
     import tensorflow as tf
 
     try:
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
+        for kind in ("intra", "inter"):
+            getattr(tf.config.threading, f"set_{kind}_op_parallelism_threads")(1)
+            os.environ[f"TF_NUM_{kind.upper()}OP_THREADS"] = "1"  # `take_cores` heeds it
     except RuntimeError as error:
-        raise UserError("TensorFlow is in use there already; start the worker anew") from error
+        raise UserError("TensorFlow is in use already: start the worker anew") from error
     tf.config.experimental.enable_op_determinism()
     tf.get_logger().setLevel("ERROR")
 
