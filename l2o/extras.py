@@ -10,6 +10,7 @@ _TRAIN = {
     "tensorflow_datasets": "tensorflow-datasets",
     "sklearn": "scikit-learn",
     "joblib": "joblib",
+    "distributed": "distributed",
     "matplotlib": "matplotlib",
     "PIL": "pillow",
 }

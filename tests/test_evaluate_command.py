@@ -20,8 +20,9 @@ from l2o.commands.report import main as report
 from l2o.errors import UserError
 from l2o.evaluation import protocol as running
 from l2o.evaluation.baselines import get_candidates
-from l2o.evaluation.evaluations import _run_one
+from l2o.evaluation.evaluations import Comparison, _run_one, _start_worker
 from l2o.evaluation.forecast import Forecast
+from l2o.evaluation.made import made_with
 from l2o.evaluation.protocol import Plan, missing, run_evaluations
 from l2o.evaluation.results import VERSION, by_evaluation, read_results, write_results
 from l2o.evaluation.search import trial, tuned
@@ -132,7 +133,7 @@ def test_replicates_that_stand_together_are_named(here, capsys):
 
 
 def test_with_jobs_no_time_is_measured_before(here, capsys, monkeypatch):
-    monkeypatch.setattr("l2o.evaluation.evaluations.spread", lambda *_: [])
+    monkeypatch.setattr("l2o.runs.jobs.Workers.spread", lambda *_: [])
     monkeypatch.setattr("l2o.evaluation.evaluations.Forecast", None)
     words = ("--preset", "smoke", "--problem", "mnist_mlp", "--optimizer", "adam", "--jobs", "2")
     assert call(*words) == 0
@@ -145,7 +146,7 @@ def test_a_process_of_jobs_runs_the_evaluation_that_is_meant(tmp_path):
     candidates = [get_candidates(f"{name}={path}")[0] for name in "ab"]
     candidates.append(candidates[1].using(weight_decay=0.1))
     task, plan = Task(get_problem("mnist_mlp"), tiny("mnist")), Plan(3, 1)
-    bench = SimpleNamespace(plan=plan, run=lambda task, repeat, candidate: (candidate, repeat))
+    bench = SimpleNamespace(plan=plan, run=lambda task, repeat, candidate, _: (candidate, repeat))
     for candidate in candidates:
         key = plan.key(task, candidate, 3)
         assert _run_one((bench, [task], candidates), plan, key, ()) == (candidate, 3)
@@ -156,13 +157,21 @@ def test_a_process_of_jobs_runs_the_evaluation_that_is_meant(tmp_path):
 
 def test_a_process_of_jobs_runs_a_searchs_optimizer_as_it_is_used():
     task, plan = Task(get_problem("mnist_mlp"), tiny("mnist")), Plan(1, 1)
-    bench = SimpleNamespace(run=lambda task, repeat, candidate: candidate)
+    bench = SimpleNamespace(run=lambda task, repeat, candidate, _: candidate)
     best = "keras:SGD@0.1+linear"
     candidate = tuned("tuned:SGD", best, 3, 0).using(weight_decay=0.1, ema=0.9)
     assert candidate.name == "tuned:SGD+wd0.1+ema0.9"
     for one in (candidate, trial(best)):
         found = _run_one((bench, [task], []), plan, plan.key(task, one, 1), one.described)
         assert (found.name, found.origin) == (one.name, one.origin)
+
+
+def test_a_worker_with_other_data_is_refused():
+    comparison = Comparison(("digits_cnn",), ("adam",), (), Plan(1, 1))
+    made = made_with(task.dataset for task in comparison.tasks())
+    assert _start_worker(comparison, made)[1][0].name == "digits_cnn"
+    with pytest.raises(UserError, match="other data or another release of l2o: .*'digits': '"):
+        _start_worker(comparison, made | {"digits": "0" * 8})
 
 
 def test_another_programs_files_stay_where_a_table_is_not_ours(here, capsys):

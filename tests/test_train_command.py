@@ -146,6 +146,8 @@ _WRONG = {
     "tune --rates 0.1 -1": "--rates: must be a number above 0, not '-1'",
     "tune --epochs 0": "--epochs: must be a whole number of at least 1, not '0'",
     "tune --jobs none": "--jobs: must be",
+    "tune --jobs 2 --scheduler tcp://here:1": "--jobs is of this machine, so --scheduler cannot",
+    "tune --scheduler nonsense": "--scheduler: 'nonsense' cannot be reached: missing port number",
     "tune --problem mnist_dp": "mnist_dp is trained with DP-SGD",
     "tune --seed 4294967295": "--seed must be at most 4294967293. Received: 4294967295",
     "tune --strategy mean": "unrecognized arguments: --strategy mean",
@@ -212,8 +214,8 @@ def test_jobs_do_not_share_a_gpu(monkeypatch, capfd):
     line = "tune --data digits --data-dir x --rates 0.1 0.1 --seeds 2 --seed 7 --epochs 12"
     assert run(*line.split()) == 0
     search = tune.Search("mnist_cnn", "digits", "x", rates=(0.1,), seeds=2, first_seed=7, epochs=12)
-    ((found, _, output, jobs, fresh),) = tuned
-    assert (found, output, jobs, fresh) == (search, Path("runs/tuning"), 1, False)
+    ((found, _, output, _, fresh),) = tuned
+    assert (found, output, fresh) == (search, Path("runs/tuning"), False)
 
 
 def test_data_that_cannot_be_had(capfd, monkeypatch):

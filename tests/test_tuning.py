@@ -21,6 +21,7 @@ from l2o.evaluation.tuning import (
 )
 from l2o.problems import get_problem, load_dataset
 from l2o.rules.pools import TEACHERS, TUNED_RATES
+from l2o.runs.jobs import Workers
 from l2o.runs.lock import DirectoryError
 from l2o.tasks.load import load_task
 from l2o.tasks.task import Task
@@ -131,7 +132,8 @@ def test_search_and_its_resume(tmp_path, capsys):
         trial("adam", 1e38, 0, inf, problem="mnist_mlp", dataset="digits", epochs=12),
     ]
     write_trials(tmp_path / TRIALS, there)
-    tune(_SEARCH, _load, tmp_path, jobs=1)
+    with Workers() as workers:
+        tune(_SEARCH, _load, tmp_path, workers)
     out = capsys.readouterr().out
     assert "2 of 4 fits are there" in out and "4/4 rmsprop" in out and "left" in out
     trials = read_table(tmp_path / TRIALS, Trial)
@@ -152,7 +154,7 @@ def test_search_and_its_resume(tmp_path, capsys):
     assert f"adam         0.02  (in the pools: {TUNED_RATES['adam']:g})" in out
     before = (tmp_path / TRIALS).read_bytes()
     found = search(
-        _SEARCH, _load().dataset, tmp_path / TRIALS, 1, lambda *args: None
+        _SEARCH, _load().dataset, tmp_path / TRIALS, Workers(), lambda *args: None
     )  # nothing to do
     assert len(found) == 4 and there[1] not in found
     assert (tmp_path / TRIALS).read_bytes() == before
@@ -164,7 +166,7 @@ def test_another_search_is_refused(tmp_path, other):
     write_trials(tmp_path / TRIALS, [trial(**facts)])
     before = (tmp_path / TRIALS).read_bytes()
     with pytest.raises(TableError, match="Choose another --output"):
-        tune(_SEARCH, _load, tmp_path, jobs=1)
+        tune(_SEARCH, _load, tmp_path, Workers())
     assert (tmp_path / TRIALS).read_bytes() == before
 
 
@@ -175,14 +177,14 @@ def test_a_search_of_other_data_or_another_release_is_refused(name, mark, tmp_pa
     write_trials(tmp_path / TRIALS, [trial(problem="mnist_mlp", dataset="digits", epochs=12)])
     before = files_of(tmp_path)
     with pytest.raises(TableError, match=f"was made with {name} {mark}, not {made[name]}.*--outp"):
-        tune(_SEARCH, _load, tmp_path, jobs=1)
+        tune(_SEARCH, _load, tmp_path, Workers())
     assert files_of(tmp_path) | {".lock": b""} == before | {".lock": b""}
 
 
 def test_fits_that_end_within_the_warm_up_are_refused(tmp_path):
     settings = replace(_SEARCH, epochs=5)
     with pytest.raises(UserError, match="--epochs must be at least 12.*Received: 5"):
-        tune(settings, _load, tmp_path / "out", jobs=1)
+        tune(settings, _load, tmp_path / "out", Workers())
     assert not (tmp_path / "out").exists()
 
 
@@ -192,7 +194,7 @@ def test_directory_of_another_is_left_alone(tmp_path):
 
     (tmp_path / "table.md").write_text("years of work")
     with pytest.raises(DirectoryError, match="holds no trials.csv"):
-        tune(_SEARCH, load, tmp_path, jobs=1)
+        tune(_SEARCH, load, tmp_path, Workers())
     assert [p.name for p in tmp_path.iterdir()] == ["table.md"]
 
 
@@ -200,6 +202,7 @@ def test_fresh_search_moves_the_old_one_aside(tmp_path, monkeypatch):
     write_trials(tmp_path / "search" / TRIALS, grid(adam=(1, 2, 3)))
     data = load_dataset("digits")
     monkeypatch.setattr("l2o.commands.tune._tune", lambda *_: None)
-    tune(_SEARCH, lambda: Task(get_problem("mnist_cnn"), data), tmp_path / "search", 1, fresh=True)
+    task = Task(get_problem("mnist_cnn"), data)
+    tune(_SEARCH, lambda: task, tmp_path / "search", Workers(), fresh=True)
     assert not (tmp_path / "search" / TRIALS).exists()
     assert len(read_table(tmp_path / "search.old1" / TRIALS, Trial)) == 6

@@ -13,7 +13,9 @@ from l2o.amalgamation.plan import MOST_SEED
 from l2o.commands.flags import (
     ALL,
     add_data_flags,
+    add_scheduler_flag,
     check_data_flags,
+    check_scheduler,
     in_float32,
     is_private,
     problem_name,
@@ -107,9 +109,10 @@ def parser(prog: str = "l2o evaluate") -> Parser:
     g.add_argument("--seed", type=whole, default=0, metavar="S",
                    help="repeat j has the seed S + j - 1, which fixes initial weights, batches and "
                    "noise; default 0")
-    g.add_argument("--jobs", type=count, default=1, metavar="J",
+    g.add_argument("--jobs", type=count, metavar="J",
                    help="processes of one thread each that evaluations are spread over; default 1, "
                    "which uses all cores")
+    add_scheduler_flag(g)
     g.add_argument("--list", action="store_true", help="name all problems and optimizers")
     add_data_flags(p)
     g = p.add_argument_group("results")
@@ -130,12 +133,13 @@ def _main(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    gpus = gpus_for(options.jobs)
+    check_scheduler(options)
+    gpus = gpus_for(options.jobs or 1)
     preset = options.preset or ("paper" if gpus else "cpu")
     reason = "" if options.preset else f", because there is {'a' if gpus else 'no'} GPU"
     repeats, epochs = PRESETS[preset]
     repeats, epochs = options.repeats or repeats, options.epochs or epochs
-    for name, value, most in (("repeats", repeats, 10_000), ("jobs", options.jobs, 1_000)):
+    for name, value, most in (("repeats", repeats, 10_000), ("jobs", options.jobs or 1, 1_000)):
         if value > most:
             raise UserError(f"--{name} must be at most {most}. Received: {value}")
     if options.seed > (most := MOST_SEED - repeats + 1):
@@ -155,7 +159,7 @@ def _evaluate(options: argparse.Namespace) -> int:
             problems, optimizers, repeats=repeats, epochs=epochs, seed=options.seed,
             output=output, averaging=options.averaging, weight_decay=options.weight_decay,
             ema=options.ema, data=options.data or "auto", data_dir=options.data_dir,
-            tune=options.tune, jobs=options.jobs,
+            tune=options.tune, jobs=options.jobs or 1, scheduler=options.scheduler,
         )  # fmt: skip
     except KeyboardInterrupt:
         print(f"Stopped. What was over is kept in {output}; the same command goes on.")

@@ -61,6 +61,26 @@ def add_data_flags(parser: Parser) -> None:
                    help="prepared TFDS data or raw official files")  # fmt: skip
 
 
+def add_scheduler_flag(group: argparse._ArgumentGroup) -> None:
+    """--scheduler, beside --jobs."""
+    group.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="instead, fit on the workers of the `dask scheduler` at this address, "
+        "tcp://10.0.0.1:8786 say; docs/reliability.md has how they are started",
+    )
+
+
+def check_scheduler(options: argparse.Namespace) -> None:
+    """Whether it is said once who fits.
+
+    Raises:
+        UserError: If not.
+    """
+    if options.scheduler and options.jobs:
+        raise UserError("--jobs is of this machine, so --scheduler cannot be given too")
+
+
 def check_trainable(names: Sequence[str], options: argparse.Namespace) -> None:
     """Whether problems are trained on without privacy, and the data flags mean them.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
@@ -25,7 +24,7 @@ from l2o.policies.checkpoint import doubts
 from l2o.runs.cluster import check_place
 from l2o.runs.devices import make_strategy
 from l2o.runs.directory import CONFIG
-from l2o.runs.jobs import gpus_for, spread
+from l2o.runs.jobs import Workers, gpus_for
 from l2o.runs.lock import move_aside
 from l2o.runs.progress import duration
 from l2o.tasks.task import Task
@@ -150,9 +149,12 @@ def _spread(work: Work) -> int:
     print(f"{len(numbers)} runs in {jobs} processes; see periods.csv in each run directory",
           flush=True)  # fmt: skip
     try:
-        for k, ended, text in spread(_run_one, numbers, jobs, _start_worker, (options,)):
-            print(f"Run {k + 1} of {len(numbers)}: {text}", flush=True)
-            status = max(status, ended)
+        with Workers(jobs) as workers:
+            name = lambda k: f"Run {k + 1} of {len(numbers)}"  # noqa: E731
+            results = workers.spread(_run_one, numbers, _start_worker, (options,), name)
+            for k, ended, text in results:
+                print(f"{name(k)}: {text}", flush=True)
+                status = max(status, ended)
     except KeyboardInterrupt:
         print(f"\nStopped. The runs are kept; {again(options.fresh)} goes on with them.")
         return STOPPED
@@ -164,7 +166,6 @@ def _start_worker(options: argparse.Namespace) -> tuple[Work, list[Task]]:
     with redirect_stdout(io.StringIO()):
         work = _prepare(options)
         tasks = _load_tasks(work)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     return work, tasks
 
 

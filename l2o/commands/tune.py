@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from l2o.amalgamation.plan import MOST_SEED
-from l2o.commands.flags import add_data_flags, add_problem_flag, check_trainable, in_float32
+from l2o.commands.flags import (
+    add_data_flags,
+    add_problem_flag,
+    add_scheduler_flag,
+    check_scheduler,
+    check_trainable,
+    in_float32,
+)
 from l2o.commands.terminal import STOPPED, Parser, again, count, positive, run_command, whole
 from l2o.errors import UserError
-from l2o.evaluation.made import keep_made, made_with, read_made
+from l2o.evaluation.made import check_made, keep_made, made_with, read_made
 from l2o.evaluation.tables import TableError, read_table
 from l2o.evaluation.tuning import (
     RATES,
@@ -26,7 +33,7 @@ from l2o.rules import WarmUp
 from l2o.rules.pools import TEACHERS, TUNED_RATES, get_teacher
 from l2o.runs.devices import cores
 from l2o.runs.files import write_atomically
-from l2o.runs.jobs import gpus_for, spread
+from l2o.runs.jobs import Workers, gpus_for, unless_unwanted
 from l2o.runs.lock import LockedDirectory, check_free, move_aside
 from l2o.runs.progress import ProgressBar, duration
 from l2o.tasks.load import load_task
@@ -64,6 +71,7 @@ def parser(prog: str = "l2o tune") -> Parser:
     g = p.add_argument_group("run")
     g.add_argument("--jobs", type=count, metavar="J",
                    help="processes of one thread each, where there is no GPU; default one a core")
+    add_scheduler_flag(g)
     g.add_argument("--output", metavar="DIR", type=Path, default=Path("runs/tuning"),
                    help=f"where {TRIALS} and table.md are kept; default runs/tuning")
     g.add_argument("--fresh", action="store_true",
@@ -79,6 +87,7 @@ def main(arguments: list[str] | None = None, prog: str = "l2o tune") -> None:
 
 def _main(options: argparse.Namespace) -> int:
     check_trainable([options.problem], options)
+    check_scheduler(options)
     in_float32()
     for name, most in (("seeds", 10_000), ("jobs", 1_000)):
         if (value := getattr(options, name) or 1) > most:
@@ -98,7 +107,8 @@ def _main(options: argparse.Namespace) -> int:
     )
     place = settings.problem, settings.data, settings.data_dir
     try:
-        tune(settings, lambda: load_task(*place), options.output, jobs, options.fresh)
+        with Workers(jobs, options.scheduler) as workers:
+            tune(settings, lambda: load_task(*place), options.output, workers, options.fresh)
     except KeyboardInterrupt:
         print(f"\nStopped. The fits that ended are kept; {again(options.fresh)} goes on.")
         return STOPPED
@@ -134,7 +144,7 @@ def search(
     settings: Search,
     data: Any,
     path: Path,
-    jobs: int,
+    workers: Workers,
     progress: Callable[[int, int, Trial | None], None],
 ) -> list[Trial]:
     """Runs the trials that `path` does not have yet, and adds each to it as it ends.
@@ -143,7 +153,7 @@ def search(
         settings: What is tried.
         data: The dataset that will really be used.
         path: The table, made if it is not there.
-        jobs: Processes, of one thread each.
+        workers: What fits are spread over.
         progress: Called with trials done, trials in all, and the newest.
 
     Returns:
@@ -151,7 +161,7 @@ def search(
 
     Raises:
         TableError: If `path` is no table of trials, or one of another problem, data or release.
-        UserError: If a process died.
+        UserError: If a fit kills its process again and again.
     """
     trials = read_table(path, Trial) if path.exists() else []
     mine = (settings.problem, data.name, settings.epochs)
@@ -171,7 +181,10 @@ def search(
     if missing:
         keep_made(path.parent, made)
     progress(there, len(wanted), None)
-    results = spread(_run_trial, missing, jobs, _start_worker, (settings,))
+    results = workers.spread(
+        _run_trial, missing, _start_worker, (settings, made_with([data])),
+        lambda teacher, rate, seed: f"{settings.problem} with {teacher} at {rate:g} (seed {seed})",
+    )  # fmt: skip
     for done, trial in enumerate(results, start=there + 1):
         trials.append(trial)
         write_trials(path, trials)
@@ -183,10 +196,12 @@ def _key(trial: Trial) -> tuple[str, float, int]:
     return trial.teacher, trial.rate, trial.seed
 
 
-def _start_worker(settings: Search) -> tuple:
+def _start_worker(settings: Search, made: dict[str, str]) -> tuple:
     """What a process holds: the settings and the task."""
     place = settings.problem, settings.data, settings.data_dir
-    return settings, load_task(*place, report=lambda text: None)
+    task = load_task(*place, report=lambda text: None)
+    check_made(made, made_with([task.dataset]))
+    return settings, task
 
 
 def _run_trial(held: tuple, teacher: str, rate: float, seed: int) -> Trial:
@@ -199,7 +214,7 @@ def _run_trial(held: tuple, teacher: str, rate: float, seed: int) -> Trial:
         tf.constant, (task.dataset.train, task.dataset.validation)
     )
     fit = Fit(task, WarmUp(get_teacher(teacher, rate)), (), train, validation, task.batch_size)
-    last = fit.run(seed, settings.epochs).epochs[-1]
+    last = fit.run(seed, settings.epochs, unless_unwanted).epochs[-1]
     return Trial(
         settings.problem,
         task.dataset.name,
@@ -217,7 +232,7 @@ def tune(
     settings: Search,
     load: Callable[[], Task],
     output: Path,
-    jobs: int,
+    workers: Workers,
     fresh: bool = False,
 ) -> None:
     """Runs or resumes the search, then writes and prints the table and the chosen rates.
@@ -226,7 +241,7 @@ def tune(
         settings: What is tried.
         load: Gives the task; called once the directory is found usable.
         output: Directory for trials.csv and table.md.
-        jobs: Processes.
+        workers: What fits are spread over.
         fresh: Whether a search that is in the directory is moved aside.
 
     Raises:
@@ -246,11 +261,11 @@ def tune(
     if fresh:
         move_aside(output, TRIALS)
     with LockedDirectory(output, TRIALS) as folder:
-        _tune(settings, data, output, jobs)
+        _tune(settings, data, output, workers)
         folder.tidy()
 
 
-def _tune(settings: Search, data, output: Path, jobs: int) -> None:
+def _tune(settings: Search, data, output: Path, workers: Workers) -> None:
     bar, start = ProgressBar("tuning"), time.monotonic()
     first = 0
 
@@ -266,7 +281,7 @@ def _tune(settings: Search, data, output: Path, jobs: int) -> None:
         text = f"{duration(left)} left | {done}/{total} {trial.teacher} {trial.rate:g}: {loss}"
         bar.show(done, total, text)
 
-    trials = search(settings, data, output / TRIALS, jobs, progress)
+    trials = search(settings, data, output / TRIALS, workers, progress)
     bar.close()
     text = (
         f"# Teachers' learning rates\n\nValidation loss of {settings.problem} after "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import tensorflow as tf
 from l2o.errors import UserError
 from l2o.evaluation.baselines import DEFAULTS, Candidate, get_candidates
 from l2o.evaluation.forecast import Forecast
-from l2o.evaluation.made import MADE, made_with
+from l2o.evaluation.made import MADE, check_made, made_with
 from l2o.evaluation.protocol import (
     Bench,
     Plan,
@@ -35,7 +35,7 @@ from l2o.rules import UpdateRule
 from l2o.rules.decayed import WEIGHT_DECAY_LIMIT
 from l2o.runs.devices import take_cores
 from l2o.runs.files import directory_or_temporary
-from l2o.runs.jobs import gpus_for, spread
+from l2o.runs.jobs import Workers, gpus_for, unless_unwanted
 from l2o.runs.lock import check_free
 from l2o.runs.progress import ProgressBar, duration
 from l2o.runs.quiet import untold_tracing
@@ -117,6 +117,7 @@ def evaluate(
     data_dir: str | None = None,
     tune: int = TRIALS,
     jobs: int = 1,
+    scheduler: str | None = None,
 ) -> list[Result]:
     """Fits problems with optimizers, and says how each did: what `l2o evaluate` calls.
 
@@ -139,6 +140,7 @@ def evaluate(
         tune: Trials of each search, for optimizers named "tuned:AdamW" and so on.
         jobs: Processes of one thread each that fits are spread over, where problems and optimizers
             are named; 1 uses all cores.
+        scheduler: The address of a `dask scheduler` whose workers fit instead, likewise.
 
     Returns:
         One row an epoch of each fit, from epoch 0, those of a search's trials last:
@@ -146,7 +148,8 @@ def evaluate(
 
     Raises:
         ValueError: For what cannot be: a problem (ProblemError), an optimizer (UserError), a policy
-            (PolicyError), the directory (DirectoryError), the results in it (TableError).
+            (PolicyError), the directory (DirectoryError), the results in it (TableError), or the
+            scheduler (UserError).
     """
     if isinstance(problems, str | Problem | Task):
         problems = (problems,)
@@ -177,15 +180,19 @@ def evaluate(
     )  # fmt: skip
     take_cores()
     gpus = len(gpus_for(jobs))
-    if jobs > 1 and not all(isinstance(x, str) for x in (*chosen, *comparison.optimizers)):
+    several = jobs > 1 or scheduler is not None
+    if several and not all(isinstance(x, str) for x in (*chosen, *comparison.optimizers)):
         raise UserError("Several jobs need problems and optimizers by their names")
     candidates = comparison.candidates()
-    with directory_or_temporary(output) as path, untold_tracing():
+    with directory_or_temporary(output) as path, untold_tracing(), ExitStack() as opened:
         check_free(path, TABLE)
+        workers = opened.enter_context(Workers(jobs, scheduler)) if several else None
         tasks = comparison.tasks()
-        with ResultsDirectory(path, made_with(task.dataset for task in tasks)) as directory:
+        made = made_with(task.dataset for task in tasks)
+        with ResultsDirectory(path, made) as directory:
             tf.config.experimental.enable_op_determinism()
-            run = partial(_run, comparison, directory, jobs, f"{gpus} GPU" if gpus else "the CPU")
+            device = f"{gpus} GPU" if gpus else "the CPU"
+            run = partial(_run, comparison, made, directory, workers, device)
             _announce(comparison, tasks, candidates, directory)
             plan = comparison.plan
             compared = {
@@ -214,15 +221,21 @@ def evaluate(
 
 
 def _run(
-    comparison: Comparison, directory: ResultsDirectory, jobs: int, device: str, todo, plan: Plan
+    comparison: Comparison,
+    made: dict[str, str],
+    directory: ResultsDirectory,
+    workers: Workers | None,
+    device: str,
+    todo,
+    plan: Plan,
 ) -> None:
     """Runs evaluations that are not there yet, in this process or several."""
     if not todo:
         return
     bar = ProgressBar("evaluating")
     try:
-        if jobs > 1:
-            _spread(comparison, todo, plan, directory, jobs, bar)
+        if workers:
+            _spread(comparison, made, todo, plan, directory, workers, bar)
         else:
             _in_turn(todo, plan, directory, bar, device)
     finally:
@@ -306,8 +319,8 @@ def _in_turn(todo, plan: Plan, directory: ResultsDirectory, bar: ProgressBar, de
 
 
 def _spread(
-    comparison: Comparison, todo, plan: Plan, directory: ResultsDirectory, jobs: int,
-    bar: ProgressBar,
+    comparison: Comparison, made: dict[str, str], todo, plan: Plan, directory: ResultsDirectory,
+    workers: Workers, bar: ProgressBar,
 ) -> None:  # fmt: skip
     """Evaluates in several processes; what they find is kept by this one."""
     keep(todo, directory)
@@ -315,7 +328,9 @@ def _spread(
         (plan, plan.key(task, candidate, repeat), candidate.described)
         for task, repeat, candidate in todo
     ]
-    results = spread(_run_one, calls, jobs, _start_worker, (comparison,))
+    results = workers.spread(
+        _run_one, calls, _start_worker, (comparison, made), lambda plan, key, _: describe(key)
+    )
     begun = time.monotonic()
     for done, result in enumerate(results, start=1):
         directory.add(*result)
@@ -324,10 +339,14 @@ def _spread(
         bar.show(done, len(calls), text)
 
 
-def _start_worker(comparison: Comparison) -> tuple[Bench, list[Task], list[Candidate]]:
+def _start_worker(
+    comparison: Comparison, made: dict[str, str]
+) -> tuple[Bench, list[Task], list[Candidate]]:
     """What a process of several jobs holds."""
     with redirect_stdout(io.StringIO()):
-        return Bench(comparison.plan), comparison.tasks(), comparison.candidates()
+        tasks = comparison.tasks()
+        check_made(made, made_with(task.dataset for task in tasks))
+        return Bench(comparison.plan), tasks, comparison.candidates()
 
 
 def _run_one(
@@ -342,5 +361,5 @@ def _run_one(
     for task in tasks:
         for candidate in candidates:
             if plan.key(task, candidate, key.repeat) == key:
-                return bench.run(task, key.repeat, candidate)
+                return bench.run(task, key.repeat, candidate, unless_unwanted)
     raise UserError(f"{key.problem} or {key.optimizer} has changed since the evaluation began")

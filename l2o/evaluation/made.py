@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import l2o
+from l2o.errors import UserError
 from l2o.evaluation.tables import TableError
 from l2o.runs.files import write_atomically
 from l2o.tasks.examples import digest
@@ -23,6 +24,19 @@ def made_with(datasets: Iterable[Any]) -> dict[str, str]:
     by_name = {dataset.name: dataset for dataset in datasets}
     digests = {name: digest(d.train, d.validation, d.test) for name, d in by_name.items()}
     return {"l2o": ".".join(l2o.__version__.split(".")[:2]), **digests}
+
+
+def check_made(here: Mapping[str, str], there: Mapping[str, str]) -> None:
+    """Sees whether a worker has what the process that asks it for fits has.
+
+    Args:
+        here, there: What they would be made with, as from `made_with`.
+
+    Raises:
+        UserError: If not.
+    """
+    if here != there:
+        raise UserError(f"It has other data or another release of l2o: {there}, not {here}")
 
 
 def read_made(*directories: Path, now: Mapping[str, str] = {}) -> dict[str, str]:  # noqa: B006
