@@ -20,7 +20,7 @@ from l2o.problems import Batch
 from l2o.rules import Adam, RMSProp, RNNProp, UpdateRule
 from l2o.rules.base import Horizon
 from l2o.rules.layout import Layout
-from l2o.tasks.convolution import product_of_patches
+from l2o.tasks.convolution import max_of_windows, product_of_patches, side_by_side
 
 _PLAIN = Evolution(shortest=20, end_weight=3.0, loss_limit=1e6)
 _PLACE = Place((0, 0), 0, 0, 0, 20, 0)
@@ -253,8 +253,8 @@ def test_side_by_side_or_one_by_one(network, data):
     )
     entries = [drawn.entry(k) for k in range(2)]
     alone, _ = moved(job, _PLAIN, entries, weights, spread=one_by_one)
-    with module.convolution_of_patches():
-        together, _ = moved(job, _PLAIN, entries, weights, spread=module.side_by_side("a network"))
+    with side_by_side():
+        together, _ = moved(job, _PLAIN, entries, weights, spread=module.vectorized("a network"))
     tf.nest.map_structure(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), together, alone
     )
@@ -270,6 +270,20 @@ def test_a_convolution_as_a_product_of_patches(strides, size, padding, float64):
         product_of_patches(inputs, kernel, strides, padding),
         tf.nn.convolution(inputs, kernel, strides, padding),
     )
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_max_pool_by_other_operations_has_the_same_gradient(size, float64):
+    """Also where several entries of a window are the largest, which is each of zeros here."""
+    x = np.random.default_rng(0).normal(size=(2, 7, 6, 3)).clip(0)
+    found = []
+    for pool in (max_of_windows, tf.nn.max_pool):
+        with tf.GradientTape() as tape:
+            tape.watch(y := tf.constant(x))
+            out = pool(y, size, size, "VALID", "NHWC")
+            total = tf.reduce_sum(out * tf.constant(np.arange(out.shape[1])[:, None, None] + 1.0))
+        found.append((out, tape.gradient(total, y)))
+    tf.nest.map_structure(np.testing.assert_array_equal, *found)
 
 
 def test_what_diverges_counts_for_the_limit_and_leaves_with_its_fit(quadratic):

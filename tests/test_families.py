@@ -14,7 +14,7 @@ from l2o.problems.families import FAMILIES, HELD_OUT
 from l2o.problems.layers import Places
 from l2o.problems.prepare import label_noise, sequences
 from l2o.tasks.batches import rows
-from l2o.tasks.convolution import convolution_of_patches
+from l2o.tasks.convolution import side_by_side
 from l2o.tasks.load import load_task
 from l2o.tasks.task import Task, as_inputs, loss_and_gradient
 
@@ -149,7 +149,7 @@ def test_two_networks_at_once_are_each_as_alone_and_learn(problem, float64):
     stack = lambda *x: tf.stack(x)  # noqa: E731
     together = tf.nest.map_structure(stack, *inputs)
     alone = [tuple(loss_and_gradient(task, *each)) for each in inputs]
-    with convolution_of_patches():
+    with side_by_side():
         first = many(together)
     for a, b in zip(
         tf.nest.flatten(first), tf.nest.flatten(tf.nest.map_structure(stack, *alone)), strict=True

@@ -29,7 +29,7 @@ from l2o.amalgamation.unroll import SCALE_LIMIT, Amalgamation, TruncationResult
 from l2o.rules.layout import Layout
 from l2o.runs.cluster import workers
 from l2o.runs.devices import cores
-from l2o.tasks.convolution import convolution_of_patches
+from l2o.tasks.convolution import side_by_side
 from l2o.tasks.examples import in_one_line
 
 # Networks that are faster many at once and under XLA: their parameters, and an example's entries.
@@ -199,10 +199,10 @@ class EvolutionTraining:
         entries = max(math.prod(x.shape[1:]) for x in tf.nest.flatten(data.inputs))
         small = task.layout.size <= MOST_PARAMETERS and entries <= MOST_ENTRIES
         small &= sys.platform != "darwin"  # TensorFlow has no XLA there
-        spread = side_by_side(task.name) if small else one_by_one
+        spread = vectorized(task.name) if small else one_by_one
 
         def run(weights, particles, entry, alpha):
-            with convolution_of_patches() if small else nullcontext():
+            with side_by_side() if small else nullcontext():
                 return window(
                     job, self.evolution, self.warmup, weights, tf.constant(signs, weights.dtype),
                     particles, entry, data, alpha, spread,
@@ -274,7 +274,7 @@ class EvolutionTraining:
         )
 
 
-def side_by_side(name: str) -> Callable:
+def vectorized(name: str) -> Callable:
     """`tf.vectorized_map`, or one by one where that cannot be had, which is said once."""
     said: list[str] = []
 

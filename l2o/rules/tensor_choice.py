@@ -115,7 +115,8 @@ class TensorChoice(UpdateRule):
         adam, orthogonal = first * root, first * root
         matrix = matrix_of(name, tuple(gradient.shape))
         if self.orthogonal and matrix:
-            ahead = ops.reshape(BETA * first + (1 - BETA) * gradient, matrix)
+            ahead = BETA * first + (1 - BETA) * gradient
+            ahead = ops.reshape(ahead / (length(ahead) + TINY), matrix)
             orthogonal = ops.reshape(orthogonalized(ahead), gradient.shape)
         addsign = AddSign(1.0)._weight(ops.tanh(gradient * root) * ops.tanh(adam)) * gradient
         return [adam, slow * root, gradient * root, ops.sign(first), first, slow, gradient, addsign,

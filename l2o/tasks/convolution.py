@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 import tensorflow as tf
 
+from l2o.tasks.second_order import POOL, max_pool
+
 _convolution = tf.nn.convolution
 
 
@@ -70,15 +72,18 @@ def _kernel_gradient(inputs, shape, upstream, strides: list[int]):
 
 
 @contextmanager
-def convolution_of_patches() -> Iterator[None]:
-    """Keras' convolutions called within are products of matrices, which vectorize over kernels too.
+def side_by_side() -> Iterator[None]:
+    """Networks called within vectorize over their weights too, and compile under XLA.
 
-    `tf.vectorized_map` has no convolution of many images by many kernels.
+    `tf.vectorized_map` has no convolution of many images by many kernels, and XLA no max-pool whose
+    gradient is sure to be repeatable.
     """
     tf.nn.convolution = product_of_patches
+    before = POOL.set(max_of_windows)
     try:
         yield
     finally:
+        POOL.reset(before)
         tf.nn.convolution = _convolution
 
 
@@ -109,3 +114,21 @@ def _side_by_side(x, axis: int, size: int, stride: int, padding: str):
     last = (length - size) // stride * stride
     before = (slice(None),) * axis
     return tf.concat([x[(*before, slice(k, k + last + 1, stride))] for k in range(size)], -1)
+
+
+def max_of_windows(x, ksize, strides, padding, data_format=None, name=None):
+    """As `tf.nn.max_pool` of images [B, H, W, C] in windows side by side, by other operations.
+
+    Its gradient goes to the first of several largest entries, as there.
+    """
+    size = [ksize] * 2 if isinstance(ksize, int) else list(ksize)
+    apart = [strides] * 2 if isinstance(strides, int) else list(strides)
+    if size != apart or padding != "VALID" or data_format != "NHWC" or len(size) != 2:
+        return max_pool(x, ksize, strides, padding, data_format, name)
+    (height, width), (rows, columns), channels = x.shape[1:3], size, x.shape[3]
+    down, right = height // rows, width // columns
+    x = x[:, : down * rows, : right * columns]
+    x = tf.reshape(x, (-1, down, rows, right, columns, channels))
+    x = tf.reshape(tf.transpose(x, (0, 1, 3, 5, 2, 4)), (-1, down, right, channels, rows * columns))
+    largest = tf.one_hot(tf.argmax(x, -1), rows * columns, True, False)
+    return tf.reduce_sum(tf.where(largest, x, 0), -1)

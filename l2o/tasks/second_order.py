@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import keras
 import tensorflow as tf
@@ -32,7 +33,7 @@ def second_derivatives(model: keras.Model) -> Iterator[None]:
     ]
     for attributes, name, value in kept:
         attributes[name] = tf.constant(value.numpy())
-    tf.nn.moments, tf.nn.max_pool = moments, max_pool
+    tf.nn.moments, tf.nn.max_pool = moments, POOL.get()
     try:
         yield
     finally:
@@ -77,3 +78,6 @@ def max_pool(x, ksize, strides, padding, data_format=None, name=None):
         return largest, gradient
 
     return pool(x)
+
+
+POOL: ContextVar[Callable] = ContextVar("max-pool", default=max_pool)  # of a model called within
