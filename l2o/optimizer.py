@@ -6,10 +6,12 @@ them, and their state, into a few vectors; files hold the state of each variable
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from l2o.backends import (
 )
 from l2o.policies.checkpoint import Policy, load_policy
 from l2o.policies.config import policy_config, policy_from_config
-from l2o.rules import UpdateRule, averaged, averaging, decaying, warming
+from l2o.rules import Horizon, UpdateRule, averaged, averaging, decaying, warming
 from l2o.rules.decayed import WEIGHT_DECAY_LIMIT, with_decay
 from l2o.rules.warmup import with_warmup
 from l2o.saved import check_likely, checked_early
@@ -59,6 +61,10 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         warmup_learning_rate: SGD's rate.
         averaging: How near the network stays to the moving average of where the policy led, from 0
             to below 1; 0 is none.
+        steps: Updates of the whole fit, for a policy or a schedule that heeds it, counted from the
+            optimizer's first; after the last one such a policy stays at its smallest steps. None
+            is not known.
+        epochs: How often the fit sees each example, likewise.
         **kwargs: As for every Keras optimizer. `weight_decay` is the policy's own where it is not
             given; None is none. Keras multiplies it by `learning_rate`, which is about 1: the same
             number means a thousand times what it means to Adam at 1e-3. In the warm-up it is
@@ -77,6 +83,8 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         warmup_steps: int | None = None,
         warmup_learning_rate: float | None = None,
         averaging: float | None = None,
+        steps: int | None = None,
+        epochs: float | None = None,
         **kwargs,
     ):
         check_backend()
@@ -87,10 +95,13 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 f"one. Received: {policy.rule!r}"
             )
         rule = policy.rule if averaging is None else averaged(policy.rule, averaging)
-        if rule.needs_horizon:
+        for name, value in (("steps", steps), ("epochs", epochs)):
+            if value is not None and not (isinstance(value, Real) and 0 < value < math.inf):
+                raise ValueError(f"{name} must be a number above 0. Received: {value!r}")
+        if rule.needs_horizon and steps is None:
             raise ValueError(
-                "A schedule around an optimizer's rule needs steps of its own, as in "
-                f"cosine(steps=1000). Received: {rule!r}"
+                "A schedule around an optimizer's rule needs the steps of the fit: give steps=, or "
+                f"cosine(steps=1000) has its own. Received: {rule!r}"
             )
         kwargs.setdefault("weight_decay", decaying(rule) or None)
         super().__init__(
@@ -105,6 +116,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             )
         rule = with_warmup(rule, warmup_steps, warmup_learning_rate)
         self._policy = replace(policy, rule=rule)
+        self._horizon = Horizon(steps and float(steps), epochs and float(epochs))
         self._start = initial_state(self._policy)
         self._kept: tuple[np.ndarray, ...] = ()  # what was loaded before there was a state
         self._skips_seen = 0  # at the last look
@@ -238,7 +250,8 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 gradients[self._get_variable_index(variable)] = fitted(gradient, variable)
             rule = with_decay(self._policy.rule, self.weight_decay, self._excluded())
             weights, held, groups = self._policy.weights, self._slots.held, self._slots.groups
-            move(self, rule, groups, weights, gradients, everything, held, learning_rate)
+            move(self, rule, groups, weights, gradients, everything, held, learning_rate,
+                 self._horizon)  # fmt: skip
 
     def _excluded(self) -> tuple[str, ...]:
         """The names of variables that `exclude_from_weight_decay` was told of."""
@@ -287,7 +300,8 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
 
     def get_config(self) -> dict[str, Any]:
         """The settings, as JSON can hold them; the policy's weights too unless they are shipped."""
-        return super().get_config() | {"policy": policy_config(self.policy)}
+        horizon = {name: x for name, x in self._horizon._asdict().items() if x is not None}
+        return super().get_config() | {"policy": policy_config(self.policy)} | horizon
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects=None) -> AmalgamatedOptimizer:

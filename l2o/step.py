@@ -29,11 +29,11 @@ from l2o.backends import (
     write,
 )
 from l2o.packing import Group
-from l2o.rules import State, UpdateRule, Window
+from l2o.rules import Horizon, State, UpdateRule, Window
 from l2o.rules.wrapper import checked_state
 
 
-def move(optimizer, rule, groups, weights, gradients, variables, held, rate) -> None:
+def move(optimizer, rule, groups, weights, gradients, variables, held, rate, horizon) -> None:
     """Takes a step on variables, in place where a compiled function can assign to all of them.
 
     Args:
@@ -43,15 +43,16 @@ def move(optimizer, rule, groups, weights, gradients, variables, held, rate) -> 
     """
     weights = [np.asarray(w, float_type()) for w in weights]
     slots, rate = keras.tree.flatten(held), ops.cast(tensor_of(rate), float_type())
+    horizon = Horizon(*(ops.cast(x or 0.0, float_type()) for x in horizon))
     if in_one_place([*variables, *slots]):
         specs = (tuple(spec(v) for v in each) for each in (variables, slots))
         step = compiled_step_in_place(rule, groups, *specs)
         handles = [handle(v) for v in variables]
-        step(weights, gradients, handles, keras.tree.map_structure(handle, held), rate)
+        step(weights, gradients, handles, keras.tree.map_structure(handle, held), rate, horizon)
         return
     values = [ops.cast(tensor_of(v), float_type()) for v in variables]
     step = compiled_step(rule, groups)
-    steps, moved = step(weights, gradients, values, tensors_of(held), rate)
+    steps, moved = step(weights, gradients, values, tensors_of(held), rate, horizon)
     there = [k for k, taken in enumerate(steps) if taken is not None]
     variables, steps = ([each[k] for k in there] for each in (variables, steps))
     write(optimizer, variables, steps, slots, keras.tree.flatten(moved))
@@ -101,16 +102,16 @@ def compiled_step_in_place(
 ) -> Callable:
     """The same, of TensorFlow's variables, to which it assigns: no state is copied.
 
-    It takes weights, gradients, the handles of the model's variables, what is held as handles, and
-    the rate; `own` and `slots` are shapes and dtypes of the variables.
+    It takes weights, gradients, the handles of the model's variables, what is held as handles, the
+    rate and the horizon; `own` and `slots` are shapes and dtypes of the variables.
     """
 
-    def step(weights, gradients, variables, held, rate):
+    def step(weights, gradients, variables, held, rate, horizon):
         values = [ops.cast(read(v, s), rate.dtype) for v, s in zip(variables, own, strict=True)]
         handles = keras.tree.flatten(held)
         before = [read(slot, s) for slot, s in zip(handles, slots, strict=True)]
         before = keras.tree.pack_sequence_as(held, before)
-        steps, moved = take_step(rule, groups, weights, gradients, values, before, rate)
+        steps, moved = take_step(rule, groups, weights, gradients, values, before, rate, horizon)
         for variable, taken, (_, dtype) in zip(variables, steps, own, strict=True):
             if taken is not None:
                 subtract(variable, ops.cast(taken, dtype))

@@ -360,7 +360,7 @@ def test_one_compiled_step_serves_alike_models():
         ({"warmup_steps": 2.5}, "warmup_steps must be an integer >= 0. Received: 2.5"),
         ({"warmup_learning_rate": -1.0}, "warmup_learning_rate must be >= 0. Received: -1.0"),
         ({"warmup_learning_rate": np.nan}, "warmup_learning_rate must be >= 0. Received: nan"),
-        ({"policy": Scheduled(SGD(1.0), cosine())}, "needs steps of its own"),
+        ({"policy": Scheduled(SGD(1.0), cosine())}, "needs the steps of the fit: give steps="),
         ({"averaging": 1}, "averaging must be a number from 0 to below 1. Received: 1"),
         ({"clipnorm": 1.0, "clipvalue": 1.0}, "Only one of"),
         ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps"),
