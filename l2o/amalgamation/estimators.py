@@ -15,6 +15,7 @@ from l2o.amalgamation.meta import MetaState, MetaTraining
 from l2o.amalgamation.plan import Meta, Phase, Place
 from l2o.amalgamation.unroll import Amalgamation, Teacher, TruncationResult
 from l2o.rules.warmup import SHORT
+from l2o.runs.progress import ProgressBar
 from l2o.tasks.task import Task
 
 
@@ -124,7 +125,11 @@ def make_estimator(
         for task in tasks
     ]
     if len(jobs) > 1:
-        jobs = [replace(job, gain=attainable(job.task, job.measured, longest)) for job in jobs]
+        bar = ProgressBar("measuring what there is to gain")
+        for k, job in enumerate(jobs):
+            bar.show(k, len(jobs), job.task.name)
+            jobs[k] = replace(job, gain=attainable(job.task, job.measured, longest))
+        bar.close()
     scaled = meta.scaling and phase.rule.scaled
     if meta.evolution:
         return EvolutionTraining(

@@ -29,6 +29,7 @@ from l2o.amalgamation.unroll import SCALE_LIMIT, Amalgamation, TruncationResult
 from l2o.rules.layout import Layout
 from l2o.runs.cluster import workers
 from l2o.runs.devices import cores
+from l2o.runs.progress import ProgressBar
 from l2o.tasks.convolution import side_by_side
 from l2o.tasks.examples import in_one_line
 
@@ -116,18 +117,11 @@ class EvolutionTraining:
         key, longest = (*place.key, place.origin), place.unroll
         number = (place.behind - place.origin) // self.meta_batch * (longest // self.truncation)
         entry_of = partial(self._entry, key, longest, number + place.number)
-        if not self._traced:  # one after the other: what Keras calls is replaced meanwhile
-            for k, before in enumerate(particles):
-                entry = self._spread(partial(entry_of, k))
-                self._windows[k].get_concrete_function(flat, before, entry, alpha)
-            self._traced.append(True)
 
-        def taken(k: int):
-            return self._windows[k](flat, particles[k], self._spread(partial(entry_of, k)), alpha)
+        def given(k: int) -> tuple:
+            return flat, particles[k], self._spread(partial(entry_of, k)), alpha
 
-        with ThreadPoolExecutor(self._abreast) as pool:
-            done = list(pool.map(taken, range(len(self.jobs))))
-        estimates, particles = map(list, zip(*done, strict=True))
+        estimates, particles = self._at_once("windows", self._windows, given)
         fall = (1 + math.cos(math.pi * place.share)) / 2 if self.evolution.cosine else 1.0
         rate = tf.constant(self.learning_rate * fall, keras.config.floatx())
         state, result = self._update(state, estimates, rate)
@@ -152,23 +146,45 @@ class EvolutionTraining:
             warmup: Not used: fits begin as in training.
             tick: Called after every window with the seconds it took, and its share of the work.
         """
-        flat, losses = Layout.of(weights).flatten(weights), []
-        plain, share = replace(self.evolution, reparameterised=0.0), self.truncation / unroll
-        share /= len(self.jobs)
-        for k, job in enumerate(self._validated):
-            table = Timetable(
+        flat, begun = Layout.of(weights).flatten(weights), time.monotonic()
+        plain = replace(self.evolution, reparameterised=0.0, untold=0.0)
+        tables = [
+            Timetable(
                 job.task, (*key, k), range(trajectories), plain, self.truncation, unroll,
                 len(flat), held_out=self.held_out, abreast=True,
-            )  # fmt: skip
-            particles, total, begun = resting(job, trajectories, 1), 0.0, time.monotonic()
-            for number in range(unroll // self.truncation):
-                entry = _tensors(table.entry(number))
-                outcome, particles = self._validation[k](flat, particles, entry, 0.0)
-                total += outcome.meta_loss[:, 0] * self.truncation / entry.steps
-                tick(time.monotonic() - begun, share)
-                begun = time.monotonic()
-            losses.append(np.asarray(total))
-        return np.concatenate(losses)
+            )
+            for k, job in enumerate(self.jobs)
+        ]  # fmt: skip
+        particles = [resting(job, trajectories, 1) for job in self._validated]
+        still, total = tf.zeros((), flat.dtype), np.zeros(trajectories * len(self.jobs))
+        for number in range(unroll // self.truncation):
+            entries = [_tensors(table.entry(number)) for table in tables]
+            given = lambda k: (flat, particles[k], entries[k], still)  # noqa: B023, E731
+            outcomes, particles = self._at_once("validations", self._validation, given)
+            each = [outcome.meta_loss[:, 0] / entry.steps
+                    for outcome, entry in zip(outcomes, entries, strict=True)]  # fmt: skip
+            total += self.truncation * np.concatenate(each)
+            tick(time.monotonic() - begun, self.truncation / unroll)
+            begun = time.monotonic()
+        return total
+
+    def _at_once(self, what: str, functions: list, given: Callable[[int], tuple]) -> list[list]:
+        """What function k returns of `given(k)`, for every problem, several at the same time.
+
+        At first they are traced, one after the other: what Keras calls is replaced meanwhile.
+        """
+        count = len(functions)
+        if what not in self._traced:
+            bar = ProgressBar(f"tracing {what}")
+            for k, function in enumerate(functions):
+                if count > 1:
+                    bar.show(k, count, self.jobs[k].task.name)
+                function.get_concrete_function(*given(k))
+            bar.close()
+            self._traced.add(what)
+        with ThreadPoolExecutor(self._abreast) as pool:
+            done = list(pool.map(lambda k: functions[k](*given(k)), range(count)))
+        return list(map(list, zip(*done, strict=True)))
 
     @cached_property
     def _windows(self) -> list[Any]:
@@ -215,7 +231,7 @@ class EvolutionTraining:
         return [replace(job, teachers=(), scheme="none") for job in self.jobs]
 
     @cached_property
-    def _validation(self) -> list[Callable]:
+    def _validation(self) -> list[Any]:
         return [self._compiled(job, (0.0,)) for job in self._validated]
 
     @cached_property
@@ -243,8 +259,8 @@ class EvolutionTraining:
         return min(cores(), len(self.jobs)) if self.strategy.num_replicas_in_sync == 1 else 1
 
     @cached_property
-    def _traced(self) -> list[bool]:
-        return []
+    def _traced(self) -> set[str]:
+        return set()
 
     @cached_property
     def _tables(self) -> dict:
