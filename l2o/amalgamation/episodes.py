@@ -6,6 +6,7 @@ All that is random derives from a key, so that nothing of this needs saving.
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -33,7 +34,8 @@ class Evolution:
             for a whole fit, noise-reuse evolution strategies.
         shortest: Steps of the shortest fit; the longest is the unroll. Log-uniform between.
         end_weight: The last fifth of a fit weighs as many times as the rest.
-        loss_limit: A loss counts for at most as many times that of the fit's first step.
+        loss_limit: A loss counts for at most as many times that of the fit's first step, or that of
+            the problem before a fit, whichever is larger.
         gradient_norm: Longest meta-gradient.
         cosine: Whether the learning rate falls along half a cosine over a stage's most periods.
         subsets: Whether a fit has only some of the examples, from a thousand to all, log-uniform.
@@ -218,9 +220,13 @@ class Timetable:
         return start, scale, generator.uniform() >= self.evolution.untold
 
 
+_drawing = threading.Lock()  # initial weights come from generators that all threads share
+
+
 @lru_cache(maxsize=32 * STARTS)
 def _initial(task: Task, seed: int) -> tuple:
-    return task.initial(seed)
+    with _drawing:
+        return task.initial(seed)
 
 
 @lru_cache(maxsize=4096)

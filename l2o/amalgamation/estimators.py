@@ -124,11 +124,12 @@ def make_estimator(
         )
         for task in tasks
     ]
-    if len(jobs) > 1:
+    if len(jobs) > 1 or meta.evolution:
         bar = ProgressBar("measuring what there is to gain")
         for k, job in enumerate(jobs):
             bar.show(k, len(jobs), job.task.name)
-            jobs[k] = replace(job, gain=attainable(job.task, job.measured, longest))
+            start, gain = attainable(job.task, job.measured, longest)
+            jobs[k] = replace(job, start=start, gain=gain if len(jobs) > 1 else 1.0)
         bar.close()
     scaled = meta.scaling and phase.rule.scaled
     if meta.evolution:

@@ -196,7 +196,8 @@ def _meta_loss(job: Amalgamation, evolution: Evolution, losses, first, entry: En
     Its mean over the windows of a fit is the weighted mean over all of its steps.
     """
     first = first[:, None]
-    limit = first + (evolution.loss_limit - 1) * tf.abs(first)
+    limit = tf.maximum(first, job.start)  # a first batch may be an easy one
+    limit += (evolution.loss_limit - 1) * tf.abs(limit)
     losses = tf.where(losses < limit, losses, limit)  # or not a number
     number = entry.step + tf.range(losses.shape[0], dtype=first.dtype)[:, None]
     late, within = (

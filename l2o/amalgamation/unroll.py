@@ -123,6 +123,7 @@ class Amalgamation:
         perturbation: Of the policy in `truncation`, or none.
         meta_loss: A name in `META_LOSSES`: "log", or "difference", without logarithms, for a loss
             that need not be positive.
+        start: About the loss of this network before a fit; 0 is not known.
         gain: What the meta loss is divided by: about what there is to gain on this network.
     """
 
@@ -135,6 +136,7 @@ class Amalgamation:
     recompute: int = 0
     perturbation: Perturbation | None = None
     meta_loss: str = "log"
+    start: float = 0.0
     gain: float = 1.0
 
     def __post_init__(self):
