@@ -322,3 +322,11 @@ def test_networks_of_a_text_see_no_later_character(name, warmup, monkeypatch):
     assert before.shape == (3, 64, 7)
     np.testing.assert_allclose(before[:, :40], after[:, :40], atol=1e-6)
     assert np.abs(before[:, 40] - after[:, 40]).min() > 0
+
+
+@pytest.mark.slow
+def test_evolution():
+    results = report("evolution.py", "--pairs 2 --repeats 1")["results"]
+    assert {row["problem"][:3] for row in results} == {"MLP", "tra", "con"}
+    assert len(results) == 9 and results[0]["weights"] == 2410
+    assert all(row["steps_per_s"] > 0 and row["compiling_s"] > 0 for row in results)
