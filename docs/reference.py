@@ -18,9 +18,10 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from l2o.amalgamation.curriculum import CURRICULA, Curriculum
+from l2o.amalgamation.curriculum import Curriculum
 from l2o.amalgamation.perturbation import Perturbation
 from l2o.amalgamation.plan import Meta
+from l2o.amalgamation.presets import CURRICULA
 from l2o.amalgamation.settings import CHOICES, Settings, Shorthands
 from l2o.commands import evaluate, report, train_options, tune
 

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_tasks import task_of
 
-from l2o.amalgamation.curriculum import CURRICULA
 from l2o.amalgamation.plan import Meta, Phase
+from l2o.amalgamation.presets import CURRICULA
 from l2o.amalgamation.state import pack
 from l2o.amalgamation.trainer import Trainer
 from l2o.commands import evaluate

@@ -6,13 +6,13 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import pytest
 
-from l2o.amalgamation.curriculum import CURRICULA, Curriculum
+from l2o.amalgamation.curriculum import Curriculum
 from l2o.amalgamation.perturbation import Perturbation
 from l2o.amalgamation.plan import Meta
+from l2o.amalgamation.presets import CURRICULA, RECIPES
 from l2o.amalgamation.settings import (
     CHOICES,
     PRESETS,
-    RECIPES,
     Settings,
     Shorthands,
     parsed,

@@ -11,8 +11,8 @@ import tensorflow as tf
 
 import l2o
 from l2o.__main__ import main as l2o_main
-from l2o.amalgamation.curriculum import CURRICULA
 from l2o.amalgamation.perturbation import Perturbation
+from l2o.amalgamation.presets import CURRICULA
 from l2o.amalgamation.settings import PRESETS, with_choices
 from l2o.amalgamation.trainer import Stopped
 from l2o.commands import train as command

@@ -192,33 +192,6 @@ class Curriculum(Pace):
         return Stages(tuple(stages), **(pace | changes))
 
 
-# cpu has the paper's stages and about its number of meta-updates, with one trajectory in each.
-# smoke goes through everything there is and learns nothing to speak of.
-CURRICULA = {
-    "paper": Curriculum(),
-    "cpu": Curriculum(meta_batch=1, period=10, min_periods=6, max_periods=6, patience=6),
-    "smoke": Curriculum(
-        truncation=20, meta_batch=1, period=2, min_periods=2, max_periods=2, patience=2,
-        validation_trajectories=2, unrolls=(20, 40, 60, 80), last_validation=100,
-        choice_unrolls=(20, 40, 60), choice_validation=80,
-    ),
-}  # fmt: skip
-# The same for an evolution strategy: one stage, whose unrolls are as long as the longest fit.
-_WHOLE = Curriculum(
-    truncation=50, meta_batch=32, period=160, unrolls=(2000,), alphas=(0.1,), last_validation=2000,
-    choice_unrolls=(2000,) * 5, choice_validation=2000, choice_cold_periods=0,
-)  # fmt: skip
-WINDOWS = {
-    "paper": _WHOLE,
-    "cpu": replace(_WHOLE, meta_batch=8, period=40, min_periods=6, max_periods=6, patience=6),
-    "smoke": replace(
-        _WHOLE, truncation=20, meta_batch=2, period=4, unrolls=(80,), last_validation=80,
-        choice_unrolls=(80, 80), choice_validation=80, validation_trajectories=2,
-        min_periods=2, max_periods=2, patience=2,
-    ),
-}  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Progress:
     """Where a curriculum is.

@@ -15,9 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from l2o.amalgamation.unroll import random_scale
 from l2o.tasks.batches import Stream, batch_indices, held_out
-from l2o.tasks.task import Task
+from l2o.tasks.task import Task, random_scale
 
 STARTS = 32  # different initial weights: making a network takes longer than a window of a small one
 FEWEST = 1_000  # examples of a subset, if there are as many

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from l2o.amalgamation.curriculum import CURRICULA, WINDOWS, Curriculum
+from l2o.amalgamation.curriculum import Curriculum
 from l2o.amalgamation.episodes import Evolution
 from l2o.amalgamation.losses import SCHEMES
 from l2o.amalgamation.perturbation import KINDS, Perturbation
 from l2o.amalgamation.plan import POLICIES, Meta, Phase
+from l2o.amalgamation.presets import CURRICULA, ESTIMATORS, RECIPES, WHAT, WINDOWS
 from l2o.amalgamation.unroll import Teacher
 from l2o.policies.checkpoint import Policy, load_policy
 from l2o.policies.shipped import did_you_mean
@@ -24,36 +25,6 @@ from l2o.rules import Choice, UpdateRule, core, get_pool
 from l2o.runs.directory import differences
 
 STRATEGIES = ("choice", "mean", "minmax", "none")  # that come with the library
-ESTIMATORS = ("backprop", "es")
-# The learned optimizers that the paper compares with (Section 5), and one for any network.
-RECIPES: dict[str, dict[str, Any]] = {
-    "original": {"policy": "original", "scheme": "none", "teachers": "adam"},
-    "scale": {"policy": "scale", "scheme": "none", "teachers": "adam"},
-    "rnnprop": {"policy": "rnnprop", "scheme": "none", "teachers": "adam"},
-    "stronger": {"policy": "rnnprop", "scheme": "mean", "teachers": "adam"},
-    "general": {
-        "policy": "tensorchoice",
-        "scheme": "none",
-        "teachers": "adam",
-        "estimator": "es",
-        "meta_loss": "difference",
-        "held_out": True,
-        "subsets": True,
-        "reparameterised": 0.5,
-        "untold": 1 / 3,
-        "warmup_steps": 0,
-        "learning_rate": 0.01,
-        "cosine": True,
-        "meta_batch": 2,
-        "period": 8,
-        "min_periods": 20,
-        "max_periods": 20,
-        "patience": 20,
-        "validation_trajectories": 2,
-    },
-}
-RECIPE_PROBLEMS = {"general": ["families"]}  # where none is named
-WHAT = ("policy", "scheme", "teachers", "estimator")  # what a recipe says
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from l2o.amalgamation.recompute import Recomputed, recomputed_gradient, scan, un
 from l2o.problems.dataset import Batch
 from l2o.rules.base import Horizon, State, UpdateRule
 from l2o.tasks.batches import Stream
-from l2o.tasks.task import Scaled, Task, loss_and_gradient
+from l2o.tasks.task import Scaled, Task, loss_and_gradient, random_scale
 
 SCALE_LIMIT = 1.0  # random scaling: s = ±exp(U(-1, 1)), where Lv et al. 2017 have exp(U(-3, 3))
 # Squared distances to a teacher must not overflow either, in coordinates divided by any scale.
@@ -182,12 +182,6 @@ def begin(
     seed = np.random.default_rng(Stream.NOISE.key(*key)).integers(2**31, size=2, dtype="int32")
     trajectory = Trajectory(student, student[:2], scale, teachers, seed, np.int32(0))
     return tf.nest.map_structure(tf.convert_to_tensor, trajectory)
-
-
-def random_scale(generator: np.random.Generator, size: int, limit: float) -> np.ndarray:
-    """±exp(U(-limit, limit)), [size] (after Lv et al. 2017)."""
-    exponents = generator.uniform(-limit, limit, size)
-    return generator.choice((-1.0, 1.0), size) * np.exp(exponents)
 
 
 def warm_up(job: Amalgamation, weights: list, trajectory: Trajectory, batches: Batch) -> Trajectory:

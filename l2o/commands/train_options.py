@@ -9,12 +9,10 @@ from typing import Any
 
 from l2o.amalgamation.perturbation import KINDS
 from l2o.amalgamation.plan import MOST_SEED, POLICIES, Meta
+from l2o.amalgamation.presets import ESTIMATORS, RECIPE_PROBLEMS, RECIPES
 from l2o.amalgamation.settings import (
     CHOICES,
-    ESTIMATORS,
     PRESETS,
-    RECIPE_PROBLEMS,
-    RECIPES,
     STRATEGIES,
     Settings,
     check_names,

@@ -208,6 +208,12 @@ class Scaled:
         return self.task.loss(parameters * self.scale, carried, batch, training)
 
 
+def random_scale(generator: np.random.Generator, size: int, limit: float) -> np.ndarray:
+    """±exp(U(-limit, limit)), [size] (after Lv et al. 2017)."""
+    exponents = generator.uniform(-limit, limit, size)
+    return generator.choice((-1.0, 1.0), size) * np.exp(exponents)
+
+
 def mode(model: keras.Model, training: bool) -> dict[str, bool]:
     """A model of the user's own need not ask for `training`, and then does not bear it."""
     return {"training": training} if model._call_has_training_arg else {}
