@@ -60,18 +60,19 @@ def assert_alike(run: Path, expected: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_train_as_one_and_go_on_after_a_death(tmp_path):
+@pytest.mark.parametrize("more", [(), ("--estimator", "es", "--set", "shortest=2")], ids=str)
+def test_two_workers_train_as_one_and_go_on_after_a_death(more, tmp_path):
     for name in ("alone", "two", "killed"):
         (tmp_path / name).mkdir()
-    assert end(start(tmp_path / "alone"))[0] == 0
-    for process in start_two(tmp_path / "two"):
+    assert end(start(tmp_path / "alone", *more))[0] == 0
+    for process in start_two(tmp_path / "two", *more):
         status, out, error = end(process)
         assert (status, error) == (0, ""), out
     assert_alike(tmp_path / "two" / "run", tmp_path / "alone" / "run")
     files = lambda name: {p.name for p in (tmp_path / name).rglob("*") if p.suffix != ".h5"}  # noqa: E731
     assert files("two") == files("alone")  # nothing of the other worker's
 
-    chief, other = start_two(tmp_path / "killed")
+    chief, other = start_two(tmp_path / "killed", *more)
     deadline = time.monotonic() + 300
     while not (tmp_path / "killed" / "run" / "policy" / "policy.json").exists():
         assert chief.poll() is None and time.monotonic() < deadline, end(chief)
@@ -81,11 +82,11 @@ def test_two_workers_train_as_one_and_go_on_after_a_death(tmp_path):
     status, out, error = end(chief)
     assert status == 2 and "A worker is gone" in error and error.count("error: ") == 1, error
     assert "Traceback" not in error
-    for process in start_two(tmp_path / "killed"):
+    for process in start_two(tmp_path / "killed", *more):
         status, out, error = end(process)
         assert (status, error) == (0, ""), out
     assert_alike(tmp_path / "killed" / "run", tmp_path / "alone" / "run")
-    for process in start_two(tmp_path / "killed"):  # there is nothing left to do
+    for process in start_two(tmp_path / "killed", *more):  # there is nothing left to do
         assert end(process)[::2] == (0, "")
 
 

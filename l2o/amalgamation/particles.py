@@ -132,11 +132,20 @@ def window(
     split = partial(tf.nest.map_structure, lambda x: tf.reshape(x, (pairs, each, *x.shape[1:])))
     twice = partial(tf.nest.map_structure, lambda x: tf.repeat(x, each, axis=0))
 
+    def taken(task: Scaled, who: Teacher, runner: Runner, batch: Batch, horizon: Horizon, at):
+        """An inner step, or one of plain SGD in clean coordinates while the fit warms up."""
+        seen, new = inner_step(task, *who, runner, batch, horizon=horizon)
+        if not warmup:
+            return seen, new
+        state = who.rule.observe(who.weights, seen.gradient, *runner[::2], task.layout)
+        plain = runner.parameters - job.warmup_rate * seen.gradient / task.scale**2
+        return seen, choose(at < warmup, Runner(plain, seen.carried, state), new)
+
     def learn(given):
         """A step of one particle."""
         weights, runner, scale, horizon, at, batch, judged, goals = given
         task, student = Scaled(job.task, scale), Teacher(job.rule, learner.unflatten(weights))
-        seen, new = _step(task, student, runner, batch, horizon, at < warmup, job.warmup_rate)
+        seen, new = taken(task, student, runner, batch, horizon, at)
         loss = seen.loss
         if judged:
             loss, _ = task.loss(runner.parameters, runner.carried, judged, training=True)
@@ -147,7 +156,7 @@ def window(
         runners, horizon, at, batch = given
         moved, task = [], Scaled(job.task, tf.ones((), first.dtype))
         for teacher, old in zip(job.teachers, runners, strict=True):
-            _, new = _step(task, teacher, old, batch, horizon, at < warmup, job.warmup_rate)
+            _, new = taken(task, teacher, old, batch, horizon, at)
             reach = tf.reduce_sum(tf.square(DISTANCE_MARGIN * new.parameters))
             moved.append(choose(all_finite([new, reach]), new, old))
         return moved
@@ -167,7 +176,8 @@ def window(
     perturbed = flat(weights + evolution.noise_size * signs[:, None] * entry.noise[:, None])
     horizon = Horizon(entry.steps * entry.told, entry.epochs * entry.told)
     numbers = tf.range(entry.examples.shape[1], dtype=first.dtype)
-    batches = [tf.transpose(x, (1, 0, 2)) for x in tf.nest.flatten(entry[-2:])]
+    indices = tf.nest.flatten([entry.examples, entry.judged])
+    batches = [tf.transpose(x, (1, 0, 2)) for x in indices]
     (student, teachers), (losses, distances) = scan(
         step, (flat(student), teachers), (numbers, *batches), like=(first, first)
     )
@@ -180,14 +190,6 @@ def window(
         distance = split(tf.map_fn(scheme, tf.transpose(near, (1, 0, 2))))
     after = Particles(split(student), teachers, first)
     return Outcome(meta_loss + alpha * distance, meta_loss, distance), after
-
-
-def _step(task: Scaled, who: Teacher, runner: Runner, batch: Batch, horizon: Horizon, cold, rate):
-    """An inner step, or one of plain SGD in clean coordinates where the fit is still `cold`."""
-    seen, new = inner_step(task, *who, runner, batch, horizon=horizon)
-    state = who.rule.observe(who.weights, seen.gradient, *runner[::2], task.layout)
-    plain = runner.parameters - rate * seen.gradient / task.scale**2
-    return seen, choose(cold, Runner(plain, seen.carried, state), new)
 
 
 def _meta_loss(job: Amalgamation, evolution: Evolution, losses, first, entry: Entry):

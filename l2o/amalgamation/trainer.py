@@ -252,8 +252,8 @@ class Trainer:
             run.updates, run.sums = behind, (float(sums[0]), float(sums[1]))
             self._leave_if_stopping(run)
             if time.monotonic() - self._saved > CHECKPOINT_SECONDS:
-                self._save(run)
-        self._save(run, together=True)
+                self._save(run, together=False)
+        self._save(run)
 
     def _updates_of(self, phase: Phase, stage: Stage, run: RunState) -> int:
         """Meta-updates of the present period."""
@@ -263,7 +263,7 @@ class Trainer:
 
     def _leave_if_stopping(self, run: RunState) -> None:
         if self._stopping:
-            self._save(run)
+            self._save(run, together=False)
             raise Stopped
 
     def _validate(
@@ -305,7 +305,7 @@ class Trainer:
         """A trained rule as it is to be used: after no more of a warm-up than in training."""
         return warmed_up(rule, min(SHORT, self._meta.warmup_steps), self._meta.warmup_rate)
 
-    def _save(self, run: RunState, together: bool = False) -> None:
+    def _save(self, run: RunState, together: bool = True) -> None:
         """Saves the run; `together`, where all workers do at the same point of it."""
         if self._meta.evolution and workers() and not together:
             return  # their particles could not be gathered
