@@ -89,7 +89,7 @@ def test_wrong_calls_touch_nothing(tmp_path):
         ({"pool": ("adam", RNNProp())}, "Rules with weights are no teachers. Received: rnnprop"),
         (
             {"policy": 3},
-            "Unknown policy. Allowed: rnnprop, original, scale, or a rule .* Received: int",
+            "Allowed: rnnprop, original, scale, tensorchoice, or a rule .* Received: int",
         ),
         ({"unrolls": (3,)}, "multiple of the truncation, 2. Received: 3"),
         ({"unrolls": "all"}, "unrolls must be whole numbers. Received: \\('all',\\)"),

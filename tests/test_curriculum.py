@@ -8,7 +8,6 @@ from math import inf, nan
 import pytest
 
 from l2o.amalgamation.curriculum import (
-    CURRICULA,
     Curriculum,
     Progress,
     Stage,
@@ -17,6 +16,7 @@ from l2o.amalgamation.curriculum import (
     judge,
     steps_left,
 )
+from l2o.amalgamation.presets import CURRICULA
 
 PAPER, CPU, SMOKE = (CURRICULA[name].schedule for name in ("paper", "cpu", "smoke"))
 ONE_STAGE = replace(PAPER, stages=PAPER.stages[:1])

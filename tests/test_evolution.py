@@ -299,7 +299,7 @@ def test_what_diverges_counts_for_the_limit_and_leaves_with_its_fit(quadratic):
 
 
 @pytest.fixture
-def train(data):
+def train(data, float64):
     """Meta-updates of a policy on two problems, by replicas."""
 
     def net(units):
@@ -335,7 +335,7 @@ def train(data):
 def test_replicas_share_the_work(train):
     alone, kept, _ = train(1)
     spread, gathered, _ = train(2)
-    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # noqa: E731
+    same = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12)  # noqa: E731
     tf.nest.map_structure(same, alone, spread)
     tf.nest.map_structure(same, kept, gathered)
 

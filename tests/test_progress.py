@@ -50,7 +50,7 @@ def test_the_bar_says_how_long_a_run_takes(tmp_path, monkeypatch):
     monkeypatch.setattr(ProgressBar, "show", lambda self, done, total, text: shown.append(text))
     run = SimpleNamespace(phase=0, progress=curriculum.Progress(incoming=0.0))
     facts = {"phase": phase, "run": run, "finite": True, "meta_loss": 0.0, "distance": 0.0}
-    for done, seconds in ((10, 99.0), (20, 4.0)):  # the first is mostly tracing
-        facts |= {"done": done, "total": 40, "seconds": seconds}
+    for done, seconds in ((1, 99.0), (2, 4.0)):  # the first is mostly tracing
+        facts |= {"done": done, "total": 4, "seconds": seconds, "speed": 20 / seconds}
         display("update", facts)
     assert "left: run 62 s, stage 26 s" in shown[-1]

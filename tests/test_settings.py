@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from l2o.amalgamation.curriculum import Curriculum
+from l2o.amalgamation.episodes import Evolution
 from l2o.amalgamation.perturbation import Perturbation
 from l2o.amalgamation.plan import Meta
-from l2o.amalgamation.presets import CURRICULA, RECIPES
+from l2o.amalgamation.presets import CURRICULA, RECIPES, WINDOWS
 from l2o.amalgamation.settings import (
     CHOICES,
     PRESETS,
@@ -32,10 +33,35 @@ def schedules(preset: str = "paper", **choices) -> list:
 
 
 def test_every_name_is_in_one_place():
-    parts = (Settings, Shorthands, Curriculum, Meta, Perturbation)
+    parts = (Settings, Shorthands, Curriculum, Meta, Evolution, Perturbation)
     names = [f.name for part in parts for f in fields(part)]
     assert len(names) == len(set(names))
-    assert set(names) - set(CHOICES) == {"preset", "curriculum", "meta", "kind"}
+    assert set(names) - set(CHOICES) == {"preset", "curriculum", "meta", "evolution", "kind"}
+
+
+def test_every_setting_of_an_evolution_strategy_can_be_chosen():
+    values = {
+        "noise_size": 0.1, "fresh_noise": True, "shortest": 3, "end_weight": 2.0, "loss_limit": 3.0,
+        "gradient_norm": 4.0, "cosine": True, "subsets": True, "reparameterised": 0.25,
+        "untold": 0.5,
+    }  # fmt: skip
+    assert set(values) == {f.name for f in fields(Evolution)}
+    found = chosen(estimator="es", **values)
+    assert found.meta.evolution == Evolution(**values)
+    assert found.curriculum == WINDOWS["paper"]
+    assert with_choices(found, {"untold": 0.0}).meta.evolution == replace(
+        Evolution(**values), untold=0.0
+    )
+    for wrong, message in (
+        ({"noise_size": 0.1}, "noise_size: only with estimator es"),
+        ({"estimator": "es", "perturbation": "gaussian", "magnitude": 0.1}, "adds noise by itself"),
+        ({"estimator": "es", "loss_limit": 1.0}, "loss_limit must be a number above 1"),
+        ({"estimator": "es", "untold": 1.5}, "untold is a share, 0 to 1"),
+        ({"estimator": "evolution"}, "Unknown estimator. Allowed: backprop, es"),
+        ({"recipe": "general", "estimator": "es"}, "recipe says what is trained, so estimator"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            chosen(**wrong)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -71,7 +97,7 @@ def test_every_setting_of_the_meta_training_can_be_chosen():
     }  # fmt: skip
     noise = {"perturbation": "adversarial", "magnitude": 8, "attack_steps": 9}
     meta = Meta(**values, perturbation=Perturbation("adversarial", 8, attack_steps=9))
-    assert set(values) | {"perturbation"} == {f.name for f in fields(Meta)}
+    assert set(values) | {"perturbation", "evolution"} == {f.name for f in fields(Meta)}
     assert chosen(**values, **noise).meta == meta
     assert chosen(**values, perturbation=meta.perturbation).meta == meta
     again = with_choices(replace(PAPER, meta=meta), {"magnitude": 1, "seed": 6})

@@ -19,13 +19,13 @@ from l2o.policies.checkpoint import load_policy
 
 _HELPER = Path(__file__).parent / "stopped.py"
 _TRAIN = (
-    "train.py --data digits --problem mnist_mlp --preset smoke --pool small --truncation 2 "
+    "train.py --data digits --problem mnist_mlp --preset smoke --truncation 2 "
     "--warmup-steps 2 --last-validation 4"
 ).split()
 _SHORT = [*_TRAIN, *"--strategy none --unrolls 2 --alphas 0.2".split()]
 _LONG = [
     *_TRAIN,
-    *"--unrolls 2 4 --alphas 0.2 0.1 --choice-unrolls 2 4 --choice-validation 4".split(),
+    *"--pool small --unrolls 2 4 --alphas 0.2 0.1 --choice-unrolls 2 4 --choice-validation 4".split(),
     *"--set min_periods=14 max_periods=14 patience=14".split(),
 ]
 _EVALUATE = (  # so many repeats that a fast machine is not through before the last stop

@@ -11,7 +11,7 @@ from l2o.commands.terminal import Parser, known
 from l2o.errors import UserError
 from l2o.policies.shipped import did_you_mean
 from l2o.problems import PROBLEMS, is_own
-from l2o.problems.catalog import ALLOWED, SUITES
+from l2o.problems.catalog import ALLOWED, OWN, SUITES
 
 ALL = "all"  # of the problems
 
@@ -43,8 +43,8 @@ def add_problem_flag(group: argparse._ArgumentGroup) -> None:
 def add_problems_flag(group: argparse._ArgumentGroup) -> None:
     """--problem, where it may be several that are trained on together."""
     group.add_argument("--problem", type=problem_or_suite, nargs="+", metavar="NAME",
-                       help=f"one, or several together; default mnist_cnn. {ALLOWED}; or a suite, "
-                       "as families")  # fmt: skip
+                       help="one, or several together, or a suite; default mnist_cnn. Names are in "
+                       f"`l2o evaluate --list`; or {OWN} for your own")  # fmt: skip
 
 
 def add_data_flags(parser: Parser) -> None:
