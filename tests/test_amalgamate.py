@@ -101,7 +101,7 @@ def test_wrong_calls_touch_nothing(tmp_path):
         ({"devices": 0}, "Received: 0"),
         ({"devices": 3}, "multiple of the devices. Received: 3"),
         ({"batch_size": 0}, "batch_size must be a whole number"),
-        ({"held_out": True}, "not examples enough for a batch of 8 from the held-out"),
+        ({"held_out": True}, "enough of own Sequential .* for a batch of 8 from the held-out"),
     ):
         with pytest.raises(ValueError, match=message):
             amalgamate(output=output, **settings)

@@ -25,7 +25,8 @@ _TRAIN = (
 _SHORT = [*_TRAIN, *"--strategy none --unrolls 2 --alphas 0.2".split()]
 _LONG = [
     *_TRAIN,
-    *"--pool small --unrolls 2 4 --alphas 0.2 0.1 --choice-unrolls 2 4 --choice-validation 4".split(),
+    *"--pool small --unrolls 2 4 --alphas 0.2 0.1".split(),
+    *"--choice-unrolls 2 4 --choice-validation 4".split(),
     *"--set min_periods=14 max_periods=14 patience=14".split(),
 ]
 _EVALUATE = (  # so many repeats that a fast machine is not through before the last stop
