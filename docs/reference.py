@@ -19,10 +19,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from l2o.amalgamation.curriculum import Curriculum
-from l2o.amalgamation.perturbation import Perturbation
-from l2o.amalgamation.plan import Meta
 from l2o.amalgamation.presets import CURRICULA
-from l2o.amalgamation.settings import CHOICES, Settings, Shorthands
+from l2o.amalgamation.settings import CHOICES, PARTS
 from l2o.commands import evaluate, report, train_options, tune
 
 PAGE = Path(__file__).parent / "commands.md"
@@ -59,7 +57,7 @@ def _settings(parser: argparse.ArgumentParser) -> str:
     """All settings, in the order of their dataclasses."""
     flags = {action.dest: action.option_strings[-1] for action in parser._actions}
     rows = []
-    for part in (Settings, Shorthands, Curriculum, Meta, Perturbation):
+    for part in PARTS:
         meanings = _attributes(part)
         for field in dataclasses.fields(part):
             if field.name in CHOICES:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -63,6 +64,11 @@ ALLOWED = (
     f"{', '.join((*SUITES['paper'], *SUITES['modern']))}; or of "
     f"`l2o evaluate --list`; or {OWN} for your own"
 )
+
+
+def expanded(names: Iterable[str]) -> list[str]:
+    """Names, and in place of those of suites the problems in them."""
+    return [problem for name in names for problem in SUITES.get(name, (name,))]
 
 
 def is_own(name: str) -> bool:

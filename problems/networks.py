@@ -148,7 +148,7 @@ def text_transformer(shape: Shape, classes: int, width: int = 64) -> keras.Model
 
     inputs = Input(shape, dtype="int32")
     x = _placed(layers.Embedding(classes, width)(inputs), width)
-    x = _block(x, width, use_causal_mask=True)
+    x = block(x, use_causal_mask=True)
     return Model(inputs, layers.Dense(classes)(layers.LayerNormalization()(x)))
 
 
@@ -177,7 +177,7 @@ def vit(
     x = layers.Conv2D(width, patch, strides=patch)(inputs)
     x = _placed(layers.Reshape((x.shape[1] * x.shape[2], width))(x), width)
     for _ in range(blocks):
-        x = _block(x, width)
+        x = block(x)
     x = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
     return Model(inputs, layers.Dense(classes)(x))
 
@@ -285,11 +285,12 @@ def _placed(x, width: int):
     return x + layers.Embedding(x.shape[1], width)(places)
 
 
-def _block(x, width: int, **attention):
+def block(x, heads: int = 4, **attention):
     """Attention and a perceptron, each after a layer norm and added to what came in."""
     from keras import layers
 
+    width = x.shape[-1]
     y = layers.LayerNormalization()(x)
-    x = x + layers.MultiHeadAttention(4, width // 4)(y, y, **attention)
+    x = x + layers.MultiHeadAttention(heads, width // heads)(y, y, **attention)
     y = layers.Dense(2 * width, activation="gelu")(layers.LayerNormalization()(x))
     return x + layers.Dense(width)(y)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .networks import Shape, channels_last
+from .networks import Shape, block, channels_last
 
 if TYPE_CHECKING:
     import keras
@@ -174,7 +174,7 @@ def vit(
     x = layers.Conv2D(width, patch, strides=patch)(inputs)
     x = Places()(layers.Reshape((x.shape[1] * x.shape[2], width))(x))
     for _ in range(blocks):
-        x = _block(x, heads)
+        x = block(x, heads)
     x = layers.GlobalAveragePooling1D()(layers.LayerNormalization()(x))
     return Model(inputs, layers.Dense(classes)(x))
 
@@ -198,7 +198,7 @@ def transformer(
     inputs = Input(shape, dtype="int32")
     x = Places()(layers.Embedding(classes, width)(inputs))
     for _ in range(blocks):
-        x = _block(x, heads, use_causal_mask=True)
+        x = block(x, heads, use_causal_mask=True)
     return Model(inputs, layers.Dense(classes)(layers.LayerNormalization()(x)))
 
 
@@ -250,14 +250,3 @@ def finetuned(shape: Shape, classes: int, width: int = 8) -> keras.Model:
     kernel, bias = model.get_weights()[-2:]
     model.set_weights([*trained, 0.1 * kernel, bias])
     return model
-
-
-def _block(x, heads: int, **attention):
-    """Attention and a perceptron, each after a layer norm and added to what came in."""
-    from keras import layers
-
-    width = x.shape[-1]
-    y = layers.LayerNormalization()(x)
-    x = x + layers.MultiHeadAttention(heads, width // heads)(y, y, **attention)
-    y = layers.Dense(2 * width, activation="gelu")(layers.LayerNormalization()(x))
-    return x + layers.Dense(width)(y)

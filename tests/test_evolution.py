@@ -353,10 +353,10 @@ def test_validation_is_of_whole_fits_on_every_problem(train):
     state, _, training = train(1, 1)
     shares = []
     tick = lambda seconds, share: shares.append(share)  # noqa: E731
-    found = training.validate(state.weights, (1,), 3, 20, 0, tick)
+    found = training.validate(state.weights, (1,), 3, 20, tick)
     assert found.shape == (6,) and np.isfinite(found).all()
     np.testing.assert_allclose(sum(shares), 1)
-    np.testing.assert_array_equal(found, training.validate(state.weights, (1,), 3, 20, 0))
+    np.testing.assert_array_equal(found, training.validate(state.weights, (1,), 3, 20))
 
 
 def test_thirty_windows_on_digits_make_a_policy_better():
@@ -374,7 +374,7 @@ def test_thirty_windows_on_digits_make_a_policy_better():
         1.0,
     )
     state = initial_state(rule.initial_weights(0))
-    validate = lambda state: training.validate(state.weights, (5,), 16, 100, 0)  # noqa: E731
+    validate = lambda state: training.validate(state.weights, (5,), 16, 100)  # noqa: E731
     before, particles = validate(state), training.begin(state.weights, _PLACE, [])
     for number in range(30):
         place = _PLACE._replace(number=number, unroll=100)

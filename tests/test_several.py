@@ -1,5 +1,7 @@
 """Several problems in one training, by either estimator."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import tensorflow as tf
 from made_tasks import task_of
 
 import l2o
-from l2o.amalgamation import estimators
+from l2o.amalgamation import amalgamate, estimators
 from l2o.amalgamation.gain import attainable
 from l2o.amalgamation.losses import META_LOSSES
 from l2o.amalgamation.meta import MetaTraining
@@ -106,6 +108,16 @@ def test_losses_are_divided_by_what_there_is_to_gain(meta_loss, monkeypatch):
     monkeypatch.setattr(estimators, "attainable", lambda *at: gains.append(at) or (1.0, 2.0))
     policy = l2o.train(problem(2), **_SHORT)
     assert gains == [] and policy.card["problem"] == "sum by 2"
+
+
+@pytest.mark.parametrize("recipe, wanted", [("general", ["families"]), ("scale", ["mnist_cnn"])])
+def test_a_recipe_has_problems_of_its_own(recipe, wanted, monkeypatch):
+    def asked(problems, *_):
+        raise RunError(f"asked for {problems}")
+
+    monkeypatch.setattr(amalgamate, "load_tasks", asked)
+    with pytest.raises(RunError, match=re.escape(f"asked for {wanted}")):
+        l2o.train(recipe=recipe, preset="smoke")
 
 
 def test_none_and_private_ones_are_refused():

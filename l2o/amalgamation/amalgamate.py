@@ -14,11 +14,12 @@ import tensorflow as tf
 
 import l2o
 from l2o.amalgamation.plan import Meta, Phase, inner_steps_left
+from l2o.amalgamation.presets import default_problems
 from l2o.amalgamation.settings import CHOICES, Settings, check_names, get_preset, with_choices
 from l2o.amalgamation.trainer import Stopped, Trainer
 from l2o.errors import RunError
 from l2o.policies.checkpoint import Policy, fingerprint, load_policy
-from l2o.problems.catalog import SUITES
+from l2o.problems.catalog import expanded
 from l2o.problems.dataset import Dataset
 from l2o.problems.problem import Problem
 from l2o.rules import UpdateRule, get_pool
@@ -156,7 +157,7 @@ def _described(phase: Phase) -> dict:
 
 
 def train(
-    problem: Problem | Task | str | Sequence[Problem | Task | str] = "mnist_cnn",
+    problem: Problem | Task | str | Sequence[Problem | Task | str] | None = None,
     policy: UpdateRule | str | None = None,
     teachers: Sequence[str | UpdateRule] | str | None = None,
     scheme: str | None = None,
@@ -178,7 +179,8 @@ def train(
 
     Args:
         problem: What it is trained on, or its name: "mnist_cnn", "package.module:function"; or
-            several, or a suite ("families"): meta losses are divided by what each has to gain.
+            several, or a suite ("families"): meta losses are divided by what each has to gain. By
+            default "mnist_cnn", and of the recipe "general" the families.
         policy: What is trained: "rnnprop" by default, "original", "scale", or a rule.
         teachers: A pool: "large" (six) by default, "small" or "adam"; or some, each by its name or
             as a rule.
@@ -221,6 +223,8 @@ def train(
         devices = make_strategy(devices, phases[-1].schedule.meta_batch)
     if output is not None:
         check_place(Path(output), fresh)
+    if problem is None:
+        problem = default_problems(settings.get("recipe"))
     several = [problem] if isinstance(problem, Problem | Task | str) else list(problem)
     tasks = load_tasks(several, meta, data, data_dir)
     if output is not None and fresh:
@@ -256,10 +260,10 @@ def load_tasks(
         raise RunError("There is no problem to train on")
     first_order = meta.first_order or meta.evolution is not None
     positive = meta.meta_loss == "log"
-    names = [n for p in problems for n in (SUITES.get(p, [p]) if isinstance(p, str) else [p])]
+    each = [q for p in problems for q in (expanded([p]) if isinstance(p, str) else [p])]
     tasks: list[Task] = []
     loaded: dict[str, Dataset] = {}
-    for problem in names:
+    for problem in each:
         task = problem
         if not isinstance(task, Task):
             with untold_tracing():

@@ -45,7 +45,6 @@ class Estimator(Protocol):
         key: Sequence[int],
         trajectories: int,
         unroll: int,
-        warmup: int,
         tick: Callable[[float, float], None],
     ) -> np.ndarray:
         """Meta losses on fixed trajectories; `tick` hears of seconds and the share of the work."""
@@ -57,9 +56,11 @@ class Backpropagation:
 
     Attributes:
         parts: One for each problem.
+        warmup: Steps of plain SGD before an unroll of a validation.
     """
 
     parts: tuple[MetaTraining, ...]
+    warmup: int
 
     def span(self, unroll):
         return unroll // self.parts[0].truncation
@@ -79,11 +80,14 @@ class Backpropagation:
     def kept(self, trajectories):
         return []
 
-    def validate(self, weights, key, trajectories, unroll, warmup, tick):
+    def validate(self, weights, key, trajectories, unroll, tick):
         share = self.parts[0].truncation / (len(self.parts) * trajectories * unroll)
         told = lambda seconds: tick(seconds, share)  # noqa: E731
         return np.concatenate(
-            [part.validate(weights, key, trajectories, unroll, warmup, told) for part in self.parts]
+            [
+                part.validate(weights, key, trajectories, unroll, self.warmup, told)
+                for part in self.parts
+            ]
         )
 
     def _of(self, place: Place) -> tuple[MetaTraining, int]:
@@ -128,7 +132,8 @@ def make_estimator(
         bar = ProgressBar("measuring what there is to gain")
         for k, job in enumerate(jobs):
             bar.show(k, len(jobs), job.task.name)
-            start, gain = attainable(job.task, job.measured, longest)
+            steps = longest if len(jobs) > 1 else 1  # alone, its loss is not divided
+            start, gain = attainable(job.task, job.measured, steps)
             jobs[k] = replace(job, start=start, gain=gain if len(jobs) > 1 else 1.0)
         bar.close()
     scaled = meta.scaling and phase.rule.scaled
@@ -161,5 +166,6 @@ def make_estimator(
                 held_out=meta.held_out,
             )
             for job in jobs
-        )
+        ),
+        meta.warmup_steps,
     )

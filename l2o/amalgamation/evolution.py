@@ -133,7 +133,6 @@ class EvolutionTraining:
         key: Sequence[int],
         trajectories: int,
         unroll: int,
-        warmup: int,
         tick: Callable[[float, float], None] = lambda seconds, share: None,
     ) -> np.ndarray:
         """Meta losses of whole fits, unscaled and without teachers, of all problems in turn.
@@ -143,7 +142,6 @@ class EvolutionTraining:
             key: Names the fits.
             trajectories: How many of each problem, their lengths evenly spread.
             unroll: Of the longest, a multiple of the window.
-            warmup: Not used: fits begin as in training.
             tick: Called after every window with the seconds it took, and its share of the work.
         """
         flat, begun = Layout.of(weights).flatten(weights), time.monotonic()
@@ -263,7 +261,7 @@ class EvolutionTraining:
         return set()
 
     @cached_property
-    def _tables(self) -> dict:
+    def _tables(self) -> dict[tuple[int, int], Timetable]:
         return {}
 
     def _entry(
@@ -271,15 +269,15 @@ class EvolutionTraining:
     ) -> Entry:
         """What a window is given on problem k, on one replica."""
         job, share = self.jobs[k], self.meta_batch // self.strategy.num_replicas_in_sync
-        name = (key, k, longest, replica)
-        if name not in self._tables:
+        table = self._tables.get((k, replica))
+        if table is None or (table.key, table.longest) != ((*key, k), longest):
             pairs = range(replica * share, (replica + 1) * share)
             weights = Layout.of(job.rule.initial_weights(0)).size
-            self._tables[name] = Timetable(
+            table = self._tables[k, replica] = Timetable(
                 job.task, (*key, k), pairs, self.evolution, self.truncation, longest, weights,
                 self.scale_limit, self.held_out,
             )  # fmt: skip
-        return self._tables[name].entry(number)
+        return table.entry(number)
 
     def _spread(self, make: Callable[[int], Any]):
         """`make(replica)` on each replica, as tensors."""

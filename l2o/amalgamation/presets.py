@@ -63,3 +63,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 RECIPE_PROBLEMS = {"general": ["families"]}  # where none is named
 WHAT = ("policy", "scheme", "teachers", "estimator")  # what a recipe says
+
+
+def default_problems(recipe: str | None) -> list[str]:
+    """What is trained on where nothing is named."""
+    return RECIPE_PROBLEMS.get(recipe or "", ["mnist_cnn"])

@@ -135,10 +135,11 @@ class Shorthands:
     updates: int | None = None
 
 
+PARTS = (Settings, Shorthands, Curriculum, Meta, Evolution, Perturbation)
 # Of every choice, what it may be.
 CHOICES = {
     f.name: str(f.type).partition(" | None")[0]
-    for part in (Settings, Shorthands, Curriculum, Meta, Evolution, Perturbation)
+    for part in PARTS
     for f in fields(part)
     if f.name not in ("preset", "curriculum", "meta", "evolution", "kind")
 }

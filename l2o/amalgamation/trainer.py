@@ -79,10 +79,9 @@ class Trainer:
     ):
         for task in tasks:
             examples, batch_size = len(task.dataset.train.labels), task.batch_size
+            held_out = examples // 10 if meta.held_out else 0
             tenth = meta.held_out and not meta.evolution  # which makes do with a smaller batch
-            if (
-                examples // 10 if tenth else examples - examples // 10 * meta.held_out
-            ) < batch_size:
+            if (held_out if tenth else examples - held_out) < batch_size:
                 need = f"a batch of {batch_size}" + " from the held-out tenth" * tenth
                 raise RunError(
                     f"There are not examples enough of {task.name} for {need}. Received: {examples}"
@@ -285,7 +284,6 @@ class Trainer:
             Stream.VALIDATION.key(self._meta.seed, run.phase),
             schedule.validation_trajectories,
             stage.validation_unroll,
-            self._meta.warmup_steps,
             tick,
         )
 

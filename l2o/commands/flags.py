@@ -7,11 +7,10 @@ from collections.abc import Sequence
 
 import keras
 
-from l2o.commands.terminal import Parser, known
+from l2o.commands.terminal import Parser, known, unknown
 from l2o.errors import UserError
-from l2o.policies.shipped import did_you_mean
 from l2o.problems import PROBLEMS, is_own
-from l2o.problems.catalog import ALLOWED, OWN, SUITES
+from l2o.problems.catalog import ALLOWED, OWN, SUITES, expanded
 
 ALL = "all"  # of the problems
 
@@ -19,8 +18,7 @@ ALL = "all"  # of the problems
 def problem_name(text: str) -> str:
     """An argument that names a problem; one of the user's own is not looked for yet."""
     if text not in PROBLEMS and not is_own(text):
-        near = did_you_mean(text, PROBLEMS)
-        raise argparse.ArgumentTypeError(f"unknown name '{text}'. {near}Allowed: {ALLOWED}")
+        raise argparse.ArgumentTypeError(unknown(text, PROBLEMS, ALLOWED))
     return text
 
 
@@ -87,7 +85,7 @@ def check_trainable(names: Sequence[str], options: argparse.Namespace) -> None:
     Raises:
         UserError: If not.
     """
-    names = [n for name in names for n in SUITES.get(name, [name])]
+    names = expanded(names)
     check_data_flags(names, options)
     for name in filter(is_private, names):
         raise UserError(

@@ -77,15 +77,15 @@ def known(names: Sequence[str]) -> Callable[[str], str]:
 
     def parse(text: str) -> str:
         if text not in names:
-            raise argparse.ArgumentTypeError(unknown(text, names))
+            raise argparse.ArgumentTypeError(unknown(text, names, ", ".join(names)))
         return text
 
     return parse
 
 
-def unknown(name: str, names: Iterable[str], more: str = "") -> str:
-    """What to say of a name that is not among those there are."""
-    return f"unknown name '{name}'. {did_you_mean(name, names)}Allowed: {', '.join(names)}{more}"
+def unknown(name: str, names: Iterable[str], allowed: str) -> str:
+    """What to say of a name that is not among those there are, which `allowed` has in words."""
+    return f"unknown name '{name}'. {did_you_mean(name, names)}Allowed: {allowed}"
 
 
 def count(text: str) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from l2o.amalgamation.perturbation import KINDS
 from l2o.amalgamation.plan import MOST_SEED, POLICIES, Meta
-from l2o.amalgamation.presets import ESTIMATORS, RECIPE_PROBLEMS, RECIPES
+from l2o.amalgamation.presets import ESTIMATORS, RECIPE_PROBLEMS, RECIPES, default_problems
 from l2o.amalgamation.settings import (
     CHOICES,
     PRESETS,
@@ -158,7 +158,7 @@ def check(options: argparse.Namespace) -> None:
         UserError: If its values do not go together.
     """
     if options.problem is None:
-        options.problem = RECIPE_PROBLEMS.get(options.recipe, ["mnist_cnn"])
+        options.problem = default_problems(options.recipe)
     check_trainable(options.problem, options)
     for name, most in (("replicates", 10_000), ("jobs", 1_000)):
         if (value := getattr(options, name)) > most:

@@ -7,7 +7,7 @@ time). Written as a matrix product it becomes one batched product, and the step 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import tensorflow as tf
@@ -59,14 +59,8 @@ def convolution(inputs, kernel, strides, padding, data_format="NHWC", dilations=
 
 def _kernel_gradient(inputs, shape, upstream, strides: list[int]):
     """[h, w, C, F]: the patches under the kernel, times the gradient of the outputs."""
-    height, width = upstream.shape[1:3]
-    down, right = strides
-    columns = [
-        inputs[:, :, j : j + (width - 1) * right + 1 : right] for j in range(shape[1])
-    ]  # first along rows: a fifth of the pieces of a 5 x 5 kernel's, and longer ones
-    columns = tf.concat(columns, -1)
-    patches = [columns[:, i : i + (height - 1) * down + 1 : down] for i in range(shape[0])]
-    patches = tf.reshape(tf.concat(patches, -1), (-1, shape[0] * shape[1] * shape[2]))
+    patches = _patches(inputs, shape[:2], strides, "VALID")
+    patches = tf.reshape(patches, (-1, shape[0] * shape[1] * shape[2]))
     upstream = tf.reshape(upstream, (-1, shape[3]))
     return tf.reshape(tf.matmul(patches, upstream, transpose_a=True), shape)
 
@@ -95,12 +89,20 @@ def product_of_patches(inputs, kernel, strides, padding, data_format="NHWC", dil
     ):
         return _convolution(inputs, kernel, strides, padding, data_format, dilations)
     strides = [strides] * 2 if isinstance(strides, int) else strides
-    patches = inputs
-    for axis in (2, 1):  # a kernel's rows are outermost
-        patches = _side_by_side(patches, axis, kernel.shape[axis - 1], strides[axis - 1], padding)
+    patches = _patches(inputs, kernel.shape[:2], strides, padding)
     flat = tf.reshape(kernel, (-1, kernel.shape[-1]))
     products = tf.matmul(tf.reshape(patches, (-1, flat.shape[0])), flat)
     return tf.reshape(products, (-1, *patches.shape[1:3], kernel.shape[-1]))
+
+
+def _patches(images, size: Sequence[int], strides: Sequence[int], padding: str):
+    """What lies under each place of a kernel, in the channels; a kernel's rows are outermost.
+
+    First along rows: a fifth of the pieces of a 5 x 5 kernel's, and longer ones.
+    """
+    for axis in (2, 1):
+        images = _side_by_side(images, axis, size[axis - 1], strides[axis - 1], padding)
+    return images
 
 
 def _side_by_side(x, axis: int, size: int, stride: int, padding: str):
