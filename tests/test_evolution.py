@@ -1,5 +1,7 @@
 """Evolution strategies: their mean is the analytic meta-gradient; pairs share all but noise."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -382,3 +384,21 @@ def test_thirty_windows_on_digits_make_a_policy_better():
     gained = before - validate(state)
     assert gained.mean() > 3 * gained.std(ddof=1) / 4
     assert gained.mean() > 0.1
+
+
+def test_initial_weights_are_drawn_by_one_thread_at_a_time(quadratic):
+    """Problems are windowed in threads, and layers draw from generators that threads share."""
+    within, most = [], []
+    drawn = quadratic.initial
+
+    def initial(seed):
+        within.append(seed)
+        most.append(len(within))
+        time.sleep(0.01)
+        within.remove(seed)
+        return drawn(seed)
+
+    quadratic.initial = initial
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda k: table(quadratic, _PLAIN, 5, 4).entry(k), range(8)))
+    assert len(most) > 1 and set(most) == {1}
