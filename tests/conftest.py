@@ -24,6 +24,13 @@ tf.config.set_logical_device_configuration(
 )
 
 
+def pytest_collection_modifyitems(items):
+    """Slow tests may take an hour each."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(3600))
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test starts from the same random state, and with what compiles under XLA.

@@ -75,7 +75,9 @@ def end(process: subprocess.Popen, status: int = 0, said: str = "") -> str:
 def wait_for(what, process: subprocess.Popen, seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
     while not what():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        if time.monotonic() > deadline:
+            process.kill()
+        assert process.poll() is None, process.communicate()
         time.sleep(0.05)
 
 
