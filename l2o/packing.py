@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import keras
+import numpy as np
 from keras import ops
 
-from l2o.rules import Layout
+from l2o.rules import Layout, UpdateRule
 
 # A coordinatewise rule runs on this many coordinates at a time: their activations, some 1.5 kB a
 # coordinate for RNNProp, stay in the cache, and memory is bounded whatever the size of the model.
 TILE = 2**13
 # A variable of so many coordinates has a state of its own.
 LARGE = 2**18
+# A tensorwise rule runs on arrays of about so many columns: a row of each stays in the cache.
+COLUMNS = 2**11
 
 
 @dataclass(frozen=True)
@@ -71,18 +76,116 @@ class Group:
         return [ops.reshape(part, shape) for part, shape in pairs]
 
 
-def grouped(layout: Layout, together: bool) -> tuple[Group, ...]:
+@dataclass(frozen=True)
+class Columns(Layout):
+    """The layout of tensors that lie beside each other in an array [..., rows, columns].
+
+    Each has columns of its own, with zeros behind its last coordinate, so that sums over tensors
+    are sums of rows.
+
+    Attributes:
+        rows: How many.
+    """
+
+    rows: int = 1
+
+    @cached_property
+    def widths(self) -> tuple[int, ...]:
+        """Columns of each tensor."""
+        return tuple(-(-size // self.rows) for size in self.sizes)
+
+    def spread(self, values: Sequence):
+        return np.repeat(np.asarray(values), self.widths)
+
+    def over(self, values):
+        return ops.take(values, self.spread(np.arange(self.tensors)), axis=-1)
+
+    def sums(self, function: Callable[..., Sequence], *arrays):
+        if self.rows == 1 or keras.backend.backend() == "torch":  # whose loops are Python's
+            total = [ops.sum(x, -2) for x in function(*arrays)]
+        else:
+
+            def add(i, total):
+                row = function(*(x[i] for x in arrays))
+                return tuple(a + x for a, x in zip(total, row, strict=True))
+
+            start = tuple(function(*(x[0] for x in arrays)))
+            total = ops.fori_loop(1, self.rows, add, start)
+        whose = np.repeat(np.eye(self.tensors), self.widths, axis=0)
+        return ops.matmul(ops.stack(total), ops.cast(whose, total[0].dtype))
+
+    def only(self, members: Sequence[int]) -> Columns:
+        part = super().only(members)
+        return Columns(part.names, part.shapes, self.rows)
+
+    def join(self, parts: Sequence):
+        """One array [..., size] a tensor as one array of all."""
+        blocks = []
+        for part, width in zip(parts, self.widths, strict=True):
+            features, missing = tuple(part.shape[:-1]), self.rows * width - part.shape[-1]
+            if missing:
+                part = ops.pad(part, [(0, 0)] * len(features) + [(0, missing)])
+            blocks.append(ops.reshape(part, (*features, self.rows, width)))
+        return blocks[0] if len(blocks) == 1 else ops.concatenate(blocks, axis=-1)
+
+    def cut(self, whole) -> list:
+        """What `join` joined."""
+        parts, start = [], 0
+        for size, width in zip(self.sizes, self.widths, strict=True):
+            block = whole[..., start : start + width]
+            flat = ops.reshape(block, (*whole.shape[:-2], self.rows * width))
+            parts.append(flat[..., :size])
+            start += width
+        return parts
+
+    def flatten(self, tensors: Sequence):
+        return self.join([ops.reshape(tensor, (-1,)) for tensor in tensors])
+
+    def unflatten(self, array) -> list:
+        pairs = zip(self.cut(array), self.shapes, strict=True)
+        return [ops.reshape(part, shape) for part, shape in pairs]
+
+
+@dataclass(frozen=True)
+class TensorGroup(Group):
+    """Variables that are packed together for a tensorwise rule, in `Columns`."""
+
+    layout: Columns
+
+    def shape(self, *features: int) -> tuple[int, ...]:
+        return (*features, self.layout.rows, sum(self.layout.widths))
+
+    def join(self, parts: Sequence):
+        return self.layout.join(parts)
+
+    def cut(self, whole) -> list:
+        return self.layout.cut(whole)
+
+
+def grouped(layout: Layout, rule: UpdateRule) -> tuple[Group, ...]:
     """How variables are packed: small ones together, each large one by itself.
 
-    Args:
-        layout: Of all variables.
-        together: Whether the rule must see all of them at once.
+    Where a rule is neither coordinatewise nor tensorwise, all are together.
     """
+    together = not (rule.coordinatewise or rule.tensorwise)
     large = [k for k, size in enumerate(layout.sizes) if size >= LARGE and not together]
     small = [k for k in range(layout.tensors) if k not in large]
-    groups = []
+    groups: list[Group] = []
     for members in (small, *([k] for k in large)):
         part = layout.only(members)
-        tiles = 1 if together or part.size <= LARGE else -(-part.size // TILE)
-        groups.append(Group(tuple(members), part, tiles))
+        if rule.tensorwise:
+            columns = Columns(part.names, part.shapes, _rows(part))
+            groups.append(TensorGroup(tuple(members), columns))
+        else:
+            tiles = 1 if together or part.size <= LARGE else -(-part.size // TILE)
+            groups.append(Group(tuple(members), part, tiles))
     return tuple(group for group in groups if group.members)
+
+
+def _rows(layout: Layout) -> int:
+    """How many rows make about `COLUMNS` columns; a single tensor fills them if it can."""
+    rows = max(layout.size // COLUMNS, 1)
+    if layout.tensors == 1:
+        whole = (n for n in range(rows, rows // 8, -1) if layout.size % n == 0)
+        return next(whole, rows)
+    return rows

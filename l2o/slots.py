@@ -107,7 +107,7 @@ def made(optimizer, policy: Policy, start: State, variables: Sequence) -> Slots:
         )
 
     layout = Layout.of(variables, [_in_layout(k, v) for k, v in enumerate(variables)])
-    groups, states = grouped(layout, not policy.rule.coordinatewise), []
+    groups, states = grouped(layout, policy.rule), []
     with beside(optimizer, variables[0]) if variables else nullcontext():
         skipped = add("skipped_steps", (), "int32")
         shared = {name: add(name, x.shape, x.dtype) for name, x in start.shared.items()}

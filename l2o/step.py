@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from functools import cache, partial
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -29,7 +30,7 @@ from l2o.backends import (
     write,
 )
 from l2o.packing import Group
-from l2o.rules import Horizon, State, UpdateRule, Window
+from l2o.rules import Horizon, Layout, State, UpdateRule, Window
 from l2o.rules.wrapper import checked_state
 
 
@@ -142,9 +143,102 @@ def take_step(rule, groups, weights, gradients, parameters, held, rate, horizon=
     filled = [
         ops.zeros_like(p) if g is None else g for g, p in zip(gradients, parameters, strict=True)
     ]
+    parts = [
+        Part(
+            group,
+            [k for k, number in enumerate(group.members) if gradients[number] is not None],
+            group.flatten([filled[k] for k in group.members]),
+            group.flatten([parameters[k] for k in group.members]),
+            State(state.coordinate, state.tensor, shared),
+        )
+        for group, state in zip(groups, states, strict=True)
+    ]
     # Rules keep second moments, which an infinite square would spoil for good.
-    joined = [group.flatten([filled[k] for k in group.members]) for group in groups]
-    finite = ops.all(ops.stack([ops.all(ops.isfinite(ops.square(g))) for g in joined]))
+    finite = ops.all(ops.stack([ops.all(ops.isfinite(ops.square(p.gradient))) for p in parts]))
+    moving = [part for part in parts if part.moves]
+    move = _tensors_moved if rule.tensorwise else _coordinates_moved
+    found = iter(move(rule, weights, moving, horizon, finite) if moving else ())
+
+    steps, moved, after = [None] * len(gradients), [], shared
+    for part in parts:
+        state = part.state
+        if part.moves:
+            step, state = next(found)
+            after, each = state.shared, part.group.unflatten(rate * step)
+            for k in part.there:
+                steps[part.group.members[k]] = each[k]
+        moved.append(State(state.coordinate, state.tensor, {}))
+    return steps, (moved, after, skipped + ops.cast(ops.logical_not(finite), skipped.dtype))
+
+
+class Part(NamedTuple):
+    """A group in a step.
+
+    Attributes:
+        group: How its variables are packed.
+        there: Which of its members have a gradient.
+        gradient, parameters: Packed.
+        state: Of the group, and the shared.
+    """
+
+    group: Group
+    there: list[int]
+    gradient: Any
+    parameters: Any
+    state: State
+
+    @property
+    def moves(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.there and self.group.layout.size)
+
+    def kept(self, new: State) -> State:
+        """A new state, but for members without a gradient, which keep theirs."""
+        if len(self.there) == len(self.group.members):
+            return new
+        group = self.group
+        whether = np.isin(np.arange(len(group.members)), self.there)
+        here = ops.convert_to_tensor(group.layout.spread(whether.tolist()))
+        if group.tiles > 1:
+            here = group.join([here])
+
+        def kept(old, value):
+            features = tuple(range(1, old.ndim - 1)) if group.tiles > 1 else ()
+            return ops.where(ops.expand_dims(here, features) if features else here, value, old)
+
+        pairs = self.state.coordinate.items(), self.state.tensor.items()
+        coordinate = {name: kept(old, new.coordinate[name]) for name, old in pairs[0]}
+        tensor = {name: ops.where(whether, new.tensor[name], old) for name, old in pairs[1]}
+        return State(coordinate, tensor, new.shared)
+
+
+def _tensors_moved(rule, weights, parts: list[Part], horizon, finite) -> list:
+    """Steps and states after a tensorwise rule's, which sees sums over all tensors first."""
+    sums = [rule.sums(p.gradient, p.parameters, p.state, p.group.layout) for p in parts]
+    sums = [ops.take(each, p.there, axis=1) for each, p in zip(sums, parts, strict=True)]
+    named = [(p.group.layout.names[k], p.group.layout.shapes[k]) for p in parts for k in p.there]
+    layout = Layout(*zip(*named, strict=True))
+    whole = rule.chosen(weights, ops.concatenate(sums, axis=1), parts[0].state, layout, horizon)
+
+    found, start = [], 0
+    for part in parts:
+        places = [0] * len(part.group.members)  # of members without a gradient, any
+        for n, k in enumerate(part.there):
+            places[k] = start + n
+        start += len(part.there)
+        group, _, gradient, parameters, state = part
+        chosen = group.layout.over(ops.take(whole, places, axis=1))
+        step, new = rule.update(weights, gradient, parameters, state, group.layout, horizon, chosen)
+        new = part.kept(checked_state(rule, state, new))
+        step, new = keras.tree.map_structure(
+            lambda x, old: ops.where(finite, x, old), (step, new), (ops.zeros_like(step), state)
+        )
+        found.append((step, new))
+    return found
+
+
+def _coordinates_moved(rule, weights, parts: list[Part], horizon, finite) -> list:
+    """Steps and states after any other rule's."""
 
     def update(gradient, parameters, state, layout):
         def move():
@@ -154,40 +248,18 @@ def take_step(rule, groups, weights, gradients, parameters, held, rate, horizon=
         # Within a loop over tiles the condition also keeps XLA from copying all state every time.
         return ops.cond(finite, move, lambda: (ops.zeros_like(gradient), state))
 
-    steps, moved, after = [None] * len(gradients), [], shared
-    for group, gradient, state in zip(groups, joined, states, strict=True):
-        there = [k for k, number in enumerate(group.members) if gradients[number] is not None]
-        if there and group.layout.size:
-            values = group.flatten([parameters[k] for k in group.members])
-            before = State(state.coordinate, state.tensor, shared)
-            step, state = _moved(rule, update, group, there, gradient, values, before)
-            after, each = state.shared, group.unflatten(rate * step)
-            for k in there:
-                steps[group.members[k]] = each[k]
-        moved.append(State(state.coordinate, state.tensor, {}))
-    return steps, (moved, after, skipped + ops.cast(ops.logical_not(finite), skipped.dtype))
-
-
-def _moved(rule, update, group: Group, there: list[int], gradient, parameters, state: State):
-    """`update` of a group; members that are not `there` keep their state."""
-    everyone = len(there) == len(group.members)
-    if not rule.coordinatewise and not everyone:
-        return _moved_in_part(update, group, there, gradient, parameters, state)
-    if group.tiles == 1:
-        step, new = update(gradient, parameters, state, group.layout)
-    else:
-        step, new = _by_tiles(update, group, gradient, parameters, state)
-    if everyone:
-        return step, new
-    here = group.layout.spread([k in there for k in range(len(group.members))])
-    here = group.join([ops.convert_to_tensor(here)])
-
-    def kept(old, value):
-        features = tuple(range(1, old.ndim - 1)) if group.tiles > 1 else ()
-        return ops.where(ops.expand_dims(here, features) if features else here, value, old)
-
-    coordinate = {name: kept(old, new.coordinate[name]) for name, old in state.coordinate.items()}
-    return step, State(coordinate, state.tensor, new.shared)
+    found = []
+    for part in parts:
+        group, there, gradient, parameters, state = part
+        if not rule.coordinatewise and len(there) < len(group.members):
+            found.append(_moved_in_part(update, group, there, gradient, parameters, state))
+            continue
+        if group.tiles == 1:
+            step, new = update(gradient, parameters, state, group.layout)
+        else:
+            step, new = _by_tiles(update, group, gradient, parameters, state)
+        found.append((step, part.kept(new)))
+    return found
 
 
 def _by_tiles(update, group: Group, gradient, parameters, state: State):

@@ -44,7 +44,6 @@ SKIPPED = {  # few, and each of them known here too
     "docs/performance.md": 13,  # test_benchmarks.py runs each with small settings
     "docs/reliability.md": 2,
     "docs/results.md": 4,
-    "docs/results/data/general/README.md": 1,
     "docs/results/data/modern/README.md": 1,
 }
 

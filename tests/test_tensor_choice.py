@@ -58,17 +58,20 @@ def plain(parameters, gradients, learned, total, epochs):
             offset = here.stop
             a, b, p = m[here] / (1 - 0.9**t), n[here] / (1 - 0.99**t), v[here] / (1 - 0.99**t)
             y, theta = g[here], x[here]
-            r = 1 / np.sqrt(p + 1e-6 * p.mean())
+            r = 1 / np.sqrt(p)
             ways = [a * r, b * r, y * r, np.sign(a), a, b, y,
-                    (1 + np.tanh(y * r) * np.tanh(a * r)) * y, theta, a * r]  # fmt: skip
+                    (1 + np.sign(y) * np.sign(a)) * y, theta]  # fmt: skip
+            ways = [way / (rms(way) or 1) for way in ways]
             hidden = "embedding" not in name and len(shape) > 1
             if hidden:
                 rows = {(6, 4): 6, (2, 2, 3, 5): 12}[shape]
-                z = (0.9 * a + 0.1 * y).reshape(rows, -1)
+                z = (0.9 * m[here] + 0.1 * y).reshape(rows, -1)
                 z = z / np.linalg.norm(z)
                 for _ in range(5):
                     z = 3.4445 * z + (-4.775 * z @ z.T + 2.0315 * z @ z.T @ z @ z.T) @ z
-                ways[9] = z.ravel()
+                ways.append(z.ravel() * math.sqrt(max(z.shape)))
+            else:
+                ways.append(ways[0])
             noise = np.sqrt(p.mean())
             if total:
                 shares = [
@@ -94,13 +97,13 @@ def plain(parameters, gradients, learned, total, epochs):
                       math.log(math.prod(shape[:-1])) / 2 - 2, math.log(count) / 4 - 2,
                       math.log(size) / 3 - math.log(count) / 3 + 1]  # fmt: skip
             out = np.tanh(known @ w0 + b0) @ w1 + b1
-            mixed = ways[0] / rms(ways[0])
-            for c, way in zip(out[1:], ways, strict=True):
-                mixed = mixed + c * way / rms(way)
+            shares = np.eye(10)[0] + out[1:]
+            if not hidden:
+                shares = np.array([shares[0] + shares[9], *shares[1:9], 0])
+            mixed = sum(c * way for c, way in zip(shares, ways, strict=True))
+            mixed = mixed / np.linalg.norm(shares)
             length = max(rms(theta), 0.3 * overall)
-            step[here] = (
-                0.03 * w * math.exp(4 * math.tanh(out[0] / 4)) * length * mixed / rms(mixed)
-            )
+            step[here] = 0.03 * w * math.exp(4 * math.tanh(out[0] / 4)) * length * mixed
         x = x - step
         steps.append(step)
     return np.stack(steps)
@@ -200,7 +203,8 @@ def test_what_the_network_sees_is_of_a_few_units():
         time = time_of(tf.constant(math.ceil(generator.uniform() * total), "float64"),
                        Horizon(total, math.exp(generator.uniform(-7, 9))))  # fmt: skip
         wild = lambda *shape: tf.constant(np.exp(generator.normal(size=shape) * 9))  # noqa: E731
-        seen.append(inputs(time, wild(3), wild(len(DIRECTIONS), 3), wild(), layout))
+        lengths = {name: wild(3) for name in DIRECTIONS}
+        seen.append(inputs(time, wild(3), lengths, wild(), layout))
     assert np.shape(seen[0]) == (FEATURES, 3)
     assert np.abs(seen).max() < 5
 

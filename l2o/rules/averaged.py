@@ -42,9 +42,11 @@ class Averaged(Wrapper):
         if not isinstance(self.share, float) or not 0 < self.share < 1:
             raise ValueError(f"share must be above 0 and below 1. Received: {self.share!r}")
 
-    def update(self, weights, gradient, parameters, state, layout, horizon=None):
+    def update(self, weights, gradient, parameters, state, layout, horizon=None, *chosen):
         held, own = self._parted(state)
-        step, held = self.inner.update(weights, gradient, parameters, held, layout, horizon)
+        step, held = self.inner.update(
+            weights, gradient, parameters, held, layout, horizon, *chosen
+        )
         lag, t = own["lag"], ops.cast(own["averaged"] + 1, step.dtype)
         weight = ops.maximum(1 / WINDOW, _START / (_START + t))
         before, now = (self.share * ops.minimum(n / RAMP, 1.0) for n in (t - 1, t))

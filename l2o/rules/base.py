@@ -48,12 +48,14 @@ class UpdateRule:
 
     Attributes:
         coordinatewise: Whether it may be run on blocks of coordinates.
+        tensorwise: Whether it may be run on blocks of tensors, by `sums` and `chosen`.
         scaled: Whether it is meta-trained in randomly scaled coordinates (Lv et al. 2017).
         needs_horizon: Whether the number of steps must be known.
     """
 
     name: ClassVar[str] = ""
     coordinatewise: ClassVar[bool] = True
+    tensorwise: ClassVar[bool] = False
     scaled: ClassVar[bool] = False
     needs_horizon: ClassVar[bool] = False
 
@@ -99,6 +101,26 @@ class UpdateRule:
 
         Returns:
             The step [D], to be subtracted from the parameters, and the new state.
+        """
+        raise NotImplementedError
+
+    def sums(self, gradient, parameters, state: State, layout: Layout):
+        """What a tensorwise rule must know of each tensor before a step, [S, K]: sums over it.
+
+        Args:
+            gradient, parameters, state, layout: As for `update`, of some of the tensors.
+        """
+        raise NotImplementedError
+
+    def chosen(self, weights: list, sums, state: State, layout: Layout, horizon: Horizon | None):
+        """What a tensorwise rule chooses for each tensor, [C, K].
+
+        `update` takes it as `chosen`, for each coordinate, and makes it itself where it is not
+        given.
+
+        Args:
+            sums: As from `sums`, of all tensors.
+            weights, state, layout, horizon: As for `update`; no more than the shared state is used.
         """
         raise NotImplementedError
 

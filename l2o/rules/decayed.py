@@ -40,8 +40,10 @@ class Decayed(Wrapper):
         object.__setattr__(self, "rate", float(rate))
         object.__setattr__(self, "exclude", tuple(words))
 
-    def update(self, weights, gradient, parameters, state, layout, horizon=None):
-        step, state = self.inner.update(weights, gradient, parameters, state, layout, horizon)
+    def update(self, weights, gradient, parameters, state, layout, horizon=None, *chosen):
+        step, state = self.inner.update(
+            weights, gradient, parameters, state, layout, horizon, *chosen
+        )
         return step + self.shrinkage(parameters, layout), state
 
     def shrinkage(self, parameters, layout):

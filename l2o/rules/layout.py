@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -55,6 +55,24 @@ class Layout:
     def spread(self, values: Sequence):
         """A value a tensor as one a coordinate, [D]."""
         return np.repeat(np.asarray(values), self.sizes)
+
+    def sums(self, function: Callable[..., Sequence], *vectors):
+        """Sums over each tensor of what a coordinatewise function makes of vectors [D].
+
+        Args:
+            function: From as many arrays to a list of S arrays.
+            *vectors: Its arguments.
+
+        Returns:
+            [S, K].
+        """
+        found = ops.stack(function(*vectors))
+        ends = zip(self.offsets, self.sizes, strict=True)
+        return ops.stack([ops.sum(found[:, a : a + size], -1) for a, size in ends], axis=1)
+
+    def over(self, values):
+        """Values of each tensor, [..., K], as ones of each coordinate, [..., D]."""
+        return ops.take(values, self.segments, axis=-1)
 
     def only(self, members: Sequence[int]) -> Layout:
         """The layout of some of the tensors."""

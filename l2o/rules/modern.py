@@ -127,15 +127,15 @@ def is_hidden_matrix(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def orthogonalized(matrix):
-    """A matrix [n, k] with all singular values brought near 1 (Jordan et al. 2024).
+    """Matrices [..., n, k] with all singular values brought near 1 (Jordan et al. 2024).
 
     Newton-Schulz: X <- a X + (b A + c A A) X with A = X X^T, five times.
     """
     a, b, c = _NEWTON_SCHULZ
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = ops.transpose(matrix) if tall else matrix
-    x = x / (ops.sqrt(ops.sum(ops.square(x))) + 1e-7)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = ops.swapaxes(matrix, -1, -2) if tall else matrix
+    x = x / (ops.sqrt(ops.sum(ops.square(x), (-2, -1), keepdims=True)) + 1e-7)
     for _ in range(5):
-        square = ops.matmul(x, ops.transpose(x))
+        square = ops.matmul(x, ops.swapaxes(x, -1, -2))
         x = a * x + ops.matmul(b * square + c * ops.matmul(square, square), x)
-    return ops.transpose(x) if tall else x
+    return ops.swapaxes(x, -1, -2) if tall else x

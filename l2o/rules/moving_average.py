@@ -34,9 +34,11 @@ class MovingAverage(Wrapper):
         if not isinstance(self.momentum, Real) or not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be from 0 to below 1. Received: {self.momentum!r}")
 
-    def update(self, weights, gradient, parameters, state, layout, horizon=None):
+    def update(self, weights, gradient, parameters, state, layout, horizon=None, *chosen):
         held, own = self._parted(state)
-        step, held = self.inner.update(weights, gradient, parameters, held, layout, horizon)
+        step, held = self.inner.update(
+            weights, gradient, parameters, held, layout, horizon, *chosen
+        )
         kept = self.momentum * ops.cast(step_count(state) > 0, step.dtype)
         average = kept * own["average"] + (1 - kept) * (parameters - step)
         return step, self._joined(held, {"average": average})

@@ -110,7 +110,9 @@ class Scheduled(Wrapper):
     def needs_horizon(self) -> bool:  # type: ignore[override]
         return self.schedule.open or self.inner.needs_horizon
 
-    def update(self, weights, gradient, parameters, state, layout, horizon=None):
+    def update(self, weights, gradient, parameters, state, layout, horizon=None, *chosen):
         factor = self.schedule.factor(step_count(state), horizon)
-        step, state = self.inner.update(weights, gradient, parameters, state, layout, horizon)
+        step, state = self.inner.update(
+            weights, gradient, parameters, state, layout, horizon, *chosen
+        )
         return factor * step, state

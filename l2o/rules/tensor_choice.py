@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from keras import ops
 
-from l2o.rules.analytical import AddSign, corrected, moments, step_count, zeros
+from l2o.rules.analytical import step_count, zeros
 from l2o.rules.base import Horizon, State, UpdateRule
 from l2o.rules.layout import Layout
 from l2o.rules.modern import orthogonalized
@@ -19,7 +19,7 @@ DIRECTIONS = ("adam", "slow adam", "rmsprop", "sign", "momentum", "slow momentum
               "addsign", "decay", "orthogonal")  # fmt: skip
 FEATURES = 25
 BETA, SLOW, POWER = 0.9, 0.99, 0.99  # decays of the moments
-DAMPING, TINY = 1e-6, 1e-30  # added to a second moment: in means of its tensor, and at all
+TINY = 1e-15  # a gradient, or a direction, that is as good as none
 PLACES = (0.03, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.1)  # in a fit, as shares of it
 KNOWN = cosine(0.05, end=1e-3)  # the schedule where the horizon is known
 RISE, FALL = 50.0, 1000.0  # steps; of the schedule where it is not
@@ -31,14 +31,13 @@ REACH = 4.0  # logarithm of the largest factor of a step
 class TensorChoice(UpdateRule):
     """A mixture of the pool's directions, chosen for each tensor by a small network.
 
-    With m, n, v the moments of the gradient (decays 0.9, 0.99, 0.99; bias-corrected) and r the
-    inverse root of v + 1e-6 mean v, the directions d_k are Adam m r, slow Adam n r, RMSProp g r,
-    sign m, m, n, g, AddSign (1 + tanh(g r) tanh(m r)) g, the parameters, and for matrices the
-    orthogonalized momentum (of other tensors Adam's). Each is divided by its root mean square over
-    the tensor, here written |.|, and
+    With m, n, v the moments of the gradient g (decays 0.9, 0.99, 0.99) and r = v^-1/2, the
+    directions d_k are Adam m r, slow Adam n r, RMSProp g r, sign m, m, n, g, AddSign
+    (1 + sign g sign m) g, the parameters, and for hidden matrices the orthogonalized momentum (for
+    other tensors Adam's). Each is divided by its root mean square over the tensor, written |.|:
 
-        y = d_1 + sum_k c_k d_k
-        step = rate w(t) exp(s) max(|theta|, 0.3 |all parameters|) y / |y|
+        c = (1, 0, ..., 0) + the network's
+        step = rate w(t) exp(s) max(|theta|, 0.3 |all parameters|) sum_k c_k d_k / |d_k| / |c|_2
 
     where the network gives s, within ±4, and c once a tensor, out of `inputs`. With weights of zero
     it is Adam with a schedule, by steps that are a share of their tensor. Where the horizon T is
@@ -50,15 +49,16 @@ class TensorChoice(UpdateRule):
     Attributes:
         units: Of the network's hidden layer.
         rate: The largest step before `exp(s)`, in sizes of its tensor.
-        orthogonal: Whether matrices may follow their orthogonalized momentum, which takes a few
-            products of matrices a step; else they have Adam's in its place.
+        orthogonal: Matrices may follow their orthogonalized momentum if their smaller side is at
+            most this; five products of matrices a step are its cost. 0 is none.
     """
 
     units: int = 16
     rate: float = 0.03
-    orthogonal: bool = True
+    orthogonal: int = 128
     name: ClassVar[str] = "tensorchoice"
     coordinatewise: ClassVar[bool] = False
+    tensorwise: ClassVar[bool] = True
 
     def initial_weights(self, seed: int) -> list:
         """Kernel and bias of the hidden layer, and of the output layer, which are zero."""
@@ -75,62 +75,99 @@ class TensorChoice(UpdateRule):
         return State(coordinate, {}, {"count": ops.zeros(())})
 
     def observe(self, weights, gradient, parameters, state, layout):
-        first, second = moments(gradient, state, BETA, POWER)
-        slow = SLOW * state.coordinate["slow"] + (1 - SLOW) * gradient
-        coordinate = {"first": first, "slow": slow, "second": second}
+        moved = moved_moments(gradient, **state.coordinate)
+        coordinate = dict(zip(("first", "slow", "second"), moved, strict=True))
         return State(coordinate, {}, {"count": step_count(state) + 1})
 
-    def update(self, weights, gradient, parameters, state, layout, horizon=None):
-        state = self.observe(weights, gradient, parameters, state, layout)
-        count, held = ops.cast(step_count(state), gradient.dtype), state.coordinate
-        first, second = corrected(held["first"], held["second"], count, BETA, POWER, "exact")
-        slow = held["slow"] / (1 - ops.power(SLOW, count))
-        powers = [mean(v) for v in layout.unflatten(second)]
-        tensors = map(layout.unflatten, (gradient, first, slow, second, parameters))
-        each = zip(layout.names, *tensors, powers, strict=True)
-        pools = [self._directions(*tensor) for tensor in each]
+    def sums(self, gradient, parameters, state, layout):
+        """Of the second moment and of the squares of all directions but the orthogonal one."""
 
-        lengths = ops.stack([ops.stack([length(d) for d in pool]) for pool in pools], axis=1)
-        noise = ops.sqrt(ops.stack(powers))
-        overall, time = length(parameters), time_of(count, horizon)
-        known = inputs(time, noise, lengths, overall, layout)
+        def squares(gradient, parameters, first, slow, second):
+            held = moved_moments(gradient, first, slow, second)
+            return [held[-1], *map(ops.square, directions(gradient, parameters, *held))]
+
+        held = (state.coordinate[name] for name in ("first", "slow", "second"))
+        return layout.sums(squares, gradient, parameters, *held)
+
+    def chosen(self, weights, sums, state, layout, horizon):
+        """What each direction is multiplied by, in the order of `DIRECTIONS`."""
+        count = ops.cast(step_count(state), sums.dtype) + 1
+        sizes = ops.cast(np.maximum(layout.sizes, 1), sums.dtype)
+        noise, *lengths = ops.unstack(ops.sqrt(sums / sizes), len(DIRECTIONS))
+        of = dict(zip(DIRECTIONS, [*lengths, ops.ones_like(noise)], strict=True))
+        overall = ops.sqrt(ops.sum(ops.square(of["decay"]) * sizes) / max(layout.size, 1))
+
+        time = time_of(count, horizon)
+        known = inputs(time, noise, of, overall, layout)
         hidden = ops.tanh(ops.matmul(ops.transpose(weights[0]), known) + weights[1][:, None])
         outputs = ops.matmul(ops.transpose(weights[2]), hidden) + weights[3][:, None]
 
-        adam = ops.cast(np.eye(len(DIRECTIONS), 1), gradient.dtype)
-        shares = (adam + outputs[1:]) / (lengths + TINY)
-        size = lengths[DIRECTIONS.index("decay")]
-        size = ops.maximum(size, ops.maximum(LEAST * overall, SMALLEST))
+        adam, orthogonal = np.eye(len(DIRECTIONS))[[0, -1]]
+        shares = ops.cast(adam[:, None], sums.dtype) + outputs[1:]
+        lacking = np.outer(adam - orthogonal, [not self._matrix(*t) for t in tensors_of(layout)])
+        shares = shares + ops.cast(lacking, sums.dtype) * shares[-1]
+        shares = shares * ops.rsqrt(ops.sum(ops.square(shares), 0) + TINY)
+        size = ops.maximum(of["decay"], ops.maximum(LEAST * overall, SMALLEST))
         reach = ops.exp(REACH * ops.tanh(outputs[0] / REACH))
-        reach = self.rate * schedule(time) * reach * size
-        steps = []
-        for k, pool in enumerate(pools):
-            mixed = sum(share * d for share, d in zip(ops.unstack(shares[:, k]), pool, strict=True))
-            steps.append(reach[k] / (length(mixed) + TINY) * mixed)
-        return layout.flatten(steps), state
+        return (
+            self.rate * schedule(time) * reach * size * shares / (ops.stack([*of.values()]) + TINY)
+        )
 
-    def _directions(self, name: str, gradient, first, slow, second, parameters, power) -> list:
-        """A tensor's, in the order of `DIRECTIONS`."""
-        root = ops.rsqrt(second + (DAMPING * power + TINY))
-        adam, orthogonal = first * root, first * root
-        matrix = matrix_of(name, tuple(gradient.shape))
-        if self.orthogonal and matrix:
-            ahead = BETA * first + (1 - BETA) * gradient
-            ahead = ops.reshape(ahead / (length(ahead) + TINY), matrix)
-            orthogonal = ops.reshape(orthogonalized(ahead), gradient.shape)
-        addsign = AddSign(1.0)._weight(ops.tanh(gradient * root) * ops.tanh(adam)) * gradient
-        return [adam, slow * root, gradient * root, ops.sign(first), first, slow, gradient, addsign,
-                parameters, orthogonal]  # fmt: skip
+    def update(self, weights, gradient, parameters, state, layout, horizon=None, chosen=None):
+        if chosen is None:
+            sums = self.sums(gradient, parameters, state, layout)
+            chosen = layout.over(self.chosen(weights, sums, state, layout, horizon))
+        state = self.observe(weights, gradient, parameters, state, layout)
+        pool = directions(gradient, parameters, *state.coordinate.values())
+        *factors, orthogonal = ops.unstack(chosen, len(DIRECTIONS))
+        step = sum(factor * d for factor, d in zip(factors, pool, strict=True))
+        if any(self._matrix(*tensor) for tensor in tensors_of(layout)):
+            step = step + orthogonal * self._orthogonal(gradient, state, layout)
+        return step, state
+
+    def _matrix(self, name: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
+        """The matrix that a tensor is, if it may follow its orthogonalized momentum."""
+        matrix = matrix_of(name, shape)
+        return matrix if matrix and min(matrix) <= self.orthogonal else None
+
+    def _orthogonal(self, gradient, state: State, layout: Layout):
+        """Nesterov's momentum of all matrices, orthogonalized, at a length of about 1; else 0."""
+        ahead = BETA * state.coordinate["first"] + (1 - BETA) * gradient
+        found = [ops.zeros(shape, ahead.dtype) for shape in layout.shapes]
+        alike: dict[tuple[int, int], list[int]] = {}  # which are orthogonalized at once
+        for k, tensor in enumerate(tensors_of(layout)):
+            if matrix := self._matrix(*tensor):
+                alike.setdefault(matrix, []).append(k)
+        parts = layout.unflatten(ahead)
+        for matrix, places in alike.items():
+            several = ops.stack([ops.reshape(parts[k], matrix) for k in places])
+            power = ops.mean(ops.square(several), (-2, -1), keepdims=True)
+            several = math.sqrt(max(matrix)) * orthogonalized(several / (ops.sqrt(power) + TINY))
+            for k, one in zip(places, ops.unstack(several, len(places)), strict=True):
+                found[k] = ops.reshape(one, layout.shapes[k])
+        return layout.flatten(found)
 
 
-def mean(x):
-    """The mean of a tensor; 0 where it is empty."""
-    return ops.sum(x) / max(math.prod(x.shape), 1)
+def moved_moments(gradient, first, slow, second) -> tuple:
+    """The three moments after a gradient."""
+    return (
+        BETA * first + (1 - BETA) * gradient,
+        SLOW * slow + (1 - SLOW) * gradient,
+        POWER * second + (1 - POWER) * ops.square(gradient),
+    )
 
 
-def length(x):
-    """The root mean square of a tensor; 0 where it is empty."""
-    return ops.sqrt(mean(ops.square(x)))
+def directions(gradient, parameters, first, slow, second) -> list:
+    """All but the orthogonal one, of any arrays of coordinates, in the order of `DIRECTIONS`."""
+    root = ops.rsqrt(second + TINY**2)
+    addsign = (1 + ops.sign(gradient) * ops.sign(first)) * gradient
+    return [first * root, slow * root, gradient * root, ops.sign(first), first, slow, gradient,
+            addsign, parameters]  # fmt: skip
+
+
+def tensors_of(layout: Layout):
+    """Name and shape of each tensor."""
+    return zip(layout.names, layout.shapes, strict=True)
 
 
 class Time(NamedTuple):
@@ -164,17 +201,18 @@ def schedule(time: Time):
     return ops.where(time.known > 0, planned, open_ended)
 
 
-def inputs(time: Time, noise, lengths, overall, layout: Layout):
+def inputs(time: Time, noise, lengths: dict[str, Any], overall, layout: Layout):
     """What the network sees of each tensor, [FEATURES, K], all within a few units of 0.
 
     Args:
         time: Of the step.
         noise: Root mean second moment of each tensor, [K].
-        lengths: Root mean squares of the directions, [N, K].
+        lengths: Root mean squares of the directions, each [K].
         overall: Root mean square of all parameters.
         layout: Of the tensors.
     """
-    dtype, noise = noise.dtype, noise + TINY
+    dtype, full = noise.dtype, lambda beta: 1 - ops.power(beta, time.count)
+    noise = noise * ops.rsqrt(full(POWER)) + TINY
     log = lambda x, low, high: ops.clip(ops.log(x + TINY), low, high)  # noqa: E731
     shares = time.count / time.steps - ops.cast(PLACES, dtype)
     now = [
@@ -185,27 +223,21 @@ def inputs(time: Time, noise, lengths, overall, layout: Layout):
         time.seen * ops.clip(ops.log(time.epochs), -2.0, 5.0) / 2,
         *(ops.tanh(ops.log(time.count / n)) for n in (10.0, 100.0, 1000.0)),
     ]
-    of = dict(zip(DIRECTIONS, ops.unstack(lengths, len(DIRECTIONS)), strict=True))
     moving = [
-        1 + log(of["momentum"] / noise, -4.0, 1.0) / 2,
-        1 + log(of["slow momentum"] / noise, -4.0, 1.0) / 2,
-        log(of["sgd"] / noise, -2.0, 2.0),
-        log(of["decay"] / (overall + TINY), -4.0, 2.0) / 2,
+        1 + log(lengths["momentum"] / full(BETA) / noise, -4.0, 1.0) / 2,
+        1 + log(lengths["slow momentum"] / full(SLOW) / noise, -4.0, 1.0) / 2,
+        log(lengths["sgd"] / noise, -2.0, 2.0),
+        log(lengths["decay"] / (overall + TINY), -4.0, 2.0) / 2,
     ]
-    size, count = (
-        ops.cast(np.log(np.maximum(layout.sizes, 1)), dtype),
-        math.log(max(layout.size, 1)),
-    )
-    fan_in = [math.log(max(math.prod(shape[:-1]), 1)) for shape in layout.shapes]
+    sizes = np.log(np.maximum(layout.sizes, 1))
+    fan_in = np.log([max(math.prod(shape[:-1]), 1) for shape in layout.shapes])
+    whole = math.log(max(layout.size, 1))
     fixed = [
-        [1.0 if len(shape) > 1 else -1.0 for shape in layout.shapes],
-        [
-            1.0 if matrix_of(*named) else -1.0
-            for named in zip(layout.names, layout.shapes, strict=True)
-        ],
-        [x / 2 - 2 for x in fan_in],
-        [count / 4 - 2] * layout.tensors,
-        size / 3 - count / 3 + 1,
+        [1 if len(shape) > 1 else -1 for shape in layout.shapes],
+        [1 if matrix_of(*tensor) else -1 for tensor in tensors_of(layout)],
+        fan_in / 2 - 2,
+        [whole / 4 - 2] * layout.tensors,
+        sizes / 3 - whole / 3 + 1,
     ]
     rows = [ops.broadcast_to(x, noise.shape) for x in now] + moving
     return ops.stack(rows + [ops.cast(x, dtype) for x in fixed])

@@ -44,14 +44,16 @@ class WarmUp(Wrapper):
         object.__setattr__(self, "steps", int(steps))
         object.__setattr__(self, "rate", float(rate))
 
-    def update(self, weights, gradient, parameters, state, layout, horizon=None):
+    def update(self, weights, gradient, parameters, state, layout, horizon=None, *chosen):
         def start():
             step = self.rate * (gradient + self.shrinkage(parameters, layout))
             new = self.observe(weights, gradient, parameters, state, layout)
             return step, checked_state(self, state, new)
 
         def go_on():
-            step, new = self.inner.update(weights, gradient, parameters, state, layout, horizon)
+            step, new = self.inner.update(
+                weights, gradient, parameters, state, layout, horizon, *chosen
+            )
             return step, checked_state(self, state, new)
 
         return ops.cond(step_count(state) < self.steps, start, go_on)

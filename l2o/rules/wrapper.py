@@ -43,6 +43,10 @@ class Wrapper(UpdateRule):
         return self.inner.coordinatewise
 
     @property
+    def tensorwise(self) -> bool:  # type: ignore[override]
+        return self.inner.tensorwise
+
+    @property
     def scaled(self) -> bool:  # type: ignore[override]
         return self.inner.scaled
 
@@ -71,6 +75,12 @@ class Wrapper(UpdateRule):
         held, own = self._parted(state)
         held = self.inner.observe(weights, gradient, parameters, held, layout)
         return self._joined(held, own)
+
+    def sums(self, gradient, parameters, state, layout):
+        return self.inner.sums(gradient, parameters, self._parted(state)[0], layout)
+
+    def chosen(self, weights, sums, state, layout, horizon):
+        return self.inner.chosen(weights, sums, self._parted(state)[0], layout, horizon)
 
     def evaluated(self, parameters, state):
         return self.inner.evaluated(parameters, self._parted(state)[0])
