@@ -1,5 +1,6 @@
 """Evolution strategies: their mean is the analytic meta-gradient; pairs share all but noise."""
 
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -217,6 +218,38 @@ def test_both_of_a_pair_see_the_same_and_step_as_an_optimizer_with_their_weights
         found = np.mean([outcome.meta_loss[0, column] for outcome in outcomes])
         wanted = np.average(values, weights=[1] * 16 + [3] * 4) - values[0]
         np.testing.assert_allclose(found, wanted)
+
+
+def test_noisy_gradients_are_cut_and_both_of_a_pair_have_the_same_noise(quadratic):
+    """In clean coordinates, by plain SGD: every step is its gradient cut to 1, and noise."""
+    evolution = replace(_PLAIN, noisy=1.0, reparameterised=0.5, noise_size=0.3)
+    job = Amalgamation(Rates(), (Teacher(Adam(0.1), []),), "mean", quadratic, warmup_rate=0.1)
+    weights = tf.constant([-2.0, -1.5, 0.3], "float64")
+    pairs, steps = 64, 5
+    entry = table(quadratic, evolution, steps, pairs).entry(0)
+    entry = entry._replace(step=np.zeros(pairs))
+    assert np.ptp(entry.scale) and np.all(entry.noisiness * math.sqrt(2) > 0.3)
+    _, particles = moved(job, evolution, [entry], weights, warmup=steps)
+    clean = particles.student.parameters * entry.scale[:, None]
+    np.testing.assert_allclose(clean[:, 0], clean[:, 1], rtol=1e-9)
+    np.testing.assert_allclose(clean[:, 0], particles.teachers[0].parameters, rtol=1e-9)
+
+    one = entry._replace(examples=entry.examples[:, :1])
+    _, particles = moved(job, evolution, [one], weights, warmup=1)
+    start = entry.start[0]
+    centres = np.stack([quadratic.dataset.train.inputs[k[0]].mean(0) for k in entry.examples])
+    slopes = 2 * np.array([1.0, 3.0]) * (start - centres)
+    cut = slopes / np.maximum(np.linalg.norm(slopes, axis=1, keepdims=True), 1)
+    found = (start - (particles.student.parameters[:, 0] * entry.scale).numpy()) / 0.1
+    noise = (found - cut) / entry.noisiness[:, None]
+    assert abs(noise.mean()) < 3 / math.sqrt(noise.size)
+    assert abs(noise.std() - 1) < 3 / math.sqrt(2 * noise.size)
+    assert len(np.unique(noise.round(6))) == noise.size
+
+    still = entry._replace(noisiness=np.zeros(pairs))  # as a fit that is not drawn to be noisy
+    plain = [moved(job, s, [g], weights)[1].student.parameters.numpy()
+             for s, g in ((evolution, still), (replace(evolution, noisy=0.0), entry))]  # fmt: skip
+    np.testing.assert_allclose(*plain)
 
 
 def test_scaled_fits_and_their_teachers_begin_where_clean_ones_do(quadratic):

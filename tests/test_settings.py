@@ -43,7 +43,7 @@ def test_every_setting_of_an_evolution_strategy_can_be_chosen():
     values = {
         "noise_size": 0.1, "fresh_noise": True, "shortest": 3, "end_weight": 2.0, "loss_limit": 3.0,
         "gradient_norm": 4.0, "cosine": True, "subsets": True, "reparameterised": 0.25,
-        "untold": 0.5,
+        "untold": 0.5, "noisy": 0.125,
     }  # fmt: skip
     assert set(values) == {f.name for f in fields(Evolution)}
     found = chosen(estimator="es", **values)

@@ -20,6 +20,7 @@ from l2o.tasks.task import Task, random_scale
 
 STARTS = 32  # different initial weights: making a network takes longer than a window of a small one
 FEWEST = 1_000  # examples of a subset, if there are as many
+NOISY = (0.3, 10.0)  # range of the length of the noise on a gradient, which is cut to length 1
 REPARAMETERISED = (0.03, 30.0)  # general range of the factor (after Celo, Moudgil et al. 2025)
 
 
@@ -41,6 +42,8 @@ class Evolution:
         reparameterised: Share of the fits whose parameters are divided by one factor, log-uniform
             between 0.03 and 30.
         untold: Share of the fits whose length the rule is not told.
+        noisy: Share of the fits whose gradients are as under DP-SGD: cut to length 1, with Gaussian
+            noise added, whose length is log-uniform between 0.3 and 10.
     """
 
     noise_size: float = 0.02
@@ -53,6 +56,7 @@ class Evolution:
     subsets: bool = False
     reparameterised: float = 0.0
     untold: float = 0.0
+    noisy: float = 0.0
 
     def __post_init__(self):
         for name in ("noise_size", "end_weight", "gradient_norm"):
@@ -64,7 +68,7 @@ class Evolution:
             raise ValueError(f"loss_limit must be a number above 1. Received: {self.loss_limit}")
         if self.shortest < 1:
             raise ValueError(f"shortest must be at least 1. Received: {self.shortest}")
-        for name in ("reparameterised", "untold"):
+        for name in ("reparameterised", "untold", "noisy"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is a share, 0 to 1. Received: {getattr(self, name)}")
 
@@ -81,6 +85,9 @@ class Entry(NamedTuple):
         step: Steps behind, float [P].
         steps, epochs: Of the whole fit, float [P].
         told: 1 where the rule knows these, else 0, [P].
+        noisiness: Deviation of the noise on a coordinate of the gradient, [P]; 0 is none, and then
+            the gradient is not cut either.
+        seed: Of that noise, int32 [P, 2].
         examples, judged: Indices of those to train on, [P, W, B], and of those that the meta-loss
             is measured on, or ().
     """
@@ -94,6 +101,8 @@ class Entry(NamedTuple):
     steps: Any
     epochs: Any
     told: Any
+    noisiness: Any
+    seed: Any
     examples: Any
     judged: Any
 
@@ -192,7 +201,8 @@ class Timetable:
             stream = Stream.HELD_OUT_BATCHES.key(*key)
             few = min(batch, len(episode.tenth))
             judged = episode.tenth[batch_indices(stream, len(episode.tenth), few, *drawn)]
-        start, scale, told = self._start(episode)
+        start, scale, told, noise = self._start(episode)
+        seed = np.random.default_rng(Stream.SCALE.key(*key)).integers(2**31, size=2)
         return Entry(
             fresh=np.bool_(behind == 0),
             start=start,
@@ -203,12 +213,14 @@ class Timetable:
             steps=np.asarray(episode.steps, dtype),
             epochs=np.asarray(episode.steps * batch / len(episode.kept), dtype),
             told=np.asarray(told, dtype),
+            noisiness=np.asarray(noise / math.sqrt(self.task.layout.size), dtype),
+            seed=seed.astype("int32"),
             examples=episode.kept[indices].astype("int32"),
             judged=judged,
         )
 
-    def _start(self, episode: Episode) -> tuple[tuple, np.ndarray, bool]:
-        """Initial weights, the scale of their coordinates, [D] or [1], and whether T is told."""
+    def _start(self, episode: Episode) -> tuple[tuple, np.ndarray, bool, float]:
+        """Initial weights, the scale of their coordinates, [D] or [1], whether T is told, noise."""
         generator = np.random.default_rng(Stream.SCALE.key(*episode.key))
         start = _initial(self.task, int(generator.integers(STARTS)))
         scale = np.ones(1)
@@ -216,7 +228,9 @@ class Timetable:
             scale = random_scale(generator, self.task.layout.size, self.scale_limit)
         if generator.uniform() < self.evolution.reparameterised:
             scale = scale * np.exp(generator.uniform(*np.log(REPARAMETERISED)))
-        return start, scale, generator.uniform() >= self.evolution.untold
+        told = generator.uniform() >= self.evolution.untold
+        noisy = generator.uniform() < self.evolution.noisy
+        return start, scale, told, noisy * np.exp(generator.uniform(*np.log(NOISY)))
 
 
 _drawing = threading.Lock()  # initial weights come from generators that all threads share

@@ -145,7 +145,7 @@ class EvolutionTraining:
             tick: Called after every window with the seconds it took, and its share of the work.
         """
         flat, begun = Layout.of(weights).flatten(weights), time.monotonic()
-        plain = replace(self.evolution, reparameterised=0.0, untold=0.0)
+        plain = replace(self.evolution, reparameterised=0.0, untold=0.0, noisy=0.0)
         tables = [
             Timetable(
                 job.task, (*key, k), range(trajectories), plain, self.truncation, unroll,

@@ -30,7 +30,7 @@ from l2o.problems.dataset import Batch
 from l2o.rules.base import Horizon
 from l2o.rules.layout import Layout
 from l2o.tasks.batches import entry as rows_of
-from l2o.tasks.task import Scaled
+from l2o.tasks.task import Scaled, loss_and_gradient
 
 END = 0.8  # the share of a fit after which it nears its end
 FARTHEST = 80.0  # logarithm of a squared distance at most; beyond, float32 ends
@@ -132,9 +132,10 @@ def window(
     split = partial(tf.nest.map_structure, lambda x: tf.reshape(x, (pairs, each, *x.shape[1:])))
     twice = partial(tf.nest.map_structure, lambda x: tf.repeat(x, each, axis=0))
 
-    def taken(task: Scaled, who: Teacher, runner: Runner, batch: Batch, horizon: Horizon, at):
+    def taken(task: Scaled, who: Teacher, runner: Runner, batch: Batch, noise, horizon, at):
         """An inner step, or one of plain SGD in clean coordinates while the fit warms up."""
-        seen, new = inner_step(task, *who, runner, batch, horizon=horizon)
+        gradient_of = partial(_noisy_gradient, noise) if evolution.noisy else loss_and_gradient
+        seen, new = inner_step(task, *who, runner, batch, gradient_of, horizon)
         if not warmup:
             return seen, new
         state = who.rule.observe(who.weights, seen.gradient, *runner[::2], task.layout)
@@ -143,9 +144,9 @@ def window(
 
     def learn(given):
         """A step of one particle."""
-        weights, runner, scale, horizon, at, batch, judged, goals = given
+        weights, runner, scale, horizon, at, batch, noise, judged, goals = given
         task, student = Scaled(job.task, scale), Teacher(job.rule, learner.unflatten(weights))
-        seen, new = taken(task, student, runner, batch, horizon, at)
+        seen, new = taken(task, student, runner, batch, noise, horizon, at)
         loss = seen.loss
         if judged:
             loss, _ = task.loss(runner.parameters, runner.carried, judged, training=True)
@@ -153,10 +154,10 @@ def window(
 
     def teach(given):
         """A step of the teachers of one pair, each taken where it is finite."""
-        runners, horizon, at, batch = given
+        runners, horizon, at, batch, noise = given
         moved, task = [], Scaled(job.task, tf.ones((), first.dtype))
         for teacher, old in zip(job.teachers, runners, strict=True):
-            _, new = taken(task, teacher, old, batch, horizon, at)
+            _, new = taken(task, teacher, old, batch, noise, horizon, at)
             reach = tf.reduce_sum(tf.square(DISTANCE_MARGIN * new.parameters))
             moved.append(choose(all_finite([new, reach]), new, old))
         return moved
@@ -164,12 +165,14 @@ def window(
     def step(runners, given):
         (student, teachers), (number, examples, *judged) = runners, given
         batch, at = rows_of(data, examples), entry.step + number
-        goals = tf.zeros((pairs, 0, job.task.layout.size), first.dtype)
+        goals, noise = tf.zeros((pairs, 0, job.task.layout.size), first.dtype), ()
+        if evolution.noisy:
+            noise = _noise(entry, tf.cast(at, "int32"), job.task.layout.size)
         if teachers:
-            teachers = spread(teach, (teachers, horizon, at, batch))
+            teachers = spread(teach, (teachers, horizon, at, batch, noise))
             goals = tf.stack([teacher.parameters for teacher in teachers], 1)
         judged = rows_of(data, judged[0]) if judged else ()
-        shared = twice((entry.scale, horizon, at, batch, judged, goals))
+        shared = twice((entry.scale, horizon, at, batch, noise, judged, goals))
         student, losses, distances = spread(learn, (perturbed, student, *shared))
         return (student, teachers), (losses, distances)
 
@@ -190,6 +193,26 @@ def window(
         distance = split(tf.map_fn(scheme, tf.transpose(near, (1, 0, 2))))
     after = Particles(split(student), teachers, first)
     return Outcome(meta_loss + alpha * distance, meta_loss, distance), after
+
+
+def _noise(entry: Entry, at, size: int):
+    """The noise on the gradients of a step that has the number `at` [P] in its fit, [P, size]."""
+    keys = tf.unstack(entry.seed + tf.stack([tf.zeros_like(at), at], 1))
+    drawn = [tf.random.stateless_normal((size,), key, dtype=entry.noisiness.dtype) for key in keys]
+    return entry.noisiness[:, None] * tf.stack(drawn)
+
+
+def _noisy_gradient(noise, task: Scaled, parameters, carried: list, batch: Batch):
+    """`loss_and_gradient`, cut to length 1 in clean coordinates with noise [D] added, if it is any.
+
+    That is DP-SGD's gradient (Abadi et al. 2016) but for the place of the cut, which is there that
+    of each example.
+    """
+    seen = loss_and_gradient(task, parameters, carried, batch)
+    clean = seen.gradient / task.scale
+    private = clean / tf.maximum(tf.norm(clean), 1.0) + noise
+    noisy = tf.reduce_any(noise != 0)
+    return seen._replace(gradient=tf.where(noisy, private * task.scale, seen.gradient))
 
 
 def _meta_loss(job: Amalgamation, evolution: Evolution, losses, first, entry: Entry):

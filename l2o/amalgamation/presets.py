@@ -50,6 +50,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "subsets": True,
         "reparameterised": 0.5,
         "untold": 1 / 3,
+        "noisy": 0.1,
         "warmup_steps": 0,
         "learning_rate": 0.01,
         "cosine": True,
