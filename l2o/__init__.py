@@ -27,6 +27,7 @@ with quiet() if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "3" else nullcontext()
             f"Keras' backend is not installed ({error}): pip install 'l2o[train]' for TensorFlow, "
             "or set KERAS_BACKEND to jax or torch"
         ) from error
+    from l2o.fit_horizon import FitHorizon
     from l2o.optimizer import AmalgamatedOptimizer
     from l2o.policies.checkpoint import Policy, PolicyError, load_policy, save_policy
     from l2o.policies.shipped import pretrained
@@ -53,6 +54,7 @@ _ROOMS_ON_DEMAND = ("evaluation", "problems")
 # Without what is loaded on demand, so that `import *` works on every backend.
 __all__ = [
     "AmalgamatedOptimizer",
+    "FitHorizon",
     "Policy",
     "PolicyError",
     "load_policy",

@@ -95,9 +95,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 f"one. Received: {policy.rule!r}"
             )
         rule = policy.rule if averaging is None else averaged(policy.rule, averaging)
-        for name, value in (("steps", steps), ("epochs", epochs)):
-            if value is not None and not (isinstance(value, Real) and 0 < value < math.inf):
-                raise ValueError(f"{name} must be a number above 0. Received: {value!r}")
+        horizon = _horizon(steps, epochs)
         if rule.needs_horizon and steps is None:
             raise ValueError(
                 "A schedule around an optimizer's rule needs the steps of the fit: give steps=, or "
@@ -116,7 +114,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             )
         rule = with_warmup(rule, warmup_steps, warmup_learning_rate)
         self._policy = replace(policy, rule=rule)
-        self._horizon = Horizon(steps and float(steps), epochs and float(epochs))
+        self._horizon = horizon
         self._start = initial_state(self._policy)
         self._kept: tuple[np.ndarray, ...] = ()  # what was loaded before there was a state
         self._skips_seen = 0  # at the last look
@@ -154,6 +152,20 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
     def averaging(self) -> float:
         """How near the network stays to the average of where the policy led; 0 is not at all."""
         return averaging(self._policy.rule)
+
+    def set_horizon(self, steps: int | None = None, epochs: float | None = None) -> bool:
+        """Sets `steps` and `epochs` anew, of the whole fit, for steps that are compiled later.
+
+        `l2o.FitHorizon` calls it, and has the model compile its step anew.
+
+        Returns:
+            Whether they are others than before.
+
+        Raises:
+            ValueError: If one is not above 0.
+        """
+        before, self._horizon = self._horizon, _horizon(steps, epochs)
+        return self._horizon != before
 
     @property
     def skipped_steps(self) -> int:
@@ -317,3 +329,10 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         if config.get("warmup_learning_rate") and isinstance(rate, float) and rate:
             config["warmup_learning_rate"] /= rate  # of a time when no rate scaled the warm-up
         return super().from_config(config, custom_objects=custom_objects)
+
+
+def _horizon(steps: int | None, epochs: float | None) -> Horizon:
+    for name, value in (("steps", steps), ("epochs", epochs)):
+        if value is not None and not (isinstance(value, Real) and 0 < value < math.inf):
+            raise ValueError(f"{name} must be a number above 0. Received: {value!r}")
+    return Horizon(steps and float(steps), epochs and float(epochs))

@@ -95,3 +95,53 @@ def test_steps_are_updates_where_gradients_accumulate():
 def test_what_is_no_length_is_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} must be a number above 0. Received: "):
         l2o.AmalgamatedOptimizer(SGD(0.1), **{name: value})
+
+
+def told(made: keras.Model, data=(_X, _Y), **settings) -> list[float]:
+    """A fit of batches of eight whose optimizer is told by the callback."""
+    return made.fit(
+        *data, batch_size=None if len(data) == 1 else 8, shuffle=False, verbose=0,
+        callbacks=[l2o.FitHorizon()], **settings,
+    ).history["loss"]  # fmt: skip
+
+
+def test_the_callback_tells_what_the_optimizer_could_have_been_given():
+    given = losses(model(l2o.AmalgamatedOptimizer(_POLICY, steps=12, epochs=3)), 3)
+    made = model(l2o.AmalgamatedOptimizer(_POLICY))
+    np.testing.assert_array_equal(told(made, epochs=3), given)
+    config = made.optimizer.get_config()
+    assert (config["steps"], config["epochs"]) == (12.0, 3.0)
+
+
+def test_a_fit_that_follows_another_has_both_behind_it_and_ahead():
+    """Of 20 steps the first eight are behind; and one that is taken up again is as if never cut."""
+    first = model(l2o.AmalgamatedOptimizer(_POLICY, steps=20, epochs=3))
+    losses(first, 2)
+    wanted = losses(first, 3)
+    made = model(l2o.AmalgamatedOptimizer(_POLICY, steps=20, epochs=3))
+    losses(made, 2)
+    np.testing.assert_array_equal(told(made, epochs=3), wanted)
+    whole = told(model(l2o.AmalgamatedOptimizer(_POLICY)), epochs=3)
+    made = model(l2o.AmalgamatedOptimizer(_POLICY, steps=12, epochs=3))
+    losses(made, 1)
+    np.testing.assert_array_equal(told(made, epochs=3, initial_epoch=1), whole[1:])
+
+
+def test_the_callback_counts_updates_and_sees_through_a_loss_scale():
+    made = model(l2o.AmalgamatedOptimizer(_POLICY, gradient_accumulation_steps=2))
+    told(made, epochs=3)
+    assert made.optimizer.get_config()["steps"] == 6
+    made = model(keras.optimizers.LossScaleOptimizer(l2o.AmalgamatedOptimizer(_POLICY)))
+    told(made, epochs=3)
+    assert made.optimizer.inner_optimizer.get_config()["steps"] == 12
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+def test_data_of_unknown_length_and_other_optimizers():
+    made = model(l2o.AmalgamatedOptimizer(_POLICY))
+    unknown = tf.data.Dataset.from_tensor_slices((_X, _Y)).batch(8).filter(lambda *_: True)
+    with pytest.warns(UserWarning, match="length of the data is not known.*steps="):
+        told(made, (unknown,), epochs=1)
+    assert "steps" not in made.optimizer.get_config()
+    with pytest.raises(ValueError, match="FitHorizon is for an AmalgamatedOptimizer.*: Adam"):
+        told(model("adam"), epochs=1)
