@@ -12,8 +12,8 @@ import pytest
 from made_weights import made_weights
 
 import l2o
-from l2o import AmalgamatedOptimizer, save_policy
-from l2o.rules import SGD, Adam, Averaged, Choice, Original, RNNProp, Scale
+from l2o import AmalgamatedOptimizer, packing, save_policy
+from l2o.rules import SGD, Adam, Averaged, Choice, Original, RNNProp, Scale, TensorChoice
 
 ROOT = Path(__file__).parents[1]
 RULES = {
@@ -23,6 +23,7 @@ RULES = {
     "original": Original(units=4),
     "scale": Scale(units=4),
     "averaged": Averaged(Adam(0.05)),
+    "tensorchoice": TensorChoice(units=4),
 }
 SETTINGS = {
     "plain": {},
@@ -61,6 +62,9 @@ def results(folder) -> dict[str, np.ndarray]:
         for label, settings in SETTINGS.items()
         if name == "adam" or label == "plain"
     }
+    columns, packing.COLUMNS = packing.COLUMNS, 2  # so that sums go over several rows
+    found["rows"] = walk(load(f"{folder}/tensorchoice"), spoilt=10)
+    packing.COLUMNS = columns
     skipping = load(f"{folder}/rnnprop", warmup_steps=3)
     found["skipping"] = walk(skipping, spoilt=10)
     found["skipped"] = np.array(skipping.skipped_steps)
@@ -104,7 +108,7 @@ def on_two_devices() -> None:
     layouts = distribution.LayoutMap(mesh)
     layouts[".*kernel.*"] = (None, "model")
     spread = distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")
-    for rule in (RNNProp(units=2), Scale(units=2)):
+    for rule in (RNNProp(units=2), Scale(units=2), TensorChoice(units=2)):
         weights = []
         for chosen in (None, spread):
             distribution.set_distribution(chosen)
