@@ -19,7 +19,7 @@ _ROOMS = ("rules", "problems", "tasks", "runs", "policies", "amalgamation", "eva
 _TO_POLICIES = _ROOMS.index("policies")
 _EVERYBODYS = ("l2o.errors", "l2o.extras")
 _BESIDE = {"errors": -1, "extras": -1, "backends": -1, "packing": 0, "step": 0}
-_BESIDE |= dict.fromkeys(("saved", "slots", "optimizer"), _TO_POLICIES)
+_BESIDE |= dict.fromkeys(("saved", "slots", "optimizer", "fit_horizon"), _TO_POLICIES)
 _FILES = [
     p.relative_to(_PACKAGE) for p in sorted(_PACKAGE.rglob("*.py")) if p.parent != _PACKAGE
 ] + [Path(f"{name}.py") for name in _BESIDE]

@@ -16,7 +16,8 @@ import tensorflow as tf
 from l2o.errors import UserError
 from l2o.evaluation.baselines import DEFAULTS, Candidate, get_candidates
 from l2o.evaluation.forecast import Forecast
-from l2o.evaluation.made import MADE, check_made, made_with
+from l2o.evaluation.made import check_made, made_with
+from l2o.evaluation.notes import announce
 from l2o.evaluation.protocol import (
     Bench,
     Plan,
@@ -24,15 +25,13 @@ from l2o.evaluation.protocol import (
     missing,
     present,
     run_evaluations,
-    warmup_notes,
 )
 from l2o.evaluation.results import TABLE, Key, Result, describe
 from l2o.evaluation.search import TRIAL, TRIALS, TUNED, best_of_search, space_of
 from l2o.evaluation.store import ResultsDirectory
-from l2o.policies.checkpoint import Policy, doubts
+from l2o.policies.checkpoint import Policy
 from l2o.problems import Dataset, Problem
 from l2o.rules import UpdateRule
-from l2o.rules.decayed import WEIGHT_DECAY_LIMIT
 from l2o.runs.devices import take_cores
 from l2o.runs.files import directory_or_temporary
 from l2o.runs.jobs import Workers, gpus_for, unless_unwanted
@@ -43,7 +42,6 @@ from l2o.tasks.load import load_task
 from l2o.tasks.task import Task
 
 Optimizer = str | Policy | UpdateRule | Candidate
-_ADDED = ("averaging", "weight_decay")  # what a policy can bring and an argument can set
 
 
 @dataclass(frozen=True)
@@ -193,8 +191,8 @@ def evaluate(
             tf.config.experimental.enable_op_determinism()
             device = f"{gpus} GPU" if gpus else "the CPU"
             run = partial(_run, comparison, made, directory, workers, device)
-            _announce(comparison, tasks, candidates, directory)
             plan = comparison.plan
+            announce(plan, tasks, candidates, comparison.searched, comparison.using[:2], directory)
             compared = {
                 task: [
                     *candidates,
@@ -240,69 +238,6 @@ def _run(
             _in_turn(todo, plan, directory, bar, device)
     finally:
         bar.close()
-
-
-def _announce(
-    comparison: Comparison,
-    tasks: Sequence[Task],
-    candidates: Sequence[Candidate],
-    directory: ResultsDirectory,
-) -> None:
-    """Says what is compared, and what should be known of it."""
-    plan = comparison.plan
-    epochs = dict.fromkeys(str(plan.epochs_of(task)) for task in tasks)
-    print(f"Repeats: {plan.repeats}, epochs: {', '.join(epochs)}")
-    print(f"Optimizers: {', '.join([*_named(candidates), *comparison.searched])}", flush=True)
-    notes = []
-    if directory.results and not (directory.path / MADE).exists():
-        notes.append(
-            f"the results in {directory.path} do not say of what release and data they are; "
-            "they are taken for this one's"
-        )
-    notes += [
-        f"there are also results of another {c.name}, from before it changed; they stay, and "
-        "reports tell the two apart"
-        for c in candidates
-        if _replaces(c, directory)
-    ]
-    notes += [f"{c.name} was trained {doubt}" for c in candidates for doubt in doubts(c.card)]
-    averaging, decay, _ = comparison.using
-    for c in candidates:
-        for what, given in zip(_ADDED, (averaging, decay), strict=True):
-            if (own := getattr(c, what)) and given is None:
-                flag = f"--{what.replace('_', '-')}"
-                words = what.replace("_", " ")
-                notes.append(
-                    f"{c.bare_name} brings {words} of {own:g}; {flag} gives all the same, 0 none"
-                )
-    if (decay or 0) > WEIGHT_DECAY_LIMIT:
-        notes.append(
-            f"weight decay of {decay:g} a step is a lot: Keras' optimizers multiply theirs by the "
-            "rate, here that is 1"
-        )
-    for note in dict.fromkeys([*notes, *warmup_notes(tasks, candidates, plan)]):
-        print(f"Note: {note}")
-
-
-def _named(candidates: Sequence[Candidate]) -> list[str]:
-    """The optimizers, and which replicates of each stand together, but for the first alone."""
-    numbers: dict[str, list[int]] = {}
-    for candidate in candidates:
-        numbers.setdefault(candidate.name, []).append(candidate.replicate)
-    return [
-        name if found == [1] else
-        f"{name} (replicate{'s' * (len(found) > 1)} {', '.join(map(str, found))})"
-        for name, found in numbers.items()
-    ]  # fmt: skip
-
-
-def _replaces(candidate: Candidate, directory: ResultsDirectory) -> bool:
-    """Whether there are results of another optimizer by that name and number."""
-    return any(
-        (r.optimizer, r.replicate) == (candidate.name, candidate.replicate)
-        and r.origin != candidate.origin
-        for r in directory.results
-    )
 
 
 def _in_turn(todo, plan: Plan, directory: ResultsDirectory, bar: ProgressBar, device: str) -> None:

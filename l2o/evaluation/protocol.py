@@ -10,9 +10,8 @@ import tensorflow as tf
 
 from l2o.evaluation.baselines import Candidate
 from l2o.evaluation.fit import Fit, History
-from l2o.evaluation.results import VERSION, Key, Result, data_in_words
+from l2o.evaluation.results import VERSION, Key, Result
 from l2o.evaluation.store import ResultsDirectory, is_image
-from l2o.rules import WarmUp
 from l2o.tasks.gradient import plain_gradient
 from l2o.tasks.privacy import ACCOUNTING, DELTA, privacy_of
 from l2o.tasks.task import Task
@@ -65,35 +64,6 @@ def missing(
         for task, repeat, candidate in _planned(tasks, candidates, plan)
         if plan.key(task, candidate, repeat) not in directory
     ]
-
-
-def warmup_notes(tasks: Sequence[Task], candidates: Sequence[Candidate], plan: Plan) -> list[str]:
-    """What to say of warm-ups that differ, and of tasks whose steps are all or mostly warm-up."""
-    warmup = min(c.warmup for c in candidates)
-    names: dict[int, dict[str, None]] = {}
-    for candidate in sorted(candidates, key=lambda c: (c.warmup == WarmUp.steps, c.warmup)):
-        names.setdefault(candidate.warmup, {})[candidate.name] = None
-    if len(names.get(WarmUp.steps, ())) > 1:
-        names[WarmUp.steps] = {"the others": None}
-    notes = []
-    if len(names) > 1:
-        each = ", ".join(f"{steps} for {' and '.join(who)}" for steps, who in names.items())
-        notes.append(f"steps of warm-up differ: {each}. In a short fit fewer are an advantage")
-    for task in tasks:
-        number = plan.epochs_of(task) * task.steps_per_epoch
-        data = data_in_words(task.dataset.name, task.dataset.in_place_of)
-        where = f"steps of {task.name} on {data} are"
-        wholly = dict.fromkeys(c.name for c in candidates if number <= c.warmup)
-        if wholly and number > warmup:
-            notes.append(f"the {number} {where} all warm-up, steps of SGD, for "
-                         f"{' and '.join(wholly)}; give more --epochs")  # fmt: skip
-        elif number <= warmup:
-            notes.append(f"the {number} {where} all warm-up, {warmup} steps of SGD: optimizers "
-                         "cannot differ; give more --epochs")  # fmt: skip
-        elif number < 2 * warmup:
-            notes.append(f"{warmup} of the {number} {where} warm-up, SGD for every optimizer; give "
-                         "more --epochs")  # fmt: skip
-    return notes
 
 
 def present(
