@@ -1,9 +1,10 @@
-"""What `choice-large` costs in `fit`, beside Keras' Adam: first step, later steps, memory.
+"""What a policy costs in `fit`, beside Keras' Adam: first step, later steps, memory.
 
     python benchmarks/optimizer.py                              # the Train CNN
     python benchmarks/optimizer.py small10 small100 small300 blocks25 --steps 20 --batch 32
     python benchmarks/optimizer.py dense10m --batch 8 --steps 4
     python benchmarks/optimizer.py cnn blocks25 transformer --threads 1 --parts
+    python benchmarks/optimizer.py cnn transformer1 --policy tensorchoice,orthogonal=0
 
 Each fit has a process of its own; Adam and the policy take turns, so that other load hits both, and
 medians count. Networks train on random images. "First step" is the first call of `fit`, of one
@@ -13,6 +14,7 @@ Prints a table and one JSON line.
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import statistics
@@ -26,8 +28,8 @@ from benchmarks.measuring import alone, count, parser, report, seconds
 FITS = 3  # of a process, after the first step; the median counts
 CLASSES = 10
 NETWORKS = (
-    "cnn", "resnet28", "small10", "small100", "small300", "blocks25", "dense70k", "transformer",
-    "dense10m",
+    "cnn", "resnet28", "small10", "small100", "small300", "blocks25", "dense70k", "transformer1",
+    "transformer", "dense10m",
 )  # fmt: skip
 
 
@@ -57,7 +59,7 @@ def build(name: str):
         return keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAvgPool2D()(values)))
     inputs = layers.Input((28, 28))  # rows of an image as words
     values = layers.Dense(48)(inputs)
-    for _ in range(3):
+    for _ in range(1 if name == "transformer1" else 3):
         normal = layers.LayerNormalization()(values)
         values = values + layers.MultiHeadAttention(4, 12)(normal, normal)
         normal = layers.LayerNormalization()(values)
@@ -65,7 +67,22 @@ def build(name: str):
     return keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAvgPool1D()(values)))
 
 
-def measure(name: str, optimizer: str, threads: int, batch: int, steps: int, jit: str) -> dict:
+def the_policy(name: str):
+    """A policy by its path or shipped name, or a fresh one by its rule's: "scale,units=4"."""
+    import l2o
+    from l2o.rules.base import REGISTRY, rule_from_config
+
+    rule, *settings = name.split(",")
+    if rule not in REGISTRY:
+        return l2o.load_policy(name)
+    pairs = (setting.split("=") for setting in settings)
+    made = rule_from_config({"rule": rule} | {key: json.loads(value) for key, value in pairs})
+    return l2o.Policy(made, [w.numpy() for w in made.initial_weights(0)])
+
+
+def measure(
+    name: str, optimizer: str, threads: int, batch: int, steps: int, jit: str, policy: str
+) -> dict:
     """Seconds of the first step, milliseconds of later ones, MB of the peak and of the state."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     _use(threads)
@@ -76,9 +93,10 @@ def measure(name: str, optimizer: str, threads: int, batch: int, steps: int, jit
 
     keras.utils.set_random_seed(0)
     model = build(name)
-    made = keras.optimizers.Adam()
     if optimizer == "policy":
-        made = l2o.AmalgamatedOptimizer.load("choice-large", warmup_steps=1)
+        made = l2o.AmalgamatedOptimizer(the_policy(policy), warmup_steps=1, steps=10**6)
+    else:
+        made = keras.optimizers.get(optimizer)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(made, loss, jit_compile={"auto": "auto", "on": True, "off": False}[jit])
     generator = np.random.default_rng(0)
@@ -102,7 +120,7 @@ def measure(name: str, optimizer: str, threads: int, batch: int, steps: int, jit
     }
 
 
-def parts(name: str, threads: int) -> dict:
+def parts(name: str, threads: int, policy: str) -> dict:
     """Milliseconds of the optimizer's step on given gradients, and of the policy's arithmetic.
 
     The arithmetic is the rule's update of one vector, with its state assigned in place: what is
@@ -118,7 +136,7 @@ def parts(name: str, threads: int) -> dict:
     from l2o.rules import Layout
 
     variables = build(name).trainable_variables
-    made = l2o.AmalgamatedOptimizer.load("choice-large", warmup_steps=1)
+    made = l2o.AmalgamatedOptimizer(the_policy(policy), warmup_steps=1, steps=10**6)
     gradients = [tf.random.stateless_normal(v.shape, (0, 1)) for v in variables]
     apply = tf.function(lambda: made.apply(gradients, variables))
     size = sum(int(np.prod(v.shape)) for v in variables)
@@ -157,18 +175,21 @@ def _peak() -> float:
 
 
 def compare(name: str, arguments) -> dict:
-    """Medians of Adam and the policy, which take turns."""
-    settings = (arguments.threads, arguments.batch, arguments.steps, arguments.jit)
+    """Medians of Adam, or another of Keras', and the policy, which take turns."""
+    settings = (
+        arguments.threads, arguments.batch, arguments.steps, arguments.jit, arguments.policy
+    )  # fmt: skip
+    pair = {"adam": arguments.beside, "policy": "policy"}
     turns = [
-        {each: alone(measure, name, each, *settings) for each in ("adam", "policy")}
+        {each: alone(measure, name, one, *settings) for each, one in pair.items()}
         for _ in range(arguments.repeats)
     ]
     found: dict = {"network": name}
-    for each in ("adam", "policy"):
+    for each in pair:
         rows = [turn[each] for turn in turns]
         found[each] = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
     if arguments.parts:
-        found["parts"] = alone(parts, name, arguments.threads)
+        found["parts"] = alone(parts, name, arguments.threads, arguments.policy)
     return found
 
 
@@ -189,15 +210,24 @@ def main() -> None:
         "--jit", choices=["auto", "on", "off"], default="auto", help="jit_compile, as for compile"
     )
     command.add_argument(
+        "--policy", default="choice-large", metavar="POLICY",
+        help="a policy's name or directory, or a rule with fresh weights, as tensorchoice or "
+        "tensorchoice,orthogonal=0",
+    )  # fmt: skip
+    command.add_argument(
+        "--beside", choices=["adam", "muon"], default="adam", help="of Keras' optimizers"
+    )
+    command.add_argument(
         "--parts", action="store_true", help="the optimizer's step beside its arithmetic alone"
     )
     arguments = command.parse_args()
     if unknown := sorted(set(arguments.networks) - set(NETWORKS)):
         command.error(f"networks are {', '.join(NETWORKS)}, not {', '.join(unknown)}")
+    beside = arguments.beside.capitalize()
     print(
         f"{'':11} {'':10} {'first step, s':>19}  {'a step, ms':>24}  {'peak, MB':>13}  state, MB\n"
-        f"{'network':11} {'parameters':>10} {'Adam':>6} {'policy':>6} {'':>5}  {'Adam':>8} "
-        f"{'policy':>8} {'ratio':>6}  {'Adam':>6} {'policy':>6}  {'policy':>9}"
+        f"{'network':11} {'parameters':>10} {beside:>6} {'policy':>6} {'':>5}  {beside:>8} "
+        f"{'policy':>8} {'ratio':>6}  {beside:>6} {'policy':>6}  {'policy':>9}"
     )
     results = []
     for name in arguments.networks or ["cnn"]:
