@@ -226,14 +226,20 @@ def _tensors_moved(rule, weights, parts: list[Part], horizon, finite) -> list:
         for n, k in enumerate(part.there):
             places[k] = start + n
         start += len(part.there)
-        group, _, gradient, parameters, state = part
-        chosen = group.layout.over(ops.take(whole, places, axis=1))
-        step, new = rule.update(weights, gradient, parameters, state, group.layout, horizon, chosen)
-        new = part.kept(checked_state(rule, state, new))
-        step, new = keras.tree.map_structure(
-            lambda x, old: ops.where(finite, x, old), (step, new), (ops.zeros_like(step), state)
-        )
-        found.append((step, new))
+        chosen = part.group.layout.over(ops.take(whole, places, axis=1))
+
+        def move(part=part, chosen=chosen):
+            group, _, *where = part
+            step, new = rule.update(weights, *where, group.layout, horizon, chosen)
+            return step, part.kept(checked_state(rule, part.state, new))
+
+        still = ops.zeros_like(part.gradient), part.state
+        if len(part.group.members) > 1:
+            # Without the condition XLA computes the step anew for each variable that is cut of it.
+            found.append(ops.cond(finite, move, lambda still=still: still))
+        else:
+            taken = keras.tree.map_structure(partial(ops.where, finite), move(), still)
+            found.append(taken)
     return found
 
 
