@@ -164,13 +164,6 @@ def assign(handle, value) -> None:
     tf.raw_ops.AssignVariableOp(resource=handle, value=value)
 
 
-def subtract(handle, value) -> None:
-    """Subtracts from the variable behind a handle."""
-    import tensorflow as tf
-
-    tf.raw_ops.AssignSubVariableOp(resource=handle, value=value)
-
-
 def write(optimizer, variables: Sequence, steps: Sequence, slots: list, values: list) -> None:
     """Subtracts steps from a model's variables and sets an optimizer's, on every replica."""
     if keras.backend.backend() != "tensorflow":

@@ -94,6 +94,13 @@ class Columns(Layout):
         """Columns of each tensor."""
         return tuple(-(-size // self.rows) for size in self.sizes)
 
+    @cached_property
+    def places(self) -> list[np.ndarray]:
+        """Where each tensor's coordinates lie in the array as one vector, int32 [size] a tensor."""
+        whole = np.arange(self.rows * sum(self.widths), dtype="int32").reshape(self.rows, -1)
+        blocks = np.split(whole, np.cumsum(self.widths)[:-1], axis=1)
+        return [block.ravel()[:size] for block, size in zip(blocks, self.sizes, strict=True)]
+
     def spread(self, values: Sequence):
         return np.repeat(np.asarray(values), self.widths)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from l2o.packing import Columns
 from l2o.rules import Layout
 
 _SHAPES = ((), (0,), (3,), (2, 0, 4), (2, 3), (1, 2, 1, 3, 2), (2, 1, 2, 2), (1,))
@@ -61,3 +62,31 @@ def test_a_vector_of_another_length_is_an_error(size):
     layout = Layout(("a", "b"), ((2, 2), (3,)))
     with pytest.raises(ValueError, match="Received"):
         layout.unflatten(np.zeros(size))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 40])
+def test_columns(rows):
+    """Round trip, places, sums over tensors and values of tensors, as in the flat layout."""
+    values, names = tensors(), [f"t{k}" for k in range(len(_SHAPES))]
+    flat = Layout.of(values, names)
+    columns = Columns(flat.names, flat.shapes, rows)
+    array = columns.flatten(values)
+    assert array.shape[0] == rows and columns.size == flat.size
+    back = columns.unflatten(array)
+    for value, same, place in zip(values, back, columns.places, strict=True):
+        np.testing.assert_array_equal(value, same)
+        np.testing.assert_array_equal(np.ravel(array)[place], value.ravel())
+    assert np.sum(array) == pytest.approx(flat.flatten(values).numpy().sum(), rel=1e-5)
+
+    vector = flat.flatten(values)
+    sums = columns.sums(lambda x, y: [x * y, x], array, 2 * array)
+    wanted = [[(2 * v * v).sum() for v in values], [v.sum() for v in values]]
+    np.testing.assert_allclose(sums, wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(flat.sums(lambda x, y: [x * y, x], vector, 2 * vector), wanted,
+                               rtol=1e-5, atol=1e-6)  # fmt: skip
+    numbers = np.arange(2.0 * len(values)).reshape(2, -1)
+    spread = np.broadcast_to(columns.over(numbers)[1], array.shape).ravel()
+    for number, place in zip(numbers[1], columns.places, strict=True):
+        assert np.all(spread[place] == number)
+    np.testing.assert_array_equal(flat.over(numbers)[1], flat.spread(numbers[1]))
+    np.testing.assert_array_equal(columns.over(numbers)[0], columns.spread(numbers[0]))

@@ -29,6 +29,7 @@ from l2o.rules import (
     Scale,
     Scheduled,
     State,
+    TensorChoice,
     UpdateRule,
     WarmUp,
     cosine,
@@ -473,8 +474,12 @@ def test_rules_with_state_of_tensors():
 
 @pytest.fixture(params=[6, 20], ids=["large ones apart", "all together"])
 def small_tiles(monkeypatch, request):
-    """Groups of more than 6 coordinates, or of all 34, loop over tiles of 5 or fewer."""
+    """Groups of more than 6 coordinates, or of all 34, loop over tiles of 5 or fewer.
+
+    Those of a tensorwise rule lie in about three columns.
+    """
     monkeypatch.setattr(l2o.packing, "LARGE", request.param)
+    monkeypatch.setattr(l2o.packing, "COLUMNS", 3)
     monkeypatch.setattr(l2o.packing, "TILE", 5)
     caches = (l2o.step.compiled_step, l2o.step.compiled_step_in_place)
     for cache in caches:
@@ -490,6 +495,8 @@ _TILED = [
     Averaged(Momentum(0.1), 0.5),
     Decayed(Adam(0.05), 1e-3, ("[1]", "[2]")),
     TensorNorm(),
+    TensorChoice(3),
+    Averaged(Decayed(TensorChoice(3), 1e-3, ("[1]", "[2]")), 0.5),
 ]
 
 
@@ -499,7 +506,11 @@ def test_tiles_change_nothing(rule, small_tiles):
     optimizer = AmalgamatedOptimizer(policy(rule), warmup_steps=WARM)
     path = walk(optimizer, gradients())
     found = [(group.tiles, group.length) for group in optimizer._slots.groups]
-    assert found == (small_tiles if rule.coordinatewise else [(1, 34)])
+    if rule.tensorwise:
+        shapes = [group.shape() for group in optimizer._slots.groups]
+        assert shapes == ([(3, 5), (4, 3), (4, 3)] if len(small_tiles) > 1 else [(11, 7)])
+    else:
+        assert found == (small_tiles if rule.coordinatewise else [(1, 34)])
     close(path, expected(policy(rule), gradients(), layout=Layout(NAMES, SHAPES)))
 
 

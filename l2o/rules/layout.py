@@ -84,6 +84,11 @@ class Layout:
         return self.spread(np.arange(self.tensors, dtype="int32"))
 
     @cached_property
+    def places(self) -> list[np.ndarray]:
+        """Where each tensor's coordinates lie, int32 [size] a tensor."""
+        return np.split(np.arange(self.size, dtype="int32"), self.offsets[1:])
+
+    @cached_property
     def ranks(self):
         """int32 [D]: the rank of each coordinate's tensor, at most `MAX_RANK`."""
         return self.spread(np.array([min(len(s), MAX_RANK) for s in self.shapes], dtype="int32"))

@@ -133,19 +133,20 @@ class TensorChoice(UpdateRule):
     def _orthogonal(self, gradient, state: State, layout: Layout):
         """Nesterov's momentum of all matrices, orthogonalized, at a length of about 1; else 0."""
         ahead = BETA * state.coordinate["first"] + (1 - BETA) * gradient
-        found = [ops.zeros(shape, ahead.dtype) for shape in layout.shapes]
         alike: dict[tuple[int, int], list[int]] = {}  # which are orthogonalized at once
         for k, tensor in enumerate(tensors_of(layout)):
             if matrix := self._matrix(*tensor):
                 alike.setdefault(matrix, []).append(k)
-        parts = layout.unflatten(ahead)
-        for matrix, places in alike.items():
-            several = ops.stack([ops.reshape(parts[k], matrix) for k in places])
-            power = ops.mean(ops.square(several), (-2, -1), keepdims=True)
-            several = math.sqrt(max(matrix)) * orthogonalized(several / (ops.sqrt(power) + TINY))
-            for k, one in zip(places, ops.unstack(several, len(places)), strict=True):
-                found[k] = ops.reshape(one, layout.shapes[k])
-        return layout.flatten(found)
+        origin = np.zeros(math.prod(ahead.shape), "int32")  # of each coordinate in `found`
+        vector, found, end = ops.reshape(ahead, (-1,)), [ops.zeros((1,), ahead.dtype)], 1
+        for matrix, several in alike.items():
+            places = np.concatenate([layout.places[k] for k in several])
+            origin[places] = np.arange(end, end := end + len(places))
+            x = ops.reshape(ops.take(vector, places), (len(several), *matrix))
+            power = ops.mean(ops.square(x), (-2, -1), keepdims=True)
+            x = math.sqrt(max(matrix)) * orthogonalized(x / (ops.sqrt(power) + TINY))
+            found.append(ops.reshape(x, (-1,)))
+        return ops.reshape(ops.take(ops.concatenate(found), origin), ahead.shape)
 
 
 def moved_moments(gradient, first, slow, second) -> tuple:
