@@ -163,8 +163,8 @@ def take_step(rule, groups, there, weights, gradients, parameters, held, rate, h
     # Rules keep second moments, which an infinite square would spoil for good.
     finite = ops.all(ops.stack([ops.all(ops.isfinite(ops.square(g))) for g in gradients]))
     moving = [part for part in parts if part.moves]
-    move = _tensors_moved if rule.tensorwise else _coordinates_moved
-    found = iter(move(rule, weights, moving, horizon, finite) if moving else ())
+    take = _tensors_moved if rule.tensorwise else _coordinates_moved
+    found = iter(take(rule, weights, moving, horizon, finite) if moving else ())
 
     steps, moved, after = [], [], shared
     for part in parts:
@@ -230,10 +230,11 @@ def _tensors_moved(rule, weights, parts: list[Part], horizon, finite) -> list:
         for n, k in enumerate(part.there):
             places[k] = start + n
         start += len(part.there)
-        chosen = part.group.layout.over(ops.take(whole, places, axis=1))
-        step, new = rule.update(weights, *part[2:], part.group.layout, horizon, chosen)
-        new = part.kept(checked_state(rule, part.state, new))
-        still = ops.zeros_like(part.gradient), part.state
+        group, _, gradient, parameters, state = part
+        chosen = group.layout.over(ops.take(whole, places, axis=1))
+        step, new = rule.update(weights, gradient, parameters, state, group.layout, horizon, chosen)
+        new = part.kept(checked_state(rule, state, new))
+        still = ops.zeros_like(gradient), state
         found.append(keras.tree.map_structure(partial(ops.where, finite), (step, new), still))
     return found
 

@@ -154,6 +154,10 @@ def test_optimizer():
         bytes_there = each["state_mb"] * 2**20 / 1_258
         assert bytes_there == pytest.approx(bytes_a_parameter, abs=2)
     assert 0 < result["parts"]["arithmetic_ms"] < 100
+    words = "small10 --steps 2 --batch 8 --repeats 1 --beside muon"
+    found = report("optimizer.py", f"{words} --policy tensorchoice,orthogonal=0")
+    bytes_there = found["results"][0]["policy"]["state_mb"] * 2**20 / 1_258
+    assert bytes_there == pytest.approx(12, abs=2)
 
 
 @pytest.mark.parametrize(
