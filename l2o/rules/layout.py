@@ -68,7 +68,10 @@ class Layout:
         """
         found = ops.stack(function(*vectors))
         ends = zip(self.offsets, self.sizes, strict=True)
-        return ops.stack([ops.sum(found[:, a : a + size], -1) for a, size in ends], axis=1)
+        parts = [(found[:, start : start + size], size) for start, size in ends]
+        # As products, which XLA computes faster than sums on a CPU.
+        ones = lambda size: ops.ones((size,), found.dtype)  # noqa: E731
+        return ops.stack([ops.matmul(part, ones(size)) for part, size in parts], axis=1)
 
     def over(self, values):
         """Values of each tensor, [..., K], as ones of each coordinate, [..., D]."""
