@@ -18,8 +18,8 @@ class FitHorizon(keras.callbacks.Callback):
         model.fit(x, y, epochs=10, callbacks=[l2o.FitHorizon()])
 
     The end is that of this `fit`: where an earlier one came before, its steps are behind, and the
-    whole is as long as both. With data of unknown length the optimizer keeps what it knew, and a
-    warning says so.
+    whole is as long as both. An epoch is what `fit` calls one, with `steps_per_epoch` too. Where
+    the length of the data is unknown the optimizer learns nothing, and a warning says so.
 
     Raises:
         ValueError: At the start of `fit`, if the model's optimizer is another.
@@ -52,7 +52,8 @@ class FitHorizon(keras.callbacks.Callback):
                 stacklevel=2,
             )
             return
-        behind = int(ops.convert_to_numpy(optimizer.iterations))
-        updates = (last - epoch) * batches // (optimizer.gradient_accumulation_steps or 1)
-        if optimizer.set_horizon(behind + updates, last):
+        every = optimizer.gradient_accumulation_steps or 1
+        behind = int(ops.convert_to_numpy(optimizer.iterations)) * every
+        whole = behind + (last - epoch) * batches
+        if optimizer.set_horizon(max(whole // every, 1), whole / batches):
             self.model.make_train_function(force=True)

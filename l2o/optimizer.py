@@ -95,12 +95,7 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
                 f"one. Received: {policy.rule!r}"
             )
         rule = policy.rule if averaging is None else averaged(policy.rule, averaging)
-        horizon = _horizon(steps, epochs)
-        if rule.needs_horizon and steps is None:
-            raise ValueError(
-                "A schedule around an optimizer's rule needs the steps of the fit: give steps=, or "
-                f"cosine(steps=1000) has its own. Received: {rule!r}"
-            )
+        horizon = _horizon(rule, steps, epochs)
         kwargs.setdefault("weight_decay", decaying(rule) or None)
         super().__init__(
             float(learning_rate) if isinstance(learning_rate, int) else learning_rate, **kwargs
@@ -162,9 +157,9 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
             Whether they are others than before.
 
         Raises:
-            ValueError: If one is not above 0.
+            ValueError: If one is not above 0, or the rule needs the steps and has none.
         """
-        before, self._horizon = self._horizon, _horizon(steps, epochs)
+        before, self._horizon = self._horizon, _horizon(self._policy.rule, steps, epochs)
         return self._horizon != before
 
     @property
@@ -331,8 +326,14 @@ class AmalgamatedOptimizer(keras.optimizers.Optimizer):
         return super().from_config(config, custom_objects=custom_objects)
 
 
-def _horizon(steps: int | None, epochs: float | None) -> Horizon:
+def _horizon(rule: UpdateRule, steps: int | None, epochs: float | None) -> Horizon:
+    """What a rule is told, checked."""
     for name, value in (("steps", steps), ("epochs", epochs)):
         if value is not None and not (isinstance(value, Real) and 0 < value < math.inf):
             raise ValueError(f"{name} must be a number above 0. Received: {value!r}")
+    if rule.needs_horizon and steps is None:
+        raise ValueError(
+            "A schedule around an optimizer's rule needs the steps of the fit: give steps=, or "
+            f"cosine(steps=1000) has its own. Received: {rule!r}"
+        )
     return Horizon(steps and float(steps), epochs and float(epochs))

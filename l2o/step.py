@@ -135,13 +135,14 @@ def compiled_step_in_place(
     return compiled(step)
 
 
-def take_step(rule, groups, there, weights, gradients, parameters, held, rate, horizon=None):
+def take_step(rule, groups, there, weights, gradients, parameters, held, rate, horizon):
     """One step of all variables; pure.
 
     Args:
         rule: The update rule.
         groups: How the variables are packed.
-        there: The members of each group that have a gradient; variable and state of others stay.
+        there: The members of each group that have a gradient, by their numbers in the model. Of
+            others variable and state stay.
         weights: The rule's.
         gradients: Packed, one a group.
         parameters: What the variables hold, likewise.
@@ -180,7 +181,7 @@ class Part(NamedTuple):
 
     Attributes:
         group: How its variables are packed.
-        there: Which of its members have a gradient.
+        there: Which of its members have a gradient: their places in the group.
         gradient, parameters: Packed.
         state: Of the group, and the shared.
     """
@@ -259,6 +260,8 @@ def _coordinates_moved(rule, weights, parts: list[Part], horizon, finite) -> lis
         if group.tiles == 1:
             step, new = update(gradient, parameters, state, group.layout)
         else:
+            if len(there) < len(group.members):  # whose state stays, which torch writes into
+                state = keras.tree.map_structure(ops.copy, state)
             step, new = _by_tiles(update, group, gradient, parameters, state)
         found.append((step, part.kept(new)))
     return found

@@ -193,6 +193,19 @@ def test_fits_are_out_of_step_of_many_lengths_and_the_same_whenever_asked(quadra
         np.testing.assert_allclose(entry.epochs, entry.steps * 4 / 32)
 
 
+def test_fits_of_a_validation_are_one_of_each_pair_and_count_to_their_end(quadratic):
+    evolution = replace(_PLAIN, shortest=5)
+    job = Amalgamation(Rates(), (), "none", quadratic)
+    weights = tf.constant([-2.0, -1.5, 0.3], "float64")
+    rows = table(quadratic, evolution, 5, 3, abreast=True)
+    entries = [rows.entry(number) for number in range(4)]
+    assert [list(entry.fresh) for entry in entries] == [[True] * 3, *[[False] * 3] * 3]
+    np.testing.assert_array_equal(entries[3].steps, [20, 15, 10])
+    losses = [outcome.meta_loss[:, 0] for outcome in moved(job, evolution, entries, weights)[0]]
+    counted = [[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 0, 0]]
+    np.testing.assert_array_equal(np.array(losses) != 0, counted)
+
+
 def test_both_of_a_pair_see_the_same_and_step_as_an_optimizer_with_their_weights(quadratic):
     """Against a plain loop: a fit of 20 steps, after a warm-up of three."""
     evolution = replace(_PLAIN, noise_size=0.3)

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import keras
@@ -41,15 +42,21 @@ def start() -> list[np.ndarray]:
     return [generator.normal(size=shape).astype("float32") for shape in ((3, 2), (2,), ())]
 
 
-def walk(optimizer, spoilt: int = -1) -> np.ndarray:
-    """Where an optimizer gets to in 20 steps, [9]; step number `spoilt` has a NaN."""
+def walk(optimizer, spoilt: int = -1, absent: bool = False) -> np.ndarray:
+    """Where an optimizer gets to in 20 steps, [9]; step number `spoilt` has a NaN.
+
+    Where one is `absent`, the second variable has a gradient at every other step alone.
+    """
     variables = [keras.Variable(x) for x in start()]
     generator = np.random.default_rng(0)
     for k in range(20):
         gradients = [generator.normal(size=v.shape).astype("float32") for v in variables]
         if k == spoilt:
             gradients[0][0, 0] = np.nan
-        optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients], variables)
+        tensors = [keras.ops.convert_to_tensor(g) for g in gradients]
+        if absent and k % 2:
+            tensors[1] = None
+        optimizer.apply(tensors, variables)
     return np.concatenate([keras.ops.convert_to_numpy(v).ravel() for v in variables])
 
 
@@ -65,6 +72,10 @@ def results(folder) -> dict[str, np.ndarray]:
     columns, packing.COLUMNS = packing.COLUMNS, 2  # so that sums go over several rows
     found["rows"] = walk(load(f"{folder}/tensorchoice"), spoilt=10)
     packing.COLUMNS = columns
+    sizes, packing.LARGE, packing.TILE = (packing.LARGE, packing.TILE), 7, 2  # one group, in tiles
+    with warnings.catch_warnings(action="ignore"):  # Keras' own, of missing gradients
+        found["absent"] = walk(load(f"{folder}/adam"), absent=True)
+    packing.LARGE, packing.TILE = sizes
     skipping = load(f"{folder}/rnnprop", warmup_steps=3)
     found["skipping"] = walk(skipping, spoilt=10)
     found["skipped"] = np.array(skipping.skipped_steps)

@@ -115,11 +115,13 @@ def test_the_callback_tells_what_the_optimizer_could_have_been_given():
 
 def test_a_fit_that_follows_another_has_both_behind_it_and_ahead():
     """Of 20 steps the first eight are behind; and one that is taken up again is as if never cut."""
-    first = model(l2o.AmalgamatedOptimizer(_POLICY, steps=20, epochs=3))
+    first = model(l2o.AmalgamatedOptimizer(_POLICY, steps=20, epochs=5))
     losses(first, 2)
     wanted = losses(first, 3)
-    made = model(l2o.AmalgamatedOptimizer(_POLICY, steps=20, epochs=3))
+    made = model(l2o.AmalgamatedOptimizer(_POLICY))
+    made.optimizer.set_horizon(20, 5)
     losses(made, 2)
+    made.optimizer.set_horizon()
     np.testing.assert_array_equal(told(made, epochs=3), wanted)
     whole = told(model(l2o.AmalgamatedOptimizer(_POLICY)), epochs=3)
     made = model(l2o.AmalgamatedOptimizer(_POLICY, steps=12, epochs=3))
@@ -131,6 +133,9 @@ def test_the_callback_counts_updates_and_sees_through_a_loss_scale():
     made = model(l2o.AmalgamatedOptimizer(_POLICY, gradient_accumulation_steps=2))
     told(made, epochs=3)
     assert made.optimizer.get_config()["steps"] == 6
+    made = model(l2o.AmalgamatedOptimizer(_POLICY, gradient_accumulation_steps=8))
+    told(made, epochs=1)  # which ends before its first update
+    assert made.optimizer.get_config()["steps"] == 1
     made = model(keras.optimizers.LossScaleOptimizer(l2o.AmalgamatedOptimizer(_POLICY)))
     told(made, epochs=3)
     assert made.optimizer.inner_optimizer.get_config()["steps"] == 12

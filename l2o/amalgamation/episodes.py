@@ -116,7 +116,7 @@ class Episode:
         steps: T, of the whole fit.
         begun: The window, counted for all pairs alike, that it begins with.
         end: The window after its last: before its end where it is the first of its pair, or all
-            pairs would begin and end together.
+            pairs would begin and end together; behind it where pairs are abreast.
         kept, tenth: Indices of the examples to train on, and of those held out or ().
     """
 
@@ -142,7 +142,8 @@ class Timetable:
         weights: K, of the policy.
         scale_limit: Largest logarithm of a coordinate's random scale; 0 for none.
         held_out: Whether the meta-loss is measured on examples that the fit never trains on.
-        abreast: Whether all begin together, with lengths evenly between: for validation.
+        abreast: Whether all begin together, with lengths evenly between, and only once: for
+            validation.
     """
 
     task: Task
@@ -180,10 +181,13 @@ class Timetable:
         share = 1 - pair / len(self.pairs) if self.abreast else generator.uniform()
         steps = shortest * (self.longest / shortest) ** share
         windows = max(round(steps / self.window), 1)
-        cut = count == 0 and not self.abreast
-        end = begun + (int(generator.integers(1, windows + 1)) if cut else windows)
-        count = len(self.task.dataset.train.labels)
-        kept, tenth = held_out(count, key) if self.held_out else (np.arange(count), ())
+        end = begun + windows
+        if self.abreast:  # what follows a shorter fit counts for nothing
+            end = begun + self.longest // self.window
+        elif count == 0:
+            end = begun + int(generator.integers(1, windows + 1))
+        examples = len(self.task.dataset.train.labels)
+        kept, tenth = held_out(examples, key) if self.held_out else (np.arange(examples), ())
         if self.evolution.subsets and len(kept) > FEWEST:
             size = int(FEWEST * (len(kept) / FEWEST) ** generator.uniform())
             kept = generator.permutation(kept)[: max(size, self.task.batch_size)]
@@ -202,7 +206,7 @@ class Timetable:
             few = min(batch, len(episode.tenth))
             judged = episode.tenth[batch_indices(stream, len(episode.tenth), few, *drawn)]
         start, scale, told, noise = self._start(episode)
-        seed = np.random.default_rng(Stream.SCALE.key(*key)).integers(2**31, size=2)
+        seed = np.random.default_rng(Stream.GRADIENT_NOISE.key(*key)).integers(2**31, size=2)
         return Entry(
             fresh=np.bool_(behind == 0),
             start=start,
@@ -211,7 +215,7 @@ class Timetable:
             total=np.sum(noises, axis=0).astype(dtype),
             step=np.asarray(behind * self.window, dtype),
             steps=np.asarray(episode.steps, dtype),
-            epochs=np.asarray(episode.steps * batch / len(episode.kept), dtype),
+            epochs=np.asarray(episode.steps / max(len(episode.kept) // batch, 1), dtype),
             told=np.asarray(told, dtype),
             noisiness=np.asarray(noise / math.sqrt(self.task.layout.size), dtype),
             seed=seed.astype("int32"),

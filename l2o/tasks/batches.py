@@ -27,6 +27,7 @@ class Stream(Enum):
     SPLIT = "trajectory", 3
     HELD_OUT_BATCHES = "trajectory", 4
     SCALE = "trajectory", 5
+    GRADIENT_NOISE = "trajectory", 6
 
     def key(self, *of: int) -> list[int]:
         """The stream's key, from that of its phase or trajectory."""
