@@ -115,8 +115,8 @@ class UpdateRule:
     def chosen(self, weights: list, sums, state: State, layout: Layout, horizon: Horizon | None):
         """What a tensorwise rule chooses for each tensor, [C, K].
 
-        `update` takes it as `chosen`, for each coordinate, and makes it itself where it is not
-        given.
+        `update` takes it as a last argument, `chosen`, as `Layout.over` spreads it, and makes it
+        itself where it is not given.
 
         Args:
             sums: As from `sums`, of all tensors.

@@ -125,7 +125,8 @@ class Layout:
 class Window(Layout):
     """Some consecutive coordinates of a layout, from a place that is known when the step is taken.
 
-    It is what a coordinatewise rule needs to run on a part of the vector.
+    It is what a coordinatewise rule needs to run on a part of the vector: its size, and what
+    `spread` makes. Tensors cannot be joined or cut by it.
 
     Attributes:
         start: The first one, a scalar tensor; beyond the last coordinate is padding.
