@@ -15,6 +15,7 @@ from tensorflow.python.framework.config import disable_op_determinism
 from l2o.problems import Batch
 from l2o.rules import SGD, Adam, cosine
 from l2o.rules.base import REGISTRY, UpdateRule
+from l2o.rules.wrapper import Wrapper
 
 tf.get_logger().setLevel("ERROR")
 # In the background a shell has Ctrl-C ignored, and so would be the processes that tests start.
@@ -84,7 +85,9 @@ def data() -> Batch:
 
 def _small(rule: type[UpdateRule]) -> UpdateRule:
     settings = {"learning_rate": 0.05, "units": 4, "teachers": (Adam(0.02), SGD(0.3)),
-                "inner": Adam(0.02), "rate": 1e-3, "schedule": cosine(0.1, 40)}  # fmt: skip
+                "inner": Adam(0.02), "schedule": cosine(0.1, 40)}  # fmt: skip
+    if issubclass(rule, Wrapper):  # of decay; another rule's rate is its own
+        settings["rate"] = 1e-3
     names = {field.name for field in fields(rule)}
     return rule(**{name: value for name, value in settings.items() if name in names})
 

@@ -124,7 +124,7 @@ def test_steps_are_the_rules_own(any_rule):
     optimizer = AmalgamatedOptimizer(taught, 0.7, WARM, 0.02)
     path = walk(optimizer, gradients())
     close(path, expected(taught, gradients(), rate=0.7, warmup_rate=0.02))
-    assert np.abs(path[-1] - path[WARM]).max() > 2e-4
+    assert np.abs(path[-1] - path[WARM]).max() > 5e-4
     assert int(optimizer.iterations) == STEPS and optimizer.skipped_steps == 0
 
 
